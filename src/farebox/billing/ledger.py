@@ -1,0 +1,245 @@
+"""The ledger's rules: what admitting, resizing, settling and posting do to an account. Pure; the stores apply them.
+
+Commands go in, answers come out. Each command carries an id chosen before its first try, so that delivering it
+twice changes nothing. A batch is folded one command after the other: a refused call never blocks a later one that
+fits. No other code moves money (promises 3 and 4).
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from farebox.billing.plans import Plan
+from farebox.billing.ratelimit import Level, level, settle_state, spend, wait_ns
+from farebox.errors import BrokenInvariant
+from farebox.money import MAX_NANOS
+
+
+class Admit(msgspec.Struct, frozen=True):
+    """Let a call in: take a request and `tokens` from its plan's buckets and hold `amount_nanos`, or do nothing."""
+
+    request_id: bytes
+    account_id: int
+    key_id: int
+    model: str
+    amount_nanos: int
+    tokens: int
+    price_version: int
+
+
+class Resize(msgspec.Struct, frozen=True):
+    """Bring a hold to `amount_nanos`, or as near to it as the free balance goes, and its bucket share to `tokens`."""
+
+    request_id: bytes
+    account_id: int
+    amount_nanos: int
+    tokens: int
+
+
+class Settle(msgspec.Struct, frozen=True, kw_only=True):
+    """End a hold, once: charge `cost_nanos` (or waive it), release the rest, write the usage row."""
+
+    request_id: bytes
+    account_id: int
+    kind: str
+    model: str
+    outcome: str
+    status: int
+    cost_nanos: int = 0
+    list_nanos: int = 0
+    waive: bool = False
+    input_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cache_read_tokens: int = 0
+    output_tokens: int = 0
+    web_searches: int = 0
+    limited_tokens: int = 0
+    detail: str | None = None
+    stop_reason: str | None = None
+    message_id: str | None = None
+    upstream: str | None = None
+    upstream_request_id: str | None = None
+    attempts: int = 0
+    streamed: bool = False
+    first_byte_us: int | None = None
+    duration_us: int = 0
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """Move money from one account to another. Customers are `customer_account(id)`, all others "house:…"."""
+
+    id: str
+    debit_account: str
+    credit_account: str
+    amount_nanos: int
+    code: str
+    actor: str
+    memo: str
+
+
+Command = Admit | Resize | Settle | Transfer
+
+
+class Verdict(StrEnum):
+    ADMITTED = "admitted"
+    DUPLICATE = "duplicate"
+    KEY_INVALID = "key_invalid"
+    SUSPENDED = "suspended"
+    REQUESTS_LIMITED = "requests_limited"
+    TOKENS_LIMITED = "tokens_limited"
+    TOO_MANY_AT_ONCE = "too_many_at_once"
+    INSUFFICIENT = "insufficient"
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """The answer to Admit. `free_nanos` is what was free before it; the levels are after it."""
+
+    verdict: Verdict
+    free_nanos: int = 0
+    retry_after_ns: int = 0
+    requests: Level | None = None
+    tokens: Level | None = None
+    concurrent: int = 0
+
+
+class Resized(msgspec.Struct, frozen=True):
+    """The answer to Resize: what is held now. `gone` when there was no such hold (any more)."""
+
+    amount_nanos: int
+    gone: bool = False
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The answer to Settle. `now` is false when it had been settled before; the figures are then those of that time."""
+
+    charged_nanos: int
+    shortfall_nanos: int
+    now: bool
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """The answer to a Transfer: `now` is false when it had been posted before, `refused` says why it cannot be."""
+
+    now: bool
+    refused: str | None = None
+
+
+Answer = Admission | Resized | Settled | Posted
+
+_CUSTOMER: Final = "customer:"
+
+
+def customer_account(account_id: int) -> str:
+    """Name a customer's account in transfers."""
+    return f"{_CUSTOMER}{account_id}"
+
+
+def customer_id(account: str) -> int | None:
+    """Give the id behind a customer account's name; None for a house account."""
+    return int(account.removeprefix(_CUSTOMER)) if account.startswith(_CUSTOMER) else None
+
+
+class Hold(msgspec.Struct):
+    """Money set aside for one call in flight, and the tokens it has taken from the bucket so far."""
+
+    request_id: bytes
+    account_id: int
+    key_id: int
+    model: str
+    amount_nanos: int
+    tokens: int
+    price_version: int
+
+
+class Account(msgspec.Struct):
+    """An account's balance and limits while commands are folded over it. The store loads it and writes it back."""
+
+    id: int
+    status: str
+    plan: str
+    posted_nanos: int
+    held_nanos: int
+    open_holds: int
+    topped_up_nanos: int
+    requests_full_ns: int
+    tokens_full_ns: int
+
+    @property
+    def free_nanos(self) -> int:
+        return self.posted_nanos - self.held_nanos
+
+    def admit(self, command: Admit, plan: Plan, now_ns: int) -> Admission:
+        """Hold the amount if status, limits and free balance allow; otherwise change nothing."""
+        requests_full = settle_state(self.requests_full_ns, now_ns)
+        tokens_full = settle_state(self.tokens_full_ns, now_ns)
+        free = self.free_nanos
+        verdict, wait = Verdict.ADMITTED, 0
+        if self.status != "active":
+            verdict = Verdict.SUSPENDED
+        elif wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute):
+            verdict = Verdict.REQUESTS_LIMITED
+        elif wait := wait_ns(tokens_full, now_ns, command.tokens, plan.tokens_per_minute):
+            verdict = Verdict.TOKENS_LIMITED
+        elif self.open_holds >= plan.concurrent:
+            verdict = Verdict.TOO_MANY_AT_ONCE
+        elif command.amount_nanos > free or free <= 0:
+            verdict = Verdict.INSUFFICIENT
+        else:
+            requests_full = spend(requests_full, 1, plan.requests_per_minute)
+            tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
+            self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
+            self.held_nanos += command.amount_nanos
+            self.open_holds += 1
+            self._check()
+        return Admission(
+            verdict,
+            free,
+            wait,
+            level(requests_full, now_ns, plan.requests_per_minute),
+            level(tokens_full, now_ns, plan.tokens_per_minute),
+            plan.concurrent,
+        )
+
+    def resize(self, hold: Hold, command: Resize, plan: Plan, now_ns: int) -> Resized:
+        """Grow or shrink a hold; growth stops at the free balance."""
+        granted = min(command.amount_nanos, hold.amount_nanos + self.free_nanos)
+        self.held_nanos += granted - hold.amount_nanos
+        self._take_tokens(command.tokens - hold.tokens, plan, now_ns)
+        hold.amount_nanos, hold.tokens = granted, command.tokens
+        self._check()
+        return Resized(granted)
+
+    def settle(self, hold: Hold, command: Settle, plan: Plan, now_ns: int) -> Settled:
+        """Charge at most hold + free balance; what is left of the cost is shortfall, booked and never forgotten."""
+        self.held_nanos -= hold.amount_nanos
+        self.open_holds -= 1
+        charged = 0 if command.waive else min(command.cost_nanos, self.free_nanos)
+        self.posted_nanos -= charged
+        self._take_tokens(command.limited_tokens - hold.tokens, plan, now_ns)
+        self._check()
+        return Settled(charged, 0 if command.waive else command.cost_nanos - charged, now=True)
+
+    def post(self, amount_nanos: int, code: str) -> str | None:
+        """Move the balance by a transfer's amount (negative: a debit). Answers why it cannot be, or None when done."""
+        if -amount_nanos > self.free_nanos:
+            return f"the free balance of account {self.id} is {self.free_nanos} nano-dollars, less than {-amount_nanos}"
+        if self.posted_nanos + amount_nanos > MAX_NANOS:
+            return f"account {self.id} would hold more than a 64-bit amount"
+        self.posted_nanos += amount_nanos
+        if code == "deposit":
+            self.topped_up_nanos += amount_nanos
+        self._check()
+        return None
+
+    def _take_tokens(self, tokens: int, plan: Plan, now_ns: int) -> None:
+        if tokens:
+            state = settle_state(self.tokens_full_ns, now_ns)
+            self.tokens_full_ns = spend(state, tokens, plan.tokens_per_minute)
+
+    def _check(self) -> None:
+        if self.held_nanos < 0 or self.posted_nanos < self.held_nanos or self.open_holds < 0:
+            raise BrokenInvariant(
+                f"account {self.id}: posted {self.posted_nanos}, held {self.held_nanos}, open holds {self.open_holds}"
+            )

@@ -1,0 +1,545 @@
+"""An HTTP/1.1 server protocol on asyncio and httptools (llhttp): bytes in, exchanges out.
+
+It knows framing, limits and clients that hang up or crawl; it never looks inside a body.
+Parsing is llhttp's, in its strict mode; this file adds what a parser cannot know: time and size.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+import httptools
+import msgspec
+
+from farebox.errors import InvalidRequest, RequestTimeout, RequestTooLarge
+
+Headers = list[tuple[bytes, bytes]]
+"""Header fields in the order they came, names in lower case."""
+
+STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus} | {
+    529: b"HTTP/1.1 529 Overloaded\r\n"
+}
+_BODYLESS: Final = frozenset({204, 304})
+_BUFFER_BYTES: Final = 256 * 1024
+_LINGER_S: Final = 5.0
+
+
+class ServerLimits(msgspec.Struct, frozen=True):
+    """What one connection may ask for. Seconds are whole-second sweeps, so up to one second late."""
+
+    header_bytes: int = 64 * 1024
+    header_timeout_s: float = 10.0
+    keep_alive_s: float = 75.0
+    body_idle_s: float = 30.0
+    body_total_s: float = 300.0
+    write_stall_s: float = 30.0
+    pipelined: int = 16
+    connections: int = 10_000
+
+
+class Exchange:
+    """One request and its response.
+
+    The request's head is there from the start. `read_body` gives the body; `respond`, or `start`, `write` and
+    `finish`, give the answer. When the client goes, `gone` turns true, `on_gone` is called once, and writes
+    do nothing: whoever owns the exchange decides what a hang-up means.
+    """
+
+    __slots__ = (
+        "_body", "_body_size", "_body_waiter", "_chunked", "_connection", "_failure", "_head", "content_length",
+        "finished", "gone", "headers", "http_1_0", "keep_alive", "method", "on_gone", "on_resumed", "path", "peer",
+        "query", "request_complete", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: "ServerConnection", peer: str) -> None:
+        self._connection = connection
+        self.peer = peer
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.headers: Headers = []
+        self.content_length: int | None = None
+        self.keep_alive = True
+        self.http_1_0 = False
+        self.request_complete = False
+        self.started = False
+        self.finished = False
+        self.gone = False
+        self.status = 0
+        self.on_gone: Callable[[], None] | None = None
+        self.on_resumed: Callable[[], None] | None = None
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._body_waiter: asyncio.Future[None] | None = None
+        self._chunked = False
+        self._failure: Exception | None = None
+        self._head: bytes | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """Give the first value of a header, by its lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    async def read_body(self, limit: int) -> bytes:
+        """Give the whole body, at most `limit` bytes of it.
+
+        Raises RequestTooLarge as soon as it is known to be larger, RequestTimeout when it comes too slowly,
+        InvalidRequest when its framing breaks, ConnectionResetError when the client goes before its end.
+        """
+        if self.content_length is not None and self.content_length > limit:
+            raise RequestTooLarge(_too_large(limit))
+        if not self.request_complete and not self.gone:
+            self._connection.invite_body(self)
+        while not self.request_complete:
+            if self._body_size > limit:
+                raise RequestTooLarge(_too_large(limit))
+            if self._failure is not None:
+                raise self._failure
+            if self.gone:
+                raise ConnectionResetError("the client went away before the end of its request")
+            self._body_waiter = asyncio.get_running_loop().create_future()
+            self._connection.resume_reading()
+            await self._body_waiter
+        if self._body_size > limit:
+            raise RequestTooLarge(_too_large(limit))
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        return body
+
+    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:
+        """Send a whole response."""
+        self.start(status, headers, length=len(body))
+        if body:
+            self.write(body)
+        self.finish()
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], *, length: int | None = None) -> None:
+        """Begin a response; without a length it is chunked. The head leaves with the first write or `flush`."""
+        if self.started:
+            raise RuntimeError("the response has already begun")
+        self.started = True
+        self.status = status
+        parts = [STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode(), self._connection.server.date]
+        parts += [b"%b: %b\r\n" % field for field in headers]
+        if not self.request_complete:
+            self.keep_alive = False
+        if length is not None:
+            if status not in _BODYLESS:
+                parts.append(b"content-length: %d\r\n" % length)
+        elif self.http_1_0:
+            self.keep_alive = False
+        else:
+            self._chunked = True
+            parts.append(b"transfer-encoding: chunked\r\n")
+        if self._connection.server.closing:
+            self.keep_alive = False
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        self._head = b"".join(parts)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the body. Does nothing for an empty piece or when the client has gone."""
+        if not data or self.gone:
+            return
+        if self.method == "HEAD":
+            data = b""
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head is not None:
+            data = self._head + data
+            self._head = None
+        self._connection.send(data)
+
+    def flush(self) -> None:
+        """Send the head now, though there is no body yet."""
+        if self._head is not None and not self.gone:
+            self._connection.send(self._head)
+            self._head = None
+
+    def finish(self) -> None:
+        """End the response. The connection goes on to the next request, or closes."""
+        if self.finished:
+            return
+        self.finished = True
+        if not self.gone:
+            tail = b"0\r\n\r\n" if self._chunked and self.method != "HEAD" else b""
+            if self._head is not None:
+                tail = self._head + tail
+                self._head = None
+            if tail:
+                self._connection.send(tail)
+        self._connection.exchange_finished(self)
+
+    def abort(self) -> None:
+        """Cut the connection in the middle of a response: the one honest end of a body that cannot be completed."""
+        self.finished = True
+        self._connection.abort()
+
+    @property
+    def backed_up(self) -> bool:
+        """Whether the client reads more slowly than we write; `on_resumed` is called when that ends."""
+        return self._connection.write_paused
+
+    def _received(self, data: bytes) -> None:
+        self._body.append(data)
+        self._body_size += len(data)
+        self._wake()
+
+    def _failed(self, error: Exception) -> None:
+        self._failure = error
+        self.keep_alive = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._body_waiter is not None and not self._body_waiter.done():
+            self._body_waiter.set_result(None)
+
+    def _lost(self) -> None:
+        if self.gone or self.finished:
+            return
+        self.gone = True
+        self._wake()
+        if self.on_gone is not None:
+            self.on_gone()
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class HttpServer:
+    """A listening server: owns its connections, the tasks that serve exchanges, and the sweep that ends slow ones."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        on_bad_request: Callable[[Exchange, Exception], None],
+        limits: ServerLimits | None = None,
+    ) -> None:
+        self.handler = handler
+        self.on_bad_request = on_bad_request
+        self.limits = limits or ServerLimits()
+        self.connections: set[ServerConnection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+        self.date = b""
+        self.now = 0.0
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Open the doors; answers the port, which is chosen by the system when 0 was asked for."""
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        self._server = await loop.create_server(
+            lambda: ServerConnection(self, loop), host, port, backlog=4096, reuse_port=reuse_port or None
+        )
+        self._sweeper = loop.create_task(self._sweep())
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self, grace_s: float) -> bool:
+        """Stop accepting, let running exchanges end for at most `grace_s`; answers whether all of them did."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        ended = True
+        if self.tasks:
+            _, running = await asyncio.wait(self.tasks, timeout=grace_s)
+            ended = not running
+        return ended
+
+    async def shut(self) -> None:
+        """Cut what is still open. After `close`, when the owners of running exchanges have ended them."""
+        for connection in list(self.connections):
+            connection.close_soon()
+        await asyncio.sleep(0)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+
+    def serve(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        task = loop.create_task(self._run(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _run(self, exchange: Exchange) -> None:
+        try:
+            await self.handler(exchange)
+        except Exception as error:  # noqa: BLE001  the outermost loop of an exchange: answered, logged, counted
+            self.on_bad_request(exchange, error)
+        if not exchange.finished:
+            if exchange.started or exchange.gone:
+                exchange.abort()
+            else:
+                exchange.finish()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            self.now = loop.time()
+            self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+            for connection in list(self.connections):
+                connection.sweep(self.now)
+
+
+class ServerConnection(asyncio.Protocol):
+    """One client connection: feeds the parser, queues pipelined requests, serves them one at a time, in order."""
+
+    __slots__ = (
+        "_body_started", "_current", "_deadline", "_discarding", "_header_bytes", "_loop", "_parser", "_peer",
+        "_queue", "_read_paused", "_receiving", "_stalled_since", "_transport", "_url",
+        "server", "write_paused",
+    )  # fmt: skip
+
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._peer = ""
+        self._queue: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._receiving: Exchange | None = None
+        self._url = b""
+        self._header_bytes = 0
+        self._deadline: float | None = None
+        self._body_started = 0.0
+        self._stalled_since: float | None = None
+        self._read_paused = False
+        self._discarding = False
+        self.write_paused = False
+
+    # the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if peer else ""
+        if self.server.closing or len(self.server.connections) >= self.server.limits.connections:
+            transport.close()
+            return
+        self.server.connections.add(self)
+        self._deadline = self._loop.time() + self.server.limits.header_timeout_s
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.server.connections.discard(self)
+        self._transport = None
+        lost = [exchange for exchange in (self._current, self._receiving, *self._queue) if exchange is not None]
+        self._queue.clear()
+        for exchange in lost:
+            exchange._lost()  # noqa: SLF001
+
+    def eof_received(self) -> bool:
+        return False  # a client that closes its sending side has hung up, as for nginx
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
+        if self._receiving is None:
+            self._header_bytes += len(data)
+            if self._current is None and self._header_bytes == len(data):
+                self._deadline = self._loop.time() + self.server.limits.header_timeout_s
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(InvalidRequest("this server does not switch protocols; send plain HTTP/1.1"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, Exception) else error)
+        except httptools.HttpParserError as error:
+            self._refuse(InvalidRequest(f"the request is not valid HTTP/1.1: {error}"))
+        else:
+            if self._receiving is None and self._header_bytes > self.server.limits.header_bytes:
+                self._refuse(_headers_too_large(self.server.limits))
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._stalled_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._stalled_since = None
+        if self._current is not None and self._current.on_resumed is not None:
+            self._current.on_resumed()
+
+    # the parser's side
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._receiving = None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._receiving is None:
+            self._receiving = Exchange(self, self._peer)
+        self._receiving.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._receiving or Exchange(self, self._peer)
+        self._receiving = exchange
+        exchange.method = self._parser.get_method().decode("ascii")
+        path, _, query = self._url.decode("latin-1").partition("?")
+        exchange.path, exchange.query = path, query
+        self._check_head(exchange)
+        exchange.http_1_0 = self._parser.get_http_version() == "1.0"
+        exchange.keep_alive = self._parser.should_keep_alive()
+        self._body_started = self._loop.time()
+        self._deadline = self._body_started + self.server.limits.body_idle_s
+        if self._current is None:
+            self._current = exchange
+            self.server.serve(exchange, self._loop)
+        else:
+            self._queue.append(exchange)
+            if len(self._queue) > self.server.limits.pipelined:
+                raise InvalidRequest(f"at most {self.server.limits.pipelined} requests may wait on one connection")
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._receiving
+        if exchange is None or exchange.finished:
+            return
+        exchange._received(body)  # noqa: SLF001
+        self._deadline = self._loop.time() + self.server.limits.body_idle_s
+        unread = exchange is not self._current or exchange._body_waiter is None  # noqa: SLF001
+        if unread and exchange._body_size > _BUFFER_BYTES and self._transport is not None:  # noqa: SLF001
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        exchange = self._receiving
+        self._receiving = None
+        self._header_bytes = 0
+        self._deadline = None
+        if exchange is not None:
+            exchange.request_complete = True
+            exchange._wake()  # noqa: SLF001
+
+    def _check_head(self, exchange: Exchange) -> None:
+        lengths = [value for name, value in exchange.headers if name == b"content-length"]
+        encodings = [value for name, value in exchange.headers if name == b"transfer-encoding"]
+        if lengths and encodings:
+            raise InvalidRequest("send content-length or transfer-encoding, not both (RFC 9112 6.1)")
+        if len(lengths) > 1 or len(encodings) > 1:
+            raise InvalidRequest("send content-length and transfer-encoding once at most (RFC 9112 6.3)")
+        if encodings and encodings[0].strip().lower() != b"chunked":
+            raise InvalidRequest("the only transfer-encoding accepted is chunked")
+        if lengths:
+            exchange.content_length = int(lengths[0])
+        if len(exchange.headers) > 200:
+            raise _headers_too_large(self.server.limits)
+        if sum(1 for name, _ in exchange.headers if name == b"host") > 1:
+            raise InvalidRequest("send one host header (RFC 9112 3.2)")
+
+    # the exchange's side
+
+    def invite_body(self, exchange: Exchange) -> None:
+        expect = exchange.header(b"expect")
+        if expect is not None and expect.lower() == b"100-continue" and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def resume_reading(self) -> None:
+        if self._read_paused and self._transport is not None:
+            self._read_paused = False
+            self._transport.resume_reading()
+            if self._receiving is not None:
+                self._deadline = self._loop.time() + self.server.limits.body_idle_s
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def exchange_finished(self, exchange: Exchange) -> None:
+        if self._transport is None or exchange is not self._current:
+            return
+        self._current = None
+        if not exchange.request_complete:
+            self._linger()
+        elif not exchange.keep_alive or self.server.closing:
+            self.close_soon()
+        elif self._queue:
+            self._current = self._queue.popleft()
+            self.server.serve(self._current, self._loop)
+        elif self._receiving is None:
+            self._deadline = self.server.now + self.server.limits.keep_alive_s
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close_soon(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        if self._current is None and not self._queue:
+            self.close_soon()
+
+    def sweep(self, now: float) -> None:
+        """End what has waited too long: headers, a body, an idle connection, a client that does not read."""
+        limits = self.server.limits
+        if self._stalled_since is not None and now - self._stalled_since > limits.write_stall_s:
+            self.abort()
+        elif self._deadline is not None and now > self._deadline:
+            self._time_out()
+        elif self._receiving is not None and now - self._body_started > limits.body_total_s:
+            self._time_out()
+
+    def _time_out(self) -> None:
+        if self._discarding or (self._current is None and self._header_bytes == 0):
+            self.close_soon()
+        elif self._read_paused:
+            self._deadline = None  # we made it wait, not the client
+        else:
+            self._refuse(RequestTimeout("the request came too slowly; send it in one go"))
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer a request that cannot be read, then close: after a framing error nothing later can be trusted."""
+        exchange = self._receiving or Exchange(self, self._peer)
+        self._receiving = None
+        self._queue.clear()
+        self._deadline = None
+        self._discarding = True
+        exchange.keep_alive = False
+        if self._current is None:
+            self._current = exchange
+            self.server.on_bad_request(exchange, error)
+        elif self._current is exchange:
+            exchange._failed(error)  # noqa: SLF001  its handler is waiting for the body, or soon will
+        else:
+            self._current.keep_alive = False  # an earlier request is being answered; then the connection closes
+
+    def _linger(self) -> None:
+        """Close so that the client can still read its refusal: discard what it goes on sending, for a while.
+
+        Closing at once with unread input makes the kernel send a reset that overtakes the answer.
+        """
+        self._discarding = True
+        self._receiving = None
+        self.resume_reading()
+        self._deadline = self._loop.time() + _LINGER_S
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than {limit} bytes ({limit / 2**20:.0f} MiB); send less"
+
+
+def _headers_too_large(limits: ServerLimits) -> InvalidRequest:
+    error = InvalidRequest(f"the headers are larger than {limits.header_bytes} bytes or more than 200; send fewer")
+    error.status = 431
+    return error
