@@ -12,7 +12,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Features(Struct, frozen=True, forbid_unknown_fields=True):
-    """Request features whose cost is hard to bound or that touch into the upstream account. False: refused."""
+    """Request features hard to bound in cost, or that reach into the upstream account. False: refused."""
 
     threads: bool = False
     """`thread`: the upstream remembers the conversation, so the body no longer bounds the input."""

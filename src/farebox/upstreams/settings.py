@@ -1,4 +1,4 @@
-"""What the operator may set about an upstream. Values only; farebox.config reads them from `[[upstreams]]`."""
+"""What the operator may set about an upstream: values only, read by farebox.config from `[[upstreams]]`."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kind: UpstreamKind
     base_url: str = ""
-    """Scheme, host and an optional path, to which /v1/messages is added. Empty only for a simulator in process."""
+    """Scheme, host and an optional path; /v1/messages is added. Empty only for a simulator in process."""
     api_key: Secret = Secret("")
     weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     """Its share of the calls among healthy upstreams; 0: only when no other is healthy."""
