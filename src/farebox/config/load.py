@@ -1,0 +1,385 @@
+"""Read the configuration: file, then FAREBOX_* variables over it, then checks across tables.
+
+All that is wrong is told at once, in one ConfigError; nothing starts on half a configuration.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import inspect
+
+from farebox.billing.plans import Plan, Plans
+from farebox.billing.pricing import Model
+from farebox.config.locate import Path as KeyPath
+from farebox.config.locate import locate
+from farebox.config.offers import ModelTable, PlanTable, read_model, read_plan
+from farebox.config.reader import Reader, Wrong, show
+from farebox.config.settings import (
+    Config,
+    DatabaseSettings,
+    KeySettings,
+    LogSettings,
+    ServerSettings,
+    SiteSettings,
+)
+from farebox.errors import ConfigError
+from farebox.gateway.settings import CallLimits, Features
+from farebox.http.server import ServerLimits
+from farebox.secret import Secret
+from farebox.upstreams.settings import UpstreamSettings
+
+SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
+    "server": (ServerSettings,),
+    "database": (DatabaseSettings,),
+    "site": (SiteSettings,),
+    "keys": (KeySettings,),
+    "limits": (CallLimits, ServerLimits),
+    "features": (Features,),
+    "log": (LogSettings,),
+}
+"""Tables that stand once, with the Structs their keys belong to."""
+
+TABLE_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "upstreams": UpstreamSettings,
+    "models": ModelTable,
+    "plans": PlanTable,
+}
+"""Tables written [[name]], once for each upstream, model or plan."""
+
+_ANTHROPIC_URL: Final = "https://api.anthropic.com"
+_TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], *, secrets: bool = True) -> Config:
+    """Read the settings from a file, or the defaults without one, with FAREBOX_* variables over them.
+
+    `secrets=False` leaves env: and file: secrets empty: for commands that do not speak to an upstream, and so
+    need not be run where the secrets are. Raises ConfigError with one line for each thing that is wrong.
+    """
+    text = _read_text(path)
+    tables = _parse(path, text)
+    base = path.parent if path else Path()
+    variables = _lay_over(tables, environ)
+
+    def read_secret(value: str) -> Secret:
+        return _secret(value, environ, base) if secrets else Secret("")
+
+    reader = Reader(path, locate(text), variables, read_secret)
+    config = _read_tables(reader, tables, path, base, variables)
+    problems = _unknown_variables(environ) + reader.problems
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def check_ready_to_serve(config: Config) -> None:
+    """Raise ConfigError when there is nothing to serve from."""
+    if not config.upstreams:
+        name = config.source.name if config.source else "the configuration (there is no file)"
+        raise ConfigError(
+            f"{name}: there is no [[upstreams]]: nowhere to send calls to. Add one, such as\n"
+            '  [[upstreams]]\n  name = "anthropic"\n  kind = "anthropic"\n'
+            '  api_key = "env:ANTHROPIC_API_KEY"\n'
+            "`farebox config example` prints a whole file."
+        )
+
+
+@cache
+def default_models() -> tuple[Model, ...]:
+    """Give the catalogue that a configuration without [[models]] sells."""
+    return _defaults()[0]
+
+
+@cache
+def default_plans() -> tuple[Plan, ...]:
+    """Give the plans that a configuration without [[plans]] offers."""
+    return _defaults()[1]
+
+
+def _defaults() -> tuple[tuple[Model, ...], tuple[Plan, ...]]:
+    file = Path("catalogue.toml")
+    text = resources.files("farebox.config").joinpath(file.name).read_text("utf-8")
+    tables = tomllib.loads(text, parse_float=Decimal)
+    reader = Reader(file, locate(text), {}, Secret)
+    models = _read_models(reader, tables["models"])
+    plans = _read_plans(reader, tables["plans"])
+    if reader.problems:
+        raise ConfigError("\n".join(reader.problems))
+    return models, plans
+
+
+def _read_text(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; `farebox config example` prints a file to start from"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def _parse(path: Path | None, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        words, _, place = str(error).removesuffix(")").rpartition(" (at ")
+        line = place.removeprefix("line ").partition(",")[0]
+        name = path.name if path else "configuration"
+        line = line if line.isdigit() else str(text.count("\n") + 1)
+        raise ConfigError(
+            f"{name}:{line}: is not TOML: {words or error} ({place or 'at its end'})"
+        ) from error
+
+
+def _read_tables(
+    reader: Reader, tables: dict[str, Any], path: Path | None, base: Path, variables: Mapping[KeyPath, str]
+) -> Config | None:
+    """Read every table. None when a single table was wrong; problems elsewhere are in the reader only."""
+    reader.unknown_keys((), tables, [*SINGLE_TABLES, *TABLE_LISTS])
+    read: dict[type, Any] = {}
+    for name, types in SINGLE_TABLES.items():
+        table = tables.get(name, {})
+        if not isinstance(table, dict):
+            reader.problem((name,), f"is {show(table)}; it must be a table, written [{name}]")
+            continue
+        names = [field for type_ in types for field in type_.__struct_fields__]
+        for key in table:
+            if key not in names:
+                reader.unknown_keys((name,), {key: 0}, names, _belongs_elsewhere(key))
+        read |= {type_: reader.fields((name,), table, type_) for type_ in types}
+    models = _read_models(reader, tables["models"]) if "models" in tables else default_models()
+    plans = _read_plans(reader, tables["plans"]) if "plans" in tables else default_plans()
+    upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
+    database = read.get(DatabaseSettings)
+    database_path = _database_path(reader, database.url, base) if database else None
+    _check_workers(reader, read.get(ServerSettings))
+    if database_path is None or not plans or None in read.values() or len(read) < len(SINGLE_TABLES) + 1:
+        return None
+    return Config(
+        server=read[ServerSettings],
+        database=read[DatabaseSettings],
+        database_path=database_path,
+        site=read[SiteSettings],
+        keys=read[KeySettings],
+        upstreams=upstreams,
+        models=models,
+        plans=Plans(plans),
+        limits=read[CallLimits],
+        server_limits=read[ServerLimits],
+        features=read[Features],
+        log=read[LogSettings],
+        source=path,
+        origins=_origins(reader, tables, variables),
+    )
+
+
+def _read_list(reader: Reader, name: str, tables: Any) -> list[tuple[KeyPath, Any]]:
+    """Read the tables of a list into Structs, without those that were wrong."""
+    if not isinstance(tables, list) or not tables:
+        reader.problem((name,), f"must be written [[{name}]], once for each of them, and at least once")
+        return []
+    paths: list[KeyPath] = [(name, position) for position in range(len(tables))]
+    read = [
+        (path, reader.struct(path, table, TABLE_LISTS[name]))
+        for path, table in zip(paths, tables, strict=True)
+    ]
+    return [(path, struct) for path, struct in read if struct is not None]
+
+
+def _read_models(reader: Reader, tables: Any) -> tuple[Model, ...]:
+    owners: dict[str, str] = {}
+    models: list[Model] = []
+    for path, table in _read_list(reader, "models", tables):
+        for key, name in [("id", table.id), *(("aliases", alias) for alias in table.aliases)]:
+            owner = owners.setdefault(name, table.id)
+            if owner != table.id or (key == "id" and any(model.id == name for model in models)):
+                reader.problem(
+                    (*path, key), f"is {show(name)}, which already means the model {owner}; names are unique"
+                )
+        models.append(read_model(reader, path, table))
+    return tuple(models)
+
+
+def _read_plans(reader: Reader, tables: Any) -> tuple[Plan, ...]:
+    plans: list[Plan] = []
+    for path, table in _read_list(reader, "plans", tables):
+        if any(plan.name == table.name for plan in plans):
+            reader.problem((*path, "name"), f"is {show(table.name)} a second time; names are unique")
+        plans.append(read_plan(reader, path, table))
+    return tuple(plans)
+
+
+def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tuple[UpstreamSettings, ...]:
+    if tables == []:
+        return ()
+    sold = {name for model in models for name in (model.id, *model.aliases)}
+    upstreams: list[UpstreamSettings] = []
+    for path, table in _read_list(reader, "upstreams", tables):
+        if any(other.name == table.name for other in upstreams):
+            reader.problem((*path, "name"), f"is {show(table.name)} a second time; names are unique")
+        for position, name in enumerate(table.models):
+            if sold and name not in sold:
+                near = difflib.get_close_matches(name, sold, 1)
+                hint = f"did you mean {near[0]}?" if near else "it must be the id of one of [[models]]"
+                reader.problem((*path, "models", position), f"is {show(name)}, which is not sold; {hint}")
+        upstreams.append(_check_upstream(reader, path, table, tables[int(path[1])]))
+    return tuple(upstreams)
+
+
+def _check_upstream(
+    reader: Reader, path: KeyPath, upstream: UpstreamSettings, table: Mapping[str, Any]
+) -> UpstreamSettings:
+    if not upstream.name:
+        reader.problem((*path, "name"), "is empty; it is what logs and metrics call this upstream")
+    if upstream.kind == "anthropic" and "api_key" not in table:
+        reader.problem((*path, "api_key"), 'is missing; it must be "env:NAME", "file:PATH" or the key itself')
+    url = upstream.base_url or (_ANTHROPIC_URL if upstream.kind == "anthropic" else "")
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            reader.problem(
+                (*path, "base_url"), f'is {show(url)}; it must be a URL such as "{_ANTHROPIC_URL}"'
+            )
+        elif parts.username or parts.password:
+            reader.problem((*path, "base_url"), "holds a password; say api_key instead")
+        elif parts.path.rstrip("/").endswith("/v1"):
+            reader.problem((*path, "base_url"), f"is {show(url)}; leave out the /v1 at its end, it is added")
+    return msgspec.structs.replace(upstream, base_url=url.rstrip("/"))
+
+
+def _database_path(reader: Reader, url: str, base: Path) -> Path | None:
+    """Find the file a database URL names. A relative one begins where the file that says it lies."""
+    here: KeyPath = ("database", "url")
+    scheme, separator, rest = url.partition("://")
+    if scheme.split("+")[0] in {"postgresql", "postgres"}:
+        reader.problem(
+            here,
+            "names PostgreSQL; this version keeps its books in SQLite only: say "
+            '"sqlite:///farebox.db", and keep one process on one machine',
+        )
+        return None
+    file = rest.removeprefix("/")
+    if scheme != "sqlite" or not separator or not rest.startswith("/") or not file or "?" in file:
+        reader.problem(
+            here,
+            f'is {show(url)}; it must be "sqlite:///farebox.db" (beside this file) '
+            'or "sqlite:////var/lib/farebox/farebox.db" (absolute)',
+        )
+        return None
+    if file == ":memory:":
+        reader.problem(here, "is in memory; the books must outlive the process: name a file")
+        return None
+    from_file = not reader.where(here).startswith("FAREBOX_")
+    return ((base if from_file else Path()) / file).absolute()
+
+
+def _check_workers(reader: Reader, server: ServerSettings | None) -> None:
+    if server and server.workers > 1:
+        reader.problem(
+            ("server", "workers"),
+            f"is {server.workers}; with SQLite one process writes the books, so it must be 1. One process "
+            "serves some thousand streams; more of them need PostgreSQL, which a later version speaks",
+        )
+
+
+def _belongs_elsewhere(key: str) -> str:
+    """Hint at the table that does have a key."""
+    for name, types in SINGLE_TABLES.items():
+        if any(key in type_.__struct_fields__ for type_ in types):
+            return f"{key} belongs in [{name}]"
+    return ""
+
+
+def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
+    """Fetch a secret from where a setting says it is. Raises Wrong when it is not there."""
+    kind, _, name = value.partition(":")
+    if kind == "env":
+        if not environ.get(name, "").strip():
+            raise Wrong(f"takes the environment variable {name}, which is not set; set it, or name another")
+        return Secret(environ[name].strip())
+    if kind == "file":
+        try:
+            text = (base / name).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise Wrong(f"takes the file {name}, which cannot be read: {reason}") from error
+        if not text:
+            raise Wrong(f"takes the file {name}, which is empty; write the secret into it")
+        return Secret(text)
+    if not value.strip():
+        raise Wrong('is empty; it must be "env:NAME", "file:PATH" or the secret itself')
+    return Secret(value)
+
+
+def _lay_over(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[KeyPath, str]:
+    """Put FAREBOX_* variables in the place of what the file says; answers which variable went where."""
+    used: dict[KeyPath, str] = {}
+    for table_name, field in _scalar_settings():
+        variable = variable_name(table_name, field.name)
+        table = tables.setdefault(table_name, {})
+        if variable in environ and isinstance(table, dict):
+            table[field.name] = _from_text(environ[variable], field.type)
+            used[table_name, field.name] = variable
+    return used
+
+
+def variable_name(table: str, field: str) -> str:
+    """Name the environment variable that overrides a setting."""
+    return f"FAREBOX_{table}_{field}".upper()
+
+
+def _scalar_settings() -> Iterable[tuple[str, inspect.Field]]:
+    for name, types in SINGLE_TABLES.items():
+        for type_ in types:
+            info = inspect.type_info(type_)
+            assert isinstance(info, inspect.StructType)
+            yield from ((name, field) for field in info.fields)
+
+
+def _from_text(text: str, type_: inspect.Type) -> Any:
+    """Read a variable's text as its setting's type; a text that is none stays one, and is refused as such."""
+    while isinstance(type_, inspect.Metadata):
+        type_ = type_.type
+    if isinstance(type_, inspect.BoolType):
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
+            text.lower(), text
+        )
+    if isinstance(type_, inspect.IntType | inspect.FloatType):
+        try:
+            return int(text) if isinstance(type_, inspect.IntType) else Decimal(text)
+        except (ValueError, ArithmeticError):
+            return text
+    return text
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Refuse FAREBOX_<TABLE>_ variables that set nothing: most are misspelt."""
+    known = [variable_name(table, field.name) for table, field in _scalar_settings()]
+    problems = []
+    for variable in sorted(environ):
+        table = variable.removeprefix("FAREBOX_").partition("_")[0].lower()
+        if variable.startswith("FAREBOX_") and table in SINGLE_TABLES and variable not in known:
+            near = difflib.get_close_matches(variable, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; [{table}] has no such setting"
+            problems.append(f"{variable}: is set, but sets nothing{hint}")
+    return problems
+
+
+def _origins(reader: Reader, tables: Mapping[str, Any], variables: Mapping[KeyPath, str]) -> dict[str, str]:
+    """Say for each single setting that is no default where it came from."""
+    origins = {}
+    for name in SINGLE_TABLES:
+        for key in tables.get(name, {}):
+            origins[f"{name}.{key}"] = variables.get((name, key)) or reader.where((name, key))
+    return origins

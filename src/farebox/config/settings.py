@@ -1,0 +1,131 @@
+"""The settings as values: what each table of the configuration file may say, and its defaults."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from farebox.billing.plans import Plans
+from farebox.billing.pricing import Model, PriceList
+from farebox.gateway.settings import CallLimits, Features
+from farebox.http.server import ServerLimits
+from farebox.upstreams.settings import UpstreamSettings
+
+Host = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9.:_-]+$", description='an address or a host name such as "127.0.0.1"')
+]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+PublicUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^(https?://[^/\s?#]+)?$",
+        description='scheme and host without a path, such as "https://farebox.example"',
+    ),
+]
+BasePath = Annotated[
+    str,
+    Meta(
+        pattern=r"^(/(?!v1$)[A-Za-z0-9._~-]+)*$",
+        description='a path such as "/api/proxy", without a slash at its end and without /v1, which is added',
+    ),
+]
+Metrics = Annotated[
+    str,
+    Meta(
+        pattern=r"^(off|\[[0-9a-fA-F:]+\]:\d{1,5}|[A-Za-z0-9._-]+:\d{1,5})$",
+        description='"host:port" or "off"',
+    ),
+]
+KeyPrefix = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z][a-z0-9_-]{1,15}$",
+        description="2 to 16 of a-z, 0-9, - and _, a letter first",
+    ),
+]
+Email = Annotated[
+    str,
+    Meta(
+        pattern=r"^([^@\s]+@[^@\s]+\.[^@\s.]+)?$", description='an address such as "support@farebox.example"'
+    ),
+]
+
+
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    workers: Annotated[int, Meta(ge=1)] = 1
+    public_url: PublicUrl = ""
+    base_path: BasePath = "/api/proxy"
+    metrics: Metrics = "127.0.0.1:9464"
+    shutdown_s: Annotated[float, Meta(ge=0)] = 30.0
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where metrics are served; None: nowhere."""
+        if self.metrics == "off":
+            return None
+        host, _, port = self.metrics.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = "sqlite:///farebox.db"
+
+
+class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(min_length=1)] = "Farebox"
+    support_email: Email = ""
+
+
+class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    prefix: KeyPrefix = "sk-cc-"
+
+
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+    calls: bool = True
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything an operator may set, checked as a whole."""
+
+    server: ServerSettings
+    database: DatabaseSettings
+    database_path: Path
+    """The SQLite file that `database.url` names, absolute."""
+    site: SiteSettings
+    keys: KeySettings
+    upstreams: tuple[UpstreamSettings, ...]
+    models: tuple[Model, ...]
+    plans: Plans
+    limits: CallLimits
+    server_limits: ServerLimits
+    features: Features
+    log: LogSettings
+    source: Path | None = None
+    """The file all this was read from."""
+    origins: Mapping[str, str]
+    """Where each setting that is no default came from, by dotted key: "farebox.toml:12" or a variable."""
+
+    @property
+    def public_url(self) -> str:
+        """What customers reach the server by: as set, or else the address it listens on."""
+        return self.server.public_url or listening_url(self.server.host, self.server.port)
+
+    @property
+    def base_url(self) -> str:
+        """What an SDK takes as its base URL."""
+        return self.public_url + self.server.base_path
+
+    def price_list(self, version: int) -> PriceList:
+        """Give the configured prices as the version the books know them by."""
+        return PriceList(version, self.models)
+
+
+def listening_url(host: str, port: int) -> str:
+    """Write the address of a listening socket as a URL that a client on this machine can use."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
