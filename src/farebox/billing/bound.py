@@ -1,0 +1,81 @@
+"""Bounds: the most a call can cost, known before a byte of it goes upstream.
+
+One token is never shorter than one byte of text (a byte-level vocabulary), so the bytes of a prompt bound its
+tokens; pictures and pages have caps of their own (Messages API, "vision", "PDF support"). Where those bounds
+would refuse a small balance, the upstream's own free token count takes their place.
+"""
+
+from typing import Final
+
+import msgspec
+
+from farebox.billing.pricing import PPM, Model
+
+IMAGE_TOKENS: Final = 4_784
+"""The most one picture counts for (long side 2,576 px at 28 px a patch)."""
+PAGE_TOKENS: Final = 7_000
+"""The most one page of a PDF counts for: its picture and its text."""
+PAGE_BYTES: Final = 1_500
+"""No PDF page takes fewer bytes of base64 than this, page tree and content stream included."""
+SERVER_PROMPT_TOKENS: Final = 1_000
+"""What the server adds for tools and structured output; published up to 804, unknown for the newest models."""
+TOOLSET_TOKENS: Final = 8_000
+"""What a built-in toolset (computer, browser) adds; published up to 7,550."""
+TEXT_BYTES_PER_TOKEN: Final = 2
+"""Output held ahead of a stream counts two bytes of visible text a token, twice what English needs."""
+ESTIMATE_BYTES_PER_TOKEN: Final = 4
+"""The published rule for output cut off before its count came: four bytes of visible text a token, rounded up."""
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """What a request asks for, as far as money goes. `prompt_tokens` is an upper bound."""
+
+    prompt_tokens: int
+    max_tokens: int
+    caches: bool = False
+    caches_long: bool = False
+    fast: bool = False
+    geo_us: bool = False
+    web_searches: int = 0
+
+
+def prompt_cost(model: Model, demand: Demand) -> int:
+    """Bound the cost of the input, searches included, in nano-dollars: every token at the dearest class asked for."""
+    rates = model.tariff(demand.prompt_tokens, fast=demand.fast).sell
+    rate = max(
+        rates.input,
+        rates.cache_read,
+        rates.cache_write_5m if demand.caches else 0,
+        rates.cache_write_1h if demand.caches_long else 0,
+    )
+    # each search makes the model read its context again, grown by the results
+    tokens = demand.prompt_tokens
+    if demand.web_searches:
+        tokens = (demand.web_searches + 1) * model.context_tokens
+    return _scaled(tokens * rate, model, demand) + demand.web_searches * (model.web_search or 0)
+
+
+def output_rate(model: Model, demand: Demand) -> int:
+    """Give the price of output in nano-dollars per million tokens, all factors in, rounded up."""
+    rates = model.tariff(demand.prompt_tokens, fast=demand.fast).sell
+    return -(-rates.output * (model.geo_us_ppm if demand.geo_us else PPM) // PPM)
+
+
+def output_cost(rate: int, tokens: int) -> int:
+    """Price output tokens at a rate of `output_rate`."""
+    return -(-tokens * rate // 1_000_000)
+
+
+def affordable_tokens(rate: int, nanos: int) -> int:
+    """How many output tokens an amount surely pays for."""
+    return max(0, nanos) * 1_000_000 // rate if rate > 0 else 2**62
+
+
+def estimated_output(visible_bytes: int) -> int:
+    """Count output that was cut off, by the published rule."""
+    return -(-visible_bytes // ESTIMATE_BYTES_PER_TOKEN)
+
+
+def _scaled(rated: int, model: Model, demand: Demand) -> int:
+    factor = model.geo_us_ppm if demand.geo_us else PPM
+    return -(-rated * factor // (1_000_000 * PPM))

@@ -1,0 +1,228 @@
+"""From a request to its demand: how much it can cost at most, or why it cannot be bounded and is refused.
+
+Features whose cost cannot be bounded or metered are refused by name, each behind one switch of `[features]`.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from farebox.billing.bound import (
+    IMAGE_TOKENS,
+    PAGE_BYTES,
+    PAGE_TOKENS,
+    SERVER_PROMPT_TOKENS,
+    TOOLSET_TOKENS,
+    Demand,
+)
+from farebox.billing.pricing import Model
+from farebox.errors import InvalidRequest
+from farebox.gateway.settings import Features
+from farebox.gateway.wire import Asked, present
+from farebox.http.server import Headers
+
+_MOST_SEARCHES: Final = 100
+
+
+class Source(msgspec.Struct):
+    type: str = ""
+    media_type: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class Block(msgspec.Struct):
+    type: str = ""
+    source: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw = msgspec.Raw()
+
+
+class Message(msgspec.Struct):
+    content: msgspec.Raw = msgspec.Raw()
+
+
+class Tool(msgspec.Struct):
+    type: str = "custom"
+    max_uses: int | None = None
+    cache_control: msgspec.Raw = msgspec.Raw()
+
+
+_messages: Final = msgspec.json.Decoder(list[Message])
+_blocks: Final = msgspec.json.Decoder(list[Block])
+_source: Final = msgspec.json.Decoder(Source)
+_tools: Final = msgspec.json.Decoder(list[Tool])
+_any: Final = msgspec.json.Decoder(dict[str, Any])
+
+_REFUSED_FIELDS: Final = (
+    ("thread", "threads", "thread_unsupported_request"),
+    ("fallbacks", "fallbacks", None),
+    ("fallback_credit_token", "fallback_credit", None),
+    ("mcp_servers", "mcp", None),
+    ("compaction", "compaction", None),
+    ("container", "containers", None),
+    ("user_profile_id", "user_profiles", None),
+    ("billing_policy", "user_profiles", None),
+    ("workspace_id", "workspaces", None),
+)
+"""Request field, the switch that lets it through, and the API's own error code for it where there is one."""
+
+_REFUSED_HEADERS: Final = (
+    (b"anthropic-user-profile-id", "user_profiles"),
+    (b"anthropic-workspace-id", "workspaces"),
+)
+_REFUSED_TOOLS: Final = (
+    ("advisor_", "advisor"),
+    ("mcp_toolset", "mcp"),
+    ("code_execution_", "code_execution"),
+    ("web_fetch_", "web_fetch"),
+    ("web_search_", "web_search"),
+)
+
+
+class Weights:
+    """What a walk through messages, system and tools adds up to."""
+
+    def __init__(self) -> None:
+        self.embedded_bytes = 0  # base64, which is not text
+        self.media_tokens = 0
+        self.unbounded = False  # something by reference: only the context window bounds it
+        self.caches = False
+        self.caches_long = False
+        self.web_searches = 0
+
+
+def demand_of(asked: Asked, body_bytes: int, model: Model, features: Features, headers: Headers, max_tokens: int) -> Demand:
+    """Bound what a request can cost. Raises InvalidRequest for what is refused, naming field and reason."""
+    _refuse_fields(asked, features, headers)
+    weights = Weights()
+    try:
+        if present(asked.messages):
+            for message in _messages.decode(asked.messages):
+                _weigh(message.content, weights, features)
+        if present(asked.system):
+            _weigh(asked.system, weights, features)
+        tools = _tools.decode(asked.tools) if present(asked.tools) else []
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"messages: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
+    overhead = SERVER_PROMPT_TOKENS if tools else 64
+    for tool in tools:
+        overhead += _weigh_tool(tool, weights, features, model)
+    if present(asked.cache_control):
+        _note_cache(asked.cache_control, weights)
+    prompt = body_bytes - weights.embedded_bytes + weights.media_tokens + overhead
+    return Demand(
+        prompt_tokens=model.context_tokens if weights.unbounded else min(prompt, model.context_tokens),
+        max_tokens=max_tokens,
+        caches=weights.caches or weights.caches_long,
+        caches_long=weights.caches_long,
+        fast=asked.speed == "fast",
+        geo_us=asked.inference_geo == "us",
+        web_searches=weights.web_searches,
+    )
+
+
+def thinks_hidden(asked: Asked) -> bool:
+    """Tell whether output may be produced that no event shows: thinking that is on, or not plainly off."""
+    if not present(asked.thinking):
+        return False
+    return b'"disabled"' not in bytes(asked.thinking)
+
+
+def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
+    for field, switch, code in _REFUSED_FIELDS:
+        if not getattr(features, switch) and present(getattr(asked, field)):
+            raise InvalidRequest(f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out", error_code=code)
+    if not features.compaction and present(asked.context_management) and b'"compact_' in bytes(asked.context_management):
+        raise InvalidRequest("context_management: compaction on the server is not offered here; leave out its edit")
+    if asked.speed == "fast" and not features.fast:
+        raise InvalidRequest("speed: fast mode is not offered here; leave it out")
+    for name, value in headers:
+        for refused, switch in _REFUSED_HEADERS:
+            if name == refused and value.strip() and not getattr(features, switch):
+                raise InvalidRequest(f"{name.decode()}: this gateway has one account upstream; leave the header out")
+
+
+def _weigh(content: msgspec.Raw, weights: Weights, features: Features) -> None:
+    """Walk one content: a string, a list of blocks, or something a newer API knows."""
+    raw = bytes(content)
+    if raw[:1] != b"[":
+        return
+    for block in _blocks.decode(raw):
+        if len(bytes(block.cache_control)) > 4:
+            _note_cache(block.cache_control, weights)
+        if block.type == "container_upload" and not features.files:
+            raise InvalidRequest("container_upload: files of the upstream account are not offered here; send the content")
+        if len(bytes(block.source)) > 4:
+            _weigh_source(_source.decode(block.source), block, weights, features)
+        if block.type == "tool_result":
+            _weigh(block.content, weights, features)
+
+
+def _weigh_source(source: Source, block: Block, weights: Weights, features: Features) -> None:
+    if source.type == "base64":
+        size = len(bytes(source.data))
+        weights.embedded_bytes += size
+        pages = size // PAGE_BYTES + 1
+        weights.media_tokens += pages * PAGE_TOKENS if source.media_type == "application/pdf" else IMAGE_TOKENS
+    elif source.type == "file":
+        if not features.files:
+            raise InvalidRequest("source.file_id: files of the upstream account are not offered here; send the content")
+        weights.unbounded = True
+    elif source.type == "url":
+        if not features.url_sources:
+            raise InvalidRequest("source.url: fetching by URL is not offered here; send the content as base64")
+        if block.type == "image":
+            weights.media_tokens += IMAGE_TOKENS
+        else:
+            weights.unbounded = True
+    elif source.type == "content":
+        _weigh(msgspec.Raw(bytes(block.source)), weights, features)
+
+
+def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) -> int:
+    """Take note of a tool; answers the tokens the server adds for it."""
+    if len(bytes(tool.cache_control)) > 4:
+        _note_cache(tool.cache_control, weights)
+    if tool.type == "custom":
+        return 0
+    for prefix, switch in _REFUSED_TOOLS:
+        if tool.type.startswith(prefix) and not getattr(features, switch):
+            raise InvalidRequest(f"tools: {tool.type} is not offered here, since its cost cannot be bounded; leave it out")
+    if tool.type.startswith("web_search_"):
+        if model.web_search is None:
+            raise InvalidRequest(f"tools: {tool.type} is not sold with {model.id}; leave it out")
+        if tool.max_uses is None or not 0 < tool.max_uses <= _MOST_SEARCHES:
+            raise InvalidRequest(f"tools: {tool.type} needs max_uses of 1…{_MOST_SEARCHES}, which bounds what it can cost")
+        weights.web_searches += tool.max_uses
+    return TOOLSET_TOKENS
+
+
+def _note_cache(cache_control: msgspec.Raw, weights: Weights) -> None:
+    raw = bytes(cache_control)
+    if raw == b"null":
+        return
+    weights.caches = True
+    try:
+        ttl = _any.decode(raw).get("ttl")
+    except msgspec.DecodeError:
+        ttl = None
+    if ttl not in {None, "5m"}:
+        weights.caches_long = True
+
+
+_CLAUDE_CODE_SESSION: Final = re.compile(rb"session_id\W{1,8}([0-9a-f-]{36})")
+
+
+def conversation_of(asked: Asked, headers: Headers, account_id: int) -> bytes:
+    """Name the conversation a request belongs to, so that it stays with one upstream and its prompt cache."""
+    for name, value in headers:
+        if name == b"x-claude-code-session-id":
+            return value[:64]
+    if present(asked.metadata):
+        found = _CLAUDE_CODE_SESSION.search(bytes(asked.metadata))
+        if found is not None:
+            return found.group(1)
+    return b"%d" % account_id

@@ -1,0 +1,148 @@
+"""The meter: reads usage beside a stream of server-sent events, without changing a byte of it. No IO, no clock.
+
+Whole events pass through as they came. The last ones (`message_delta` with the final usage, `message_stop`) are held
+back until the charge is durable (promise 1). Only events that matter for money are parsed; text is counted, not kept.
+Any split of the bytes gives the same events (WHATWG HTML 9.2, "server-sent events").
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from farebox.billing.usage import WireUsage, merge_usage
+
+EVENT_BYTES: Final = 16 * 2**20
+"""The largest event accepted; a longer one is a broken answer."""
+
+_BOUNDARIES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_BOUNDARY: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_VISIBLE: Final = re.compile(rb'"(?:text|thinking|partial_json)": ?"([^"\\]*(?:\\.[^"\\]*)*)"')
+_METERED: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
+_decode: Final = msgspec.json.Decoder().decode
+
+
+class Meter:
+    """Bytes in, bytes out; what was learned on the way is in the attributes."""
+
+    __slots__ = (
+        "_held", "_tail", "broken", "error", "events_seen", "finished", "message_id", "model", "started",
+        "stop_reason", "usage", "usage_is_final", "visible_bytes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.started = False
+        """message_start has been seen: model, id and input usage are known."""
+        self.finished = False
+        """message_stop has been seen; it and the final usage wait in `held`."""
+        self.broken: str | None = None
+        """Why the stream cannot be trusted any further."""
+        self.error: dict[str, Any] | None = None
+        """The upstream's own `error` event."""
+        self.events_seen = False
+        self.model = ""
+        self.message_id: str | None = None
+        self.stop_reason: str | None = None
+        self.usage: WireUsage = {}
+        self.usage_is_final = False
+        self.visible_bytes = 0
+        self._tail = bytearray()
+        self._held: list[bytes] = []
+
+    @property
+    def held(self) -> bytes:
+        """The last events, kept back until the charge is durable."""
+        return b"".join(self._held)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they come; give those that may go on now: whole events, never the last ones."""
+        if self.broken is not None or self.error is not None:
+            return b""
+        if self._tail or not data.endswith(b"\n\n"):
+            data = self._whole_events(data)
+            if not data:
+                return b""
+        self.events_seen = True
+        for text in _VISIBLE.findall(data):
+            self.visible_bytes += len(text)
+        if not self._held and b"message_" not in data and b"error" not in data:
+            return data
+        return self._look(data)
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Cut off the unfinished event at the end and keep it for the next piece."""
+        tail = self._tail
+        seam = max(0, len(tail) - 3)
+        tail += data
+        ends = [at + len(mark) for mark in _BOUNDARIES if (at := tail.rfind(mark, seam)) >= 0]
+        if not ends:
+            if len(tail) > EVENT_BYTES:
+                self.broken = f"an event is larger than {EVENT_BYTES} bytes"
+            return b""
+        end = max(ends)
+        whole = bytes(tail[:end])
+        del tail[:end]
+        return whole
+
+    def _look(self, data: bytes) -> bytes:
+        """Go through whole events one by one, since one of them may matter."""
+        passed: list[bytes] = []
+        begin = 0
+        for match in _BOUNDARY.finditer(data):
+            event = data[begin : match.end()]
+            begin = match.end()
+            name, payload = _fields(event)
+            if name in _METERED and not self.finished:
+                self._meter(name, payload)
+                if self.broken is not None:
+                    break
+            if self.finished or name == b"message_delta" or (self._held and name == b"ping"):
+                self._held.append(event)
+                continue
+            if self.error is None:
+                passed += self._held  # more content follows, so what was held was not the end
+                self._held = []
+                passed.append(event)
+        return b"".join(passed)
+
+    def _meter(self, name: bytes, payload: bytes) -> None:
+        try:
+            event = _decode(payload)
+            if name == b"message_start":
+                message = event["message"]
+                self.started = True
+                self.model = str(message.get("model") or "")
+                self.message_id = str(message.get("id") or "") or None
+                self.usage = dict(message.get("usage") or {})
+            elif name == b"message_delta":
+                if event.get("usage"):
+                    self.usage = merge_usage(self.usage, event["usage"])
+                    self.usage_is_final = True
+                self.stop_reason = (event.get("delta") or {}).get("stop_reason") or self.stop_reason
+            elif name == b"message_stop":
+                self.finished = True
+            else:
+                self.error = event if isinstance(event, dict) else {}
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            self.broken = f"the event {name.decode()} cannot be read: {type(error).__name__}"
+
+
+def _fields(event: bytes) -> tuple[bytes, bytes]:
+    """Read the name and the data of one event; a nameless one is named by the type inside its data."""
+    name = b""
+    data: list[bytes] = []
+    for line in event.splitlines():
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"event":
+            name = value
+        elif field == b"data":
+            data.append(value)
+    payload = b"\n".join(data)
+    if not name and payload:
+        try:
+            kind = _decode(payload).get("type")
+        except (msgspec.DecodeError, AttributeError, ValueError):
+            kind = None
+        name = kind.encode() if isinstance(kind, str) else b""
+    return name, payload

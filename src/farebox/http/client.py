@@ -1,0 +1,426 @@
+"""An HTTP/1.1 client on asyncio and httptools for a few trusted origins: pooled, bounded, byte-faithful.
+
+It sends one request per connection at a time and hands the answer's bytes on as they come. Every way an exchange can
+fail is told apart by what the other side may have done with the request.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterable
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import httptools
+import msgspec
+
+from farebox.errors import FareboxError
+from farebox.http.server import Headers
+
+_BUFFER_BYTES: Final = 256 * 1024
+_HEADER_BYTES: Final = 64 * 1024
+
+
+class UpstreamError(FareboxError):
+    """An exchange that failed. `sent` tells whether the request may have been acted upon."""
+
+    sent = True
+
+
+class ConnectFailed(UpstreamError):
+    sent = False
+
+
+class AnswerTimeout(UpstreamError):
+    pass
+
+
+class Stalled(UpstreamError):
+    pass
+
+
+class BadAnswer(UpstreamError):
+    pass
+
+
+class Cut(UpstreamError):
+    pass
+
+
+class StaleConnection(UpstreamError):
+    """A kept connection had been closed by the other side before it saw the request."""
+
+    sent = False
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where to connect: scheme, host, port, and the path that goes before each request's own."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def authority(self) -> bytes:
+        default = 443 if self.scheme == "https" else 80
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
+
+
+def read_origin(url: str) -> Origin:
+    """Read a base URL. Raises ValueError when it is not plain http or https with a host."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"a base URL is https://host[:port][/path], got {url!r}")
+    return Origin(
+        parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/")
+    )
+
+
+class Sink(Protocol):
+    """Who wants an answer's bytes."""
+
+    def on_data(self, data: bytes) -> None:
+        """Take a piece of the body."""
+
+    def on_end(self, error: UpstreamError | None) -> None:
+        """The body has ended: completely, or broken by `error`. Called once."""
+
+
+class Answer:
+    """A response whose head has arrived. Its body waits, bounded, until a sink is attached or it is read."""
+
+    __slots__ = ("_connection", "_early", "_ended", "_error", "_paused", "_size", "_sink", "headers", "status")
+
+    def __init__(self, connection: "ClientConnection", status: int, headers: Headers) -> None:
+        self._connection: ClientConnection | None = connection
+        self.status = status
+        self.headers = headers
+        self._early: list[bytes] = []
+        self._size = 0
+        self._sink: Sink | None = None
+        self._ended = False
+        self._error: UpstreamError | None = None
+        self._paused = False
+
+    def header(self, name: bytes) -> bytes | None:
+        """Give the first value of a header, by its lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def attach(self, sink: Sink) -> None:
+        """Send the body to a sink, beginning with what has come already."""
+        early, self._early = self._early, []
+        self._sink = sink
+        for piece in early:
+            sink.on_data(piece)
+        if self._ended:
+            sink.on_end(self._error)
+        else:
+            self.resume()
+
+    async def read(self, limit: int) -> bytes:
+        """Read the whole body. Raises UpstreamError when it breaks, or is larger than `limit`."""
+        if self._ended and self._error is None and self._size <= limit:
+            return b"".join(self._early)
+        reader = _Reader(self, limit)
+        self.attach(reader)
+        return await reader.done
+
+    def pause(self) -> None:
+        """Stop reading, so that the other side slows down."""
+        if not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._paused and self._connection is not None:
+            self._paused = False
+            self._connection.resume()
+
+    def abandon(self) -> None:
+        """Cut the exchange: nothing more of it is wanted. Harmless when it has ended."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    def silent_s(self, now: float) -> float:
+        """How long nothing has come, in seconds; 0 when the silence is of our making."""
+        if self._paused or self._connection is None:
+            return 0.0
+        return now - self._connection.heard_at
+
+    def _data(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._sink is not None:
+            self._sink.on_data(data)
+            return
+        self._early.append(data)
+        if self._size > _BUFFER_BYTES:
+            self.pause()
+
+    def _end(self, error: UpstreamError | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        self._connection = None
+        if self._sink is not None:
+            self._sink.on_end(error)
+
+
+class _Reader:
+    def __init__(self, answer: Answer, limit: int) -> None:
+        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def on_data(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > self._limit and not self.done.done():
+            self.done.set_exception(BadAnswer(f"the answer is larger than {self._limit} bytes"))
+            self._answer.abandon()
+
+    def on_end(self, error: UpstreamError | None) -> None:
+        if self.done.done():
+            return
+        if error is not None:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(b"".join(self._parts))
+
+
+class HttpClient:
+    """A pool of connections to one origin."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        connect_s: float,
+        connections: int,
+        idle_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.origin = origin
+        self._connect_s = connect_s
+        self._idle_s = idle_s
+        self._tls = (tls or ssl.create_default_context()) if origin.scheme == "https" else None
+        self._idle: list[ClientConnection] = []
+        self._all: set[ClientConnection] = set()
+        self._slots = asyncio.Semaphore(connections)
+
+    async def request(
+        self, method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, first_byte_s: float
+    ) -> Answer:
+        """Send a request and wait for the head of its answer.
+
+        `target` is path and query below the origin's own path. Raises ConnectFailed (never sent), AnswerTimeout,
+        Cut or BadAnswer. A kept connection that turns out dead is replaced by a fresh one, silently.
+        """
+        head = [f"{method} {self.origin.path}{target} HTTP/1.1\r\nhost: ".encode("latin-1"), self.origin.authority, b"\r\n"]
+        head += [b"%b: %b\r\n" % field for field in headers]
+        head.append(b"content-length: %d\r\n\r\n" % len(body) if body or method == "POST" else b"\r\n")
+        message = b"".join(head) + body
+        while True:
+            connection, fresh = await self._acquire()
+            try:
+                return await connection.exchange(message, head_only=method == "HEAD", first_byte_s=first_byte_s)
+            except StaleConnection:
+                if fresh:
+                    raise Cut("the upstream closed the connection without an answer") from None
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        for connection in list(self._all):
+            connection.abort()
+        await asyncio.sleep(0)
+
+    async def _acquire(self) -> tuple["ClientConnection", bool]:
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.heard_at > oldest:
+                return connection, False
+            connection.abort()
+        try:
+            async with asyncio.timeout(self._connect_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise ConnectFailed(f"no free connection to {self.origin.host} within {self._connect_s:g} s") from None
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: ClientConnection(self, loop),
+                    self.origin.host,
+                    self.origin.port,
+                    ssl=self._tls,
+                    server_hostname=self.origin.host if self._tls else None,
+                )
+        except BaseException as error:
+            self._slots.release()
+            if isinstance(error, OSError | TimeoutError | ssl.SSLError):
+                raise ConnectFailed(f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}") from error
+            raise
+        self._all.add(connection)
+        return connection, True
+
+    def release(self, connection: "ClientConnection") -> None:
+        self._idle.append(connection)
+
+    def forget(self, connection: "ClientConnection") -> None:
+        if connection in self._all:
+            self._all.discard(connection)
+            self._slots.release()
+        with contextlib.suppress(ValueError):
+            self._idle.remove(connection)
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection upstream and the exchange it is busy with, if any."""
+
+    __slots__ = (
+        "_answer", "_bare", "_client", "_headers", "_loop", "_parser", "_read_to_end", "_size", "_transport", "_waiter",
+        "heard_at",
+    )  # fmt: skip
+
+    def __init__(self, client: HttpClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._answer: Answer | None = None
+        self._headers: Headers = []
+        self._size = 0
+        self._bare = False
+        self._read_to_end = False
+        self.heard_at = loop.time()
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    async def exchange(self, message: bytes, *, head_only: bool, first_byte_s: float) -> Answer:
+        """Send one request, wait for the head of its answer."""
+        if self._transport is None:
+            raise StaleConnection("the connection is closed")
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers, self._size, self._bare, self._read_to_end = [], 0, head_only, False
+        self._waiter = self._loop.create_future()
+        self.heard_at = self._loop.time()
+        self._transport.write(message)
+        timer = self._loop.call_later(first_byte_s, self._time_out, first_byte_s)
+        try:
+            return await self._waiter
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+            self.heard_at = self._loop.time()
+
+    # the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
+        if self._waiter is None and self._answer is None:
+            self.abort()  # bytes nobody asked for: the next answer could not be told from them
+            return
+        self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(BadAnswer("the upstream switches protocols"))
+        except httptools.HttpParserError as error:
+            self._fail(BadAnswer(f"the upstream's answer is not valid HTTP/1.1: {error}"))
+        else:
+            if self._answer is None and self._size > _HEADER_BYTES:
+                self._fail(BadAnswer("the upstream's headers are too large"))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._client.forget(self)
+        if self._answer is not None:
+            complete = self._read_to_end and exc is None
+            self._finish(None if complete else Cut(f"the upstream cut the answer{f': {exc}' if exc else ''}"))
+        elif self._waiter is not None and not self._waiter.done():
+            untouched = self._size == 0
+            lost = StaleConnection("closed") if untouched else Cut("the upstream cut the head of its answer")
+            self._waiter.set_exception(lost)
+
+    # the parser's side
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._headers = []
+            return
+        framed = any(name in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
+        self._read_to_end = not framed and status not in {204, 304} and not self._bare
+        self._answer = Answer(self, status, self._headers)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(self._answer)
+        if self._bare:
+            self._finish(None)
+            self.abort()  # llhttp would wait for the body that a HEAD answer only announces
+
+    def on_body(self, data: bytes) -> None:
+        if self._answer is not None:
+            self._answer._data(data)  # noqa: SLF001
+
+    def on_message_complete(self) -> None:
+        if self._answer is None:
+            return
+        keep = self._parser.should_keep_alive() and self.usable
+        self._finish(None)
+        if keep:
+            self._client.release(self)
+        else:
+            self.abort()
+
+    def _finish(self, error: UpstreamError | None) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.resume()
+            answer._end(error)  # noqa: SLF001
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self._answer is not None:
+            self._finish(error)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+        self.abort()
+
+    def _time_out(self, first_byte_s: float) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(AnswerTimeout(f"no answer within {first_byte_s:g} s"))
+            self.abort()

@@ -1,0 +1,201 @@
+"""The books in one SQLite file: one thread that writes, natural group commit, synchronous=FULL.
+
+Each batch is one BEGIN IMMEDIATE transaction: accounts are loaded, commands folded over them in Python, rows
+written, the commit synced to disk, and only then are the answers given. Other processes (the command line) may
+write to the same file; `PRAGMA data_version` tells the writer when its cached accounts and keys are stale.
+"""
+
+import asyncio
+import fcntl
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from farebox.billing.ledger import Answer, Command
+from farebox.billing.plans import Plans
+from farebox.clock import Clock, steady_clock
+from farebox.errors import StoreConflict, StoreUnavailable
+from farebox.store.protocol import Row, Statement
+from farebox.store.sqlite_books import Books
+
+T = TypeVar("T")
+Work = Callable[[], Any]
+
+SCHEMA_VERSION: Final = 1
+OLDEST_SQLITE: Final = (3, 51, 3)
+"""Before it, resetting the WAL could corrupt the file (sqlite.org/wal.html#walresetbug)."""
+
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA mmap_size=0",
+    "PRAGMA temp_store=MEMORY",
+)
+
+
+async def open_store(
+    url: str | Path, *, plans: Plans | None = None, clock: Clock | None = None, create: bool = True, serving: bool = False
+) -> "SqliteStore":
+    """Open the books at a path or sqlite:/// URL, making file and schema when they are not there.
+
+    A serving process takes the one lock there is; a second one is refused. Raises StoreUnavailable.
+    """
+    path = database_path(url)
+    return await asyncio.get_running_loop().run_in_executor(
+        None, lambda: SqliteStore(path, plans, clock or steady_clock(), create=create, serving=serving)
+    )
+
+
+def database_path(url: str | Path) -> Path:
+    """Give the file behind sqlite:///relative, sqlite:////absolute or a plain path."""
+    return Path(str(url).removeprefix("sqlite:///"))
+
+
+class SqliteStore:
+    """Store (see store/protocol.py) on one SQLite file."""
+
+    def __init__(self, path: Path, plans: Plans | None, clock: Clock, *, create: bool, serving: bool) -> None:
+        self.path = path
+        if not create and not path.exists():
+            raise StoreUnavailable(f"there is no database at {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = self._lock() if serving else None
+        self._writer = self._connect()
+        self._reader = self._connect()
+        self._migrate()
+        self._reader.execute("PRAGMA query_only=ON")
+        self.books = Books(self._writer, plans, clock)
+        self._writing: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._reading: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work_off, args=(self._writing,), name="farebox-writer", daemon=True),
+            threading.Thread(target=_work_off, args=(self._reading,), name="farebox-reader", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
+        return await _hand_in(self._writing, lambda: self.books.apply(batch))
+
+    async def fetch(self, sql: str, params: tuple[Any, ...] = ()) -> list[Row]:
+        return await _hand_in(self._reading, lambda: self._reader.execute(sql, params).fetchall())
+
+    async def write(self, statements: Sequence[Statement]) -> list[int]:
+        return await _hand_in(self._writing, lambda: self._write(statements))
+
+    async def changed_elsewhere(self) -> bool:
+        """Tell whether another process has written since this was last asked (keys, plans, balances may differ)."""
+        return await _hand_in(self._writing, self.books.changed_elsewhere)
+
+    async def close(self) -> None:
+        for work in (self._writing, self._reading):
+            work.put(None)
+        loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            await loop.run_in_executor(None, thread.join)
+        self._reader.close()
+        self._writer.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _lock(self) -> int:
+        lock_path = self.path.with_name(self.path.name + ".lock")
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreUnavailable(
+                f"another farebox serves {self.path} already; SQLite has one serving process. "
+                "Stop that one, or give this one a database of its own"
+            ) from error
+        return descriptor
+
+    def _connect(self) -> apsw.Connection:
+        try:
+            connection = apsw.Connection(str(self.path))
+            connection.set_busy_timeout(5000)
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+        except apsw.Error as error:
+            raise StoreUnavailable(f"the database {self.path} cannot be opened: {error}") from error
+        self.path.chmod(0o600)
+        return connection
+
+    def _migrate(self) -> None:
+        version = self._writer.pragma("user_version")
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise StoreUnavailable(
+                f"the database {self.path} has schema {version}, newer than the {SCHEMA_VERSION} this farebox knows; upgrade it"
+            )
+        schema = files("farebox.store").joinpath("schema.sql").read_text()
+        with self._writer:
+            if self._writer.pragma("user_version") != SCHEMA_VERSION:
+                self._writer.execute(schema)
+                self._writer.pragma("user_version", SCHEMA_VERSION)
+
+    def _write(self, statements: Sequence[Statement]) -> list[int]:
+        connection = self._writer
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                changed = []
+                for sql, params in statements:
+                    connection.execute(sql, params)
+                    changed.append(connection.changes())
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            finally:
+                self.books.forget()
+        except apsw.ConstraintError as error:
+            raise StoreConflict(str(error)) from error
+        except apsw.Error as error:
+            raise StoreUnavailable(f"the database did not take the write: {error}") from error
+        return changed
+
+
+def _work_off(work: "queue.SimpleQueue[Work | None]") -> None:
+    while (task := work.get()) is not None:
+        task()
+
+
+async def _hand_in(work: "queue.SimpleQueue[Work | None]", task: Callable[[], T]) -> T:
+    """Run a task on a store thread and wait for it. The wait can be cancelled, the task cannot."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def answer(result: T | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = task()
+        except apsw.Error as error:
+            failure = StoreUnavailable(f"the database did not answer: {error}")
+        except Exception as error:  # noqa: BLE001  handed to the one who waits
+            failure = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(answer, result, failure)
+
+    work.put(run)
+    return await done

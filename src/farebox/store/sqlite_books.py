@@ -1,0 +1,315 @@
+"""What a batch of ledger commands does to an SQLite file. Runs on the writer thread alone."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apsw
+
+from farebox.billing.ledger import (
+    Account,
+    Admission,
+    Admit,
+    Answer,
+    Command,
+    Hold,
+    Posted,
+    Resize,
+    Resized,
+    Settle,
+    Settled,
+    Transfer,
+    Verdict,
+    customer_id,
+)
+from farebox.billing.plans import Plan, Plans
+from farebox.clock import DAY_US, Clock, day_start_us
+from farebox.errors import BrokenInvariant, StoreUnavailable
+
+_CACHE_ROWS: Final = 50_000
+_ORDER: Final = (Settle, Transfer, Resize, Admit)
+"""Released money is usable in the same batch: what gives comes before what takes."""
+
+_ACCOUNT_COLUMNS: Final = (
+    "id, status, plan, posted_nanos, held_nanos, open_holds, topped_up_nanos, requests_full_ns, tokens_full_ns"
+)
+_SAVE_ACCOUNT: Final = (
+    "UPDATE account SET posted_nanos = ?, held_nanos = ?, open_holds = ?, topped_up_nanos = ?, requests_full_ns = ?, "
+    "tokens_full_ns = ? WHERE id = ?"
+)
+_HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
+_INSERT_HOLD: Final = f"INSERT INTO hold ({_HOLD_COLUMNS}, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_USAGE_COLUMNS: Final = (
+    "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
+    "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, charged_nanos, "
+    "shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, upstream_request_id, attempts, "
+    "streamed, first_byte_us, duration_us"
+)
+_INSERT_USAGE: Final = (
+    f"INSERT INTO usage ({_USAGE_COLUMNS}) VALUES ({', '.join('?' * (_USAGE_COLUMNS.count(',') + 1))})"  # noqa: S608
+)
+_INSERT_TRANSFER: Final = (
+    "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+class Books:
+    """Applies batches on one connection; keeps accounts and keys it has loaded for as long as nobody else writes."""
+
+    def __init__(self, connection: apsw.Connection, plans: Plans | None, clock: Clock) -> None:
+        self._connection = connection
+        self._plans = plans or Plans([Plan("default", 60, 1_000_000, 100)])
+        self._clock = clock
+        self._accounts: dict[int, Account] = {}
+        self._keys: dict[int, tuple[int, int | None, int | None]] = {}
+        self._dirty: set[int] = set()
+        self._closed_until_us: int | None = None
+        self._seen_version = -1
+        self._told_version = self._data_version()
+        self.run_id = 0
+
+    def forget(self) -> None:
+        """Drop what is cached: something other than `apply` has written, or a transaction was rolled back."""
+        self._accounts.clear()
+        self._keys.clear()
+        self._closed_until_us = None
+
+    def changed_elsewhere(self) -> bool:
+        """Tell whether another process has written since this was last asked."""
+        version = self._data_version()
+        changed, self._told_version = version != self._told_version, version
+        return changed
+
+    def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
+        """See Store.apply."""
+        try:
+            return list(self._transaction(batch))
+        except (BrokenInvariant, apsw.ConstraintError) as error:
+            if len(batch) == 1:
+                return [error if isinstance(error, BrokenInvariant) else BrokenInvariant(f"{error}: {batch[0]}")]
+            return [answer for command in batch for answer in self.apply([command])]
+        except apsw.Error as error:
+            raise StoreUnavailable(f"the database did not take the batch: {error}") from error
+
+    def _transaction(self, batch: Sequence[Command]) -> list[Answer]:
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._data_version()
+            if version != self._seen_version or len(self._accounts) + len(self._keys) > _CACHE_ROWS:
+                self.forget()
+                self._seen_version = version
+            now_us = self._now_us()
+            answers: list[Answer | None] = [None] * len(batch)
+            for kind in _ORDER:
+                for index, command in enumerate(batch):
+                    if type(command) is kind:
+                        answers[index] = self._do(command, now_us)
+            for account_id in self._dirty:
+                self._save(self._accounts[account_id])
+            connection.execute("COMMIT")
+        except BaseException:
+            self.forget()
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._dirty.clear()
+        return answers  # type: ignore[return-value]
+
+    def _now_us(self) -> int:
+        """Read the clock, never before the end of the last closed day: no entry slips into a digest already taken."""
+        if self._closed_until_us is None:
+            rows = self._connection.execute("SELECT max(day) FROM day_close").fetchall()
+            self._closed_until_us = day_start_us(rows[0][0]) + DAY_US if rows[0][0] else 0
+        return max(self._clock(), self._closed_until_us)
+
+    def _do(self, command: Command, now_us: int) -> Answer:
+        if isinstance(command, Admit):
+            return self._admit(command, now_us)
+        if isinstance(command, Settle):
+            return self._settle(command, now_us)
+        if isinstance(command, Resize):
+            return self._resize(command, now_us)
+        return self._post(command, now_us)
+
+    def _admit(self, command: Admit, now_us: int) -> Admission:
+        account = self._account(command.account_id)
+        if account is None or not self._key_is_valid(command, now_us):
+            return Admission(Verdict.KEY_INVALID)
+        if self._was_seen(command.request_id):
+            return Admission(Verdict.DUPLICATE)
+        answer = account.admit(command, self._plans.get(account.plan), now_us * 1000)
+        if answer.verdict is Verdict.ADMITTED:
+            self._connection.execute(
+                _INSERT_HOLD,
+                (
+                    command.request_id,
+                    command.account_id,
+                    command.key_id,
+                    command.model,
+                    command.amount_nanos,
+                    command.tokens,
+                    command.price_version,
+                    self.run_id,
+                    now_us,
+                ),
+            )
+            self._dirty.add(account.id)
+        return answer
+
+    def _resize(self, command: Resize, now_us: int) -> Resized:
+        hold, account = self._hold(command.request_id), self._account(command.account_id)
+        if hold is None or account is None:
+            return Resized(0, gone=True)
+        answer = account.resize(hold, command, self._plans.get(account.plan), now_us * 1000)
+        self._connection.execute(
+            "UPDATE hold SET amount_nanos = ?, tokens = ? WHERE request_id = ?",
+            (hold.amount_nanos, hold.tokens, hold.request_id),
+        )
+        self._dirty.add(account.id)
+        return answer
+
+    def _settle(self, command: Settle, now_us: int) -> Settled:
+        # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
+        row = self._connection.execute(
+            f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}", (command.request_id,)
+        ).fetchall()
+        if not row:
+            return self._settled_before(command)
+        hold = Hold(*row[0])
+        account = self._account(hold.account_id)
+        if account is None:
+            raise BrokenInvariant(f"hold {command.request_id.hex()} names account {hold.account_id}, which is not there")
+        answer = account.settle(hold, command, self._plans.get(account.plan), now_us * 1000)
+        waived = command.cost_nanos if command.waive else 0
+        self._connection.execute(_INSERT_USAGE, _usage_values(command, hold, answer, waived, now_us))
+        self._dirty.add(account.id)
+        return answer
+
+    def _settled_before(self, command: Settle) -> Settled:
+        rows = self._connection.execute(
+            "SELECT charged_nanos, shortfall_nanos FROM usage WHERE request_id = ?", (command.request_id,)
+        ).fetchall()
+        if not rows:
+            raise BrokenInvariant(f"request {command.request_id.hex()} was never admitted: nothing to settle")
+        return Settled(rows[0][0], rows[0][1], now=False)
+
+    def _post(self, transfer: Transfer, now_us: int) -> Posted:
+        if self._connection.execute("SELECT 1 FROM transfer WHERE id = ?", (transfer.id,)).fetchall():
+            return Posted(now=False)
+        for name, amount in ((transfer.debit_account, -transfer.amount_nanos), (transfer.credit_account, transfer.amount_nanos)):
+            account_id = customer_id(name)
+            if account_id is None:
+                continue
+            account = self._account(account_id)
+            if account is None:
+                raise BrokenInvariant(f"transfer {transfer.id} names account {account_id}, which is not there")
+            refused = account.post(amount, transfer.code)
+            if refused is not None:  # the debit comes first, so nothing has been moved yet
+                return Posted(now=False, refused=refused)
+            self._dirty.add(account_id)
+        self._connection.execute(
+            _INSERT_TRANSFER,
+            (
+                transfer.id,
+                now_us,
+                transfer.debit_account,
+                transfer.credit_account,
+                transfer.amount_nanos,
+                transfer.code,
+                transfer.actor,
+                transfer.memo,
+            ),
+        )
+        return Posted(now=True)
+
+    def _account(self, account_id: int) -> Account | None:
+        account = self._accounts.get(account_id)
+        if account is None:
+            rows = self._connection.execute(
+                f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?",  # noqa: S608
+                (account_id,),
+            ).fetchall()
+            if not rows:
+                return None
+            account = self._accounts[account_id] = Account(*rows[0])
+        return account
+
+    def _key_is_valid(self, command: Admit, now_us: int) -> bool:
+        key = self._keys.get(command.key_id)
+        if key is None:
+            rows = self._connection.execute(
+                "SELECT account_id, expires_at, revoked_at FROM api_key WHERE id = ?", (command.key_id,)
+            ).fetchall()
+            if not rows:
+                return False
+            key = self._keys[command.key_id] = rows[0]
+        account_id, expires_at, revoked_at = key
+        return account_id == command.account_id and revoked_at is None and (expires_at is None or now_us < expires_at)
+
+    def _hold(self, request_id: bytes) -> Hold | None:
+        rows = self._connection.execute(
+            f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?",  # noqa: S608
+            (request_id,),
+        ).fetchall()
+        return Hold(*rows[0]) if rows else None
+
+    def _was_seen(self, request_id: bytes) -> bool:
+        return bool(
+            self._connection.execute(
+                "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1", (request_id,)
+            ).fetchall()
+        )
+
+    def _save(self, account: Account) -> None:
+        self._connection.execute(
+            _SAVE_ACCOUNT,
+            (
+                account.posted_nanos,
+                account.held_nanos,
+                account.open_holds,
+                account.topped_up_nanos,
+                account.requests_full_ns,
+                account.tokens_full_ns,
+                account.id,
+            ),
+        )
+
+    def _data_version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchall()[0][0])
+
+
+def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, now_us: int) -> tuple[Any, ...]:
+    return (
+        command.request_id,
+        now_us,
+        hold.account_id,
+        hold.key_id,
+        command.kind,
+        command.model,
+        hold.model,
+        hold.price_version,
+        command.input_tokens,
+        command.cache_write_5m_tokens,
+        command.cache_write_1h_tokens,
+        command.cache_read_tokens,
+        command.output_tokens,
+        command.web_searches,
+        command.detail,
+        command.cost_nanos,
+        command.list_nanos,
+        answer.charged_nanos,
+        answer.shortfall_nanos,
+        waived,
+        command.status,
+        command.outcome,
+        command.stop_reason,
+        command.message_id,
+        command.upstream,
+        command.upstream_request_id,
+        command.attempts,
+        int(command.streamed),
+        command.first_byte_us,
+        command.duration_us,
+    )
