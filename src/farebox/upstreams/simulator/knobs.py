@@ -68,7 +68,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     # refusals
     error: Annotated[str, Meta(pattern=r"^[1-9]\d\d(:\w+)?$")] | None = None
-    retry_after: _Seconds | None = None
+    retry_after: _Count | None = None
     should_retry: bool | None = None
     fail_first: _Count | None = None
 
@@ -105,7 +105,24 @@ BARE: Final[Mapping[str, str]] = {
 }
 """What a knob means when it is given without a value; for the others that is `true`."""
 
+FAULTS: Final = (
+    "error", "close_before", "stall_before", "stall_after", "cut_after", "reset_after", "truncate",
+    "error_after", "garbage_after", "bad_json", "html", "wrong_length", "no_usage",
+)  # fmt: skip
+"""The knobs that spoil an answer; `fail_first` limits them to the first tries."""
+
 PLAIN: Final = Knobs()
+
+
+def on_try(knobs: Knobs, number: int) -> Knobs:
+    """Give the knobs that hold for the n-th try (from 1) of a request under `fail_first`."""
+    if knobs.fail_first is None:
+        return knobs
+    if number > knobs.fail_first:
+        return msgspec.structs.replace(knobs, **{name: getattr(PLAIN, name) for name in FAULTS})
+    if all(getattr(knobs, name) == getattr(PLAIN, name) for name in FAULTS):
+        return msgspec.structs.replace(knobs, error="529")
+    return knobs
 
 
 def read_knobs(*sources: str) -> Knobs:

@@ -36,7 +36,7 @@ def answer_text(ask: Ask, tokens: int | None, *, echo: bool) -> str:
     if echo:
         text = said or "(nothing to echo)"
         return text if tokens is None else text[: tokens * 4]
-    digest = ask.digest()
+    digest = hashlib.sha256(f"{len(ask.fields['messages'])} {ask.last_text}".encode()).digest()
     parts = [f"This is the Farebox simulator answering as {ask.fields['model']}; no model was asked. "]
     tool_said = _tool_results(ask)
     if tool_said:

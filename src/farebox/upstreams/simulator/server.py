@@ -21,7 +21,7 @@ from farebox.upstreams.simulator.answer import events, message, plan
 from farebox.upstreams.simulator.ask import VERSIONS, Ask, count_tokens, read_ask
 from farebox.upstreams.simulator.cache import PromptCache
 from farebox.upstreams.simulator.catalogue import MODELS, catalogue
-from farebox.upstreams.simulator.knobs import HEADER, Knobs, magic_in, read_knobs
+from farebox.upstreams.simulator.knobs import HEADER, Knobs, magic_in, on_try, read_knobs
 from farebox.upstreams.simulator.prose import hex_of
 from farebox.upstreams.simulator.stream import HTML, Delivery, Outcome, Pace, close
 
@@ -155,7 +155,7 @@ class Simulator:
         version = _version(request)
         spoken = (request.header(HEADER) or b"").decode("latin-1")
         if allowed == "GET":
-            knobs = read_knobs(self.knobs, spoken)
+            knobs = self._on_this_try(request, read_knobs(self.knobs, spoken))
             if not await self._fails(exchange, request, knobs):
                 self._answer(exchange, request, 200, self._models_page(request))
             return
@@ -163,7 +163,7 @@ class Simulator:
         self._keep_in_bounds(len(request.body))
         counting = request.path.endswith("/count_tokens")
         ask = read_ask(request.body, version, self._models, counting=counting)
-        knobs = read_knobs(self.knobs, spoken, magic_in(ask.last_text))
+        knobs = self._on_this_try(request, read_knobs(self.knobs, spoken, magic_in(ask.last_text)))
         if await self._fails(exchange, request, knobs):
             return
         if counting:
@@ -202,28 +202,23 @@ class Simulator:
         if exchange.gone:
             request.outcome = "gone"
             return True
-        error = knobs.error if knobs.error_after is None else None
-        if knobs.fail_first is not None:
-            tried = self._tried(request)
-            failing = tried <= knobs.fail_first
-            error = (error or "529") if failing else None
-            if not failing:
-                return False
         if knobs.close_before:
             request.outcome = "cut"
             close(exchange)
             return True
-        if error is not None:
-            raise _injected(error, knobs)
+        if knobs.error is not None and knobs.error_after is None:
+            raise _injected(knobs.error, knobs)
         return False
 
-    def _tried(self, request: Request) -> int:
+    def _on_this_try(self, request: Request, knobs: Knobs) -> Knobs:
+        if knobs.fail_first is None:
+            return knobs
         key = hashlib.sha256(request.target.encode() + b"\0" + request.body).digest()
         tried = self._tries.pop(key, 0) + 1
         self._tries[key] = tried
         if len(self._tries) > _TRIED:
             self._tries.popitem(last=False)
-        return tried
+        return on_try(knobs, tried)
 
     def _pace(self, knobs: Knobs) -> Pace:
         speed = DEMO_TOKENS_PER_S if self.speed is None else self.speed
@@ -340,8 +335,7 @@ def _injected(error: str, knobs: Knobs) -> Refusal:
     kind = kind or _ERROR_TYPES.get(
         int(status), "api_error" if int(status) >= 500 else "invalid_request_error"
     )
-    retry_after_s = None if knobs.retry_after is None else int(knobs.retry_after)
-    refusal = Refusal(_ERROR_WORDS.get(kind, f"Simulated {kind}"), retry_after_s=retry_after_s)
+    refusal = Refusal(_ERROR_WORDS.get(kind, f"Simulated {kind}"), retry_after_s=knobs.retry_after)
     refusal.status = int(status)
     refusal.wire_type = kind
     refusal.retry = refusal.status in {408, 409, 429} or refusal.status >= 500

@@ -100,8 +100,7 @@ class Delivery:
                     return
                 fault = None
             if event.tokens:
-                self.tokens += event.tokens
-                wait_s = begun + pace.due_s(self.tokens) - self._loop.time()
+                wait_s = begun + pace.due_s(self.tokens + event.tokens) - self._loop.time()
                 if wait_s > 0:
                     await self.pause(wait_s)
             await self._send(event.data)
@@ -109,6 +108,7 @@ class Delivery:
                 self.outcome = "gone"
                 return
             self.events += 1
+            self.tokens += event.tokens
         await self._flush()
         self._finish("cut" if knobs.wrong_length else "finished")
 
