@@ -3,7 +3,8 @@
     FareboxError
     ├── Refusal                  a customer's call is refused, in words that help (promise 10)
     │   ├── InvalidRequest  400      ├── AuthenticationFailed  401
-    │   ├── InsufficientBalance 402  ├── NotFound  404
+    │   ├── InsufficientBalance 402  ├── PermissionDenied 403
+    │   ├── NotFound  404            │
     │   ├── MethodNotAllowed 405     ├── RequestTimeout 408
     │   ├── RequestTooLarge 413      ├── RateLimited  429
     │   ├── UpstreamFailed 502       ├── Unavailable 503
@@ -30,6 +31,7 @@ class Refusal(FareboxError):
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        self.headers: list[tuple[bytes, bytes]] = []
         self.error_code = error_code
 
 
@@ -46,6 +48,11 @@ class AuthenticationFailed(Refusal):
 class InsufficientBalance(Refusal):
     status = 402
     wire_type = "insufficient_balance"
+
+
+class PermissionDenied(Refusal):
+    status = 403
+    wire_type = "permission_error"
 
 
 class NotFound(Refusal):

@@ -17,13 +17,17 @@ from farebox.money import MAX_NANOS
 
 
 class Admit(msgspec.Struct, frozen=True):
-    """Let a call in: take a request and `tokens` from its plan's buckets and hold `amount_nanos`, or do nothing."""
+    """Let a call in: take a request and `tokens` from its plan's buckets and hold money, or do nothing.
+
+    `amount_nanos` is held if it is free, else all that is free, as long as that is at least `least_nanos`.
+    """
 
     request_id: bytes
     account_id: int
     key_id: int
     model: str
     amount_nanos: int
+    least_nanos: int
     tokens: int
     price_version: int
 
@@ -97,6 +101,7 @@ class Admission(msgspec.Struct, frozen=True):
     """The answer to Admit. `free_nanos` is what was free before it; the levels are after it."""
 
     verdict: Verdict
+    held_nanos: int = 0
     free_nanos: int = 0
     retry_after_ns: int = 0
     requests: Level | None = None
@@ -175,7 +180,7 @@ class Account(msgspec.Struct):
         requests_full = settle_state(self.requests_full_ns, now_ns)
         tokens_full = settle_state(self.tokens_full_ns, now_ns)
         free = self.free_nanos
-        verdict, wait = Verdict.ADMITTED, 0
+        verdict, wait, held = Verdict.ADMITTED, 0, 0
         if self.status != "active":
             verdict = Verdict.SUSPENDED
         elif wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute):
@@ -184,17 +189,19 @@ class Account(msgspec.Struct):
             verdict = Verdict.TOKENS_LIMITED
         elif self.open_holds >= plan.concurrent:
             verdict = Verdict.TOO_MANY_AT_ONCE
-        elif command.amount_nanos > free or free <= 0:
+        elif command.least_nanos > free or free <= 0:
             verdict = Verdict.INSUFFICIENT
         else:
             requests_full = spend(requests_full, 1, plan.requests_per_minute)
             tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
             self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
-            self.held_nanos += command.amount_nanos
+            held = min(command.amount_nanos, free)
+            self.held_nanos += held
             self.open_holds += 1
             self._check()
         return Admission(
             verdict,
+            held,
             free,
             wait,
             level(requests_full, now_ns, plan.requests_per_minute),

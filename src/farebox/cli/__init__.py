@@ -1,0 +1,82 @@
+"""The command line: every command of `farebox`, what goes wrong in one clear line, and the exit codes."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from farebox.cli.account import account
+from farebox.cli.books import audit, ledger, usage
+from farebox.cli.common import Invocation, common_options, fail
+from farebox.cli.demo import demo
+from farebox.cli.doctor import doctor
+from farebox.cli.key import key
+from farebox.cli.serve import serve, simulate
+from farebox.cli.settings import config, version
+from farebox.errors import FareboxError
+
+_SECTIONS = {
+    "Serve": (demo, serve, simulate),
+    "Customers": (account, key),
+    "Books": (usage, ledger, audit),
+    "Operate": (doctor, config, version),
+}
+
+
+class _Sectioned(click.Group):
+    """A group whose help lists commands under headings, in the order one needs them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in _SECTIONS.items():
+            with formatter.section(heading):
+                limit = formatter.width - 6 - max(len(name) for name in self.commands)
+                formatter.write_dl([(str(c.name), c.get_short_help_str(limit)) for c in commands])
+
+
+@click.group(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="farebox", message="farebox %(version)s")
+@common_options
+def cli() -> None:
+    """Farebox: a prepaid, metered gateway for the Anthropic Messages API.
+
+    \b
+    farebox demo                         a gateway to try, with a customer and a key
+    farebox config example > farebox.toml
+    farebox doctor && farebox serve      the real thing
+
+    Settings come from --config, else $FAREBOX_CONFIG, else ./farebox.toml, with FAREBOX_* variables over them. Commands
+    about customers and books work while the server runs, which sees the change at once, and while it does not.
+    """
+
+
+for commands in _SECTIONS.values():
+    for command in commands:
+        cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 when it did what was asked, 1 when it could not, 2 when it was not understood."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation(as_json="--json" in words)
+    try:
+        result = cli.main(args=words, prog_name="farebox", standalone_mode=False, obj=invocation)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        hint = f"; `{error.ctx.command_path} --help` tells more" if error.ctx else ""
+        fail(invocation, f"{error.format_message().rstrip('.')}{hint}")
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(invocation, error.format_message())
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        fail(invocation, "stopped")
+        sys.exit(130)
+    except FareboxError as error:
+        fail(invocation, str(error))
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has had enough; nobody is there to be told
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -29,6 +29,7 @@ class Source(msgspec.Struct):
     type: str = ""
     media_type: str = ""
     data: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
 
 
 class Block(msgspec.Struct):
@@ -179,7 +180,7 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
         else:
             weights.unbounded = True
     elif source.type == "content":
-        _weigh(msgspec.Raw(bytes(block.source)), weights, features)
+        _weigh(source.content, weights, features)
 
 
 def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) -> int:

@@ -26,7 +26,7 @@ class Meter:
     """Bytes in, bytes out; what was learned on the way is in the attributes."""
 
     __slots__ = (
-        "_held", "_tail", "broken", "error", "events_seen", "finished", "message_id", "model", "started",
+        "_held", "_tail", "broken", "error", "error_event", "events_seen", "finished", "message_id", "model", "started",
         "stop_reason", "usage", "usage_is_final", "visible_bytes",
     )  # fmt: skip
 
@@ -39,6 +39,7 @@ class Meter:
         """Why the stream cannot be trusted any further."""
         self.error: dict[str, Any] | None = None
         """The upstream's own `error` event."""
+        self.error_event = b""
         self.events_seen = False
         self.model = ""
         self.message_id: str | None = None
@@ -94,15 +95,15 @@ class Meter:
             name, payload = _fields(event)
             if name in _METERED and not self.finished:
                 self._meter(name, payload)
-                if self.broken is not None:
+                if self.broken is not None or self.error is not None:
+                    self.error_event = event
                     break
             if self.finished or name == b"message_delta" or (self._held and name == b"ping"):
                 self._held.append(event)
                 continue
-            if self.error is None:
-                passed += self._held  # more content follows, so what was held was not the end
-                self._held = []
-                passed.append(event)
+            passed += self._held  # more content follows, so what was held was not the end
+            self._held = []
+            passed.append(event)
         return b"".join(passed)
 
     def _meter(self, name: bytes, payload: bytes) -> None:

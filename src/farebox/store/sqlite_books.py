@@ -148,7 +148,7 @@ class Books:
                     command.account_id,
                     command.key_id,
                     command.model,
-                    command.amount_nanos,
+                    answer.held_nanos,
                     command.tokens,
                     command.price_version,
                     self.run_id,

@@ -1,0 +1,273 @@
+"""Accounts: open, look at, credit, debit, suspend, resume, put on a plan."""
+
+import uuid
+from typing import Any
+
+import click
+
+from farebox.accounts.accounts import (
+    Account,
+    Status,
+    clean_email,
+    create_account,
+    find_account,
+    follow_top_ups,
+    list_accounts,
+    set_plan,
+    set_status,
+)
+from farebox.billing.ledger import Transfer
+from farebox.billing.plans import Plans
+from farebox.books.ledger import Ledger, credit, debit
+from farebox.cli.common import (
+    USD,
+    Invocation,
+    actor,
+    common_options,
+    now_us,
+    open_books,
+    pass_invocation,
+    print_json,
+    print_table,
+    run,
+    show_moment,
+)
+from farebox.clock import iso
+from farebox.config import Config
+from farebox.errors import FareboxError
+from farebox.money import format_usd
+from farebox.store.protocol import Store
+
+
+@click.group()
+def account() -> None:
+    """Open accounts, and look after their money and plans.
+
+    An account is named by its email address or its id.
+    """
+
+
+@account.command()
+@click.argument("email")
+@click.option("--plan", metavar="NAME", help="Put it on this plan by hand; otherwise its top-ups decide.")
+@click.option("--credit", "amount_nanos", metavar="USD", type=USD, help="Begin with this much, as if topped up.")
+@common_options
+@pass_invocation
+def create(invocation: Invocation, email: str, plan: str | None, amount_nanos: int | None) -> None:
+    """Open an account.
+
+    \b
+    farebox account create alice@example.com --credit 5.00
+    farebox account create bob@example.com --plan pro
+    """
+    config = invocation.config()
+    chosen = _known_plan(config.plans, plan) if plan else config.plans.earned(amount_nanos or 0).name
+    clean_email(email)
+
+    async def work() -> Account:
+        async with open_books(config, create=True) as store:
+            made = await create_account(store, email, chosen, now_us())
+            if amount_nanos:
+                words = {"code": "deposit", "actor": actor(), "memo": "opening credit"}
+                await _post(store, credit(f"open:{made.id}", made.id, amount_nanos, **words))
+            return await find_account(store, str(made.id))
+
+    _show(invocation, run(work()), "opened")
+
+
+@account.command("list")
+@common_options
+@pass_invocation
+def list_(invocation: Invocation) -> None:
+    """List all accounts; with --json one object a line."""
+    config = invocation.config()
+
+    async def work() -> list[Account]:
+        async with open_books(config) as store:
+            return await list_accounts(store)
+
+    accounts = run(work())
+    if invocation.as_json:
+        for one in accounts:
+            print_json(as_json(one))
+    elif not accounts:
+        click.echo("There are no accounts yet; `farebox account create EMAIL` opens one.")
+    else:
+        print_table(
+            ("id", "email", "plan", "status", ">balance", ">held", "opened"),
+            [
+                (
+                    str(one.id),
+                    one.email,
+                    one.plan,
+                    one.status,
+                    format_usd(one.balance_nanos),
+                    format_usd(one.held_nanos),
+                    show_moment(one.created_at_us),
+                )
+                for one in accounts
+            ],
+        )
+
+
+@account.command()
+@click.argument("email")
+@common_options
+@pass_invocation
+def show(invocation: Invocation, email: str) -> None:
+    """Show an account: plan, status, balance, and what is held for calls in flight."""
+    config = invocation.config()
+
+    async def work() -> Account:
+        async with open_books(config) as store:
+            return await find_account(store, email)
+
+    _show(invocation, run(work()))
+
+
+@account.command("credit")
+@click.argument("email")
+@click.argument("amount_nanos", metavar="USD", type=USD)
+@click.option("--reason", default="credit by hand", help="What the books say it was for.")
+@click.option("--gift", is_flag=True, help="A promotion: no money came in, and no plan is earned by it.")
+@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is credited once only.")
+@common_options
+@pass_invocation
+def credit_(
+    invocation: Invocation, email: str, amount_nanos: int, reason: str, gift: bool, transfer_id: str | None
+) -> None:
+    """Give an account money, as if it had topped up.
+
+    \b
+    farebox account credit alice@example.com 25 --reason "bank transfer" --id bank-4711
+    """
+    config = invocation.config()
+
+    async def work() -> Account:
+        async with open_books(config) as store:
+            before = await find_account(store, email)
+            code = "promotion" if gift else "deposit"
+            transfer = credit(
+                _transfer_id(transfer_id), before.id, amount_nanos, code=code, actor=actor(), memo=reason
+            )
+            await _post(store, transfer)
+            return await follow_top_ups(store, before, config.plans)
+
+    _show(invocation, run(work()), f"credited {format_usd(amount_nanos)}")
+
+
+@account.command("debit")
+@click.argument("email")
+@click.argument("amount_nanos", metavar="USD", type=USD)
+@click.option("--reason", default="debit by hand", help="What the books say it was for.")
+@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is debited once only.")
+@common_options
+@pass_invocation
+def debit_(
+    invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None
+) -> None:
+    """Take money from an account: at most what is free, that is, not held for calls in flight."""
+    config = invocation.config()
+
+    async def work() -> Account:
+        async with open_books(config) as store:
+            found = await find_account(store, email)
+            await _post(
+                store, debit(_transfer_id(transfer_id), found.id, amount_nanos, actor=actor(), memo=reason)
+            )
+            return await find_account(store, str(found.id))
+
+    _show(invocation, run(work()), f"debited {format_usd(amount_nanos)}")
+
+
+@account.command()
+@click.argument("email")
+@common_options
+@pass_invocation
+def suspend(invocation: Invocation, email: str) -> None:
+    """Refuse an account's calls from now on. Calls in flight end as they would; nothing is lost."""
+    _show(invocation, _put(invocation, email, status="suspended"), "suspended")
+
+
+@account.command()
+@click.argument("email")
+@common_options
+@pass_invocation
+def resume(invocation: Invocation, email: str) -> None:
+    """Let a suspended account call again."""
+    _show(invocation, _put(invocation, email, status="active"), "active again")
+
+
+@account.command("set-plan")
+@click.argument("email")
+@click.argument("plan")
+@common_options
+@pass_invocation
+def set_plan_(invocation: Invocation, email: str, plan: str) -> None:
+    """Put an account on a plan by hand, whatever it has topped up."""
+    config = invocation.config()
+    _show(invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
+
+
+def as_json(one: Account) -> dict[str, Any]:
+    """Give an account as scripts get it. These names are stable."""
+    return {
+        "account_id": one.id,
+        "email": one.email,
+        "plan": one.plan,
+        "status": one.status,
+        "balance_nanos": one.balance_nanos,
+        "held_nanos": one.held_nanos,
+        "free_nanos": one.free_nanos,
+        "topped_up_nanos": one.topped_up_nanos,
+        "created_at": iso(one.created_at_us),
+    }
+
+
+def _put(invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None) -> Account:
+    """Change an account's status or plan; answers the account after it."""
+    config: Config = invocation.config()
+
+    async def work() -> Account:
+        async with open_books(config) as store:
+            found = await find_account(store, email)
+            if status:
+                await set_status(store, found.id, status)
+            if plan:
+                await set_plan(store, found.id, plan)
+            return await find_account(store, str(found.id))
+
+    return run(work())
+
+
+async def _post(store: Store, transfer: Transfer) -> None:
+    posted = await Ledger(store).post(transfer)
+    if posted.refused:
+        raise FareboxError(f"nothing was moved: {posted.refused}")
+    if not posted.now:
+        click.echo(f"The transfer {transfer.id} had been made before; nothing was moved again.", err=True)
+
+
+def _transfer_id(given: str | None) -> str:
+    return f"operator:{given or uuid.uuid4().hex}"
+
+
+def _known_plan(plans: Plans, name: str) -> str:
+    if name.lower() not in plans.names():
+        raise click.BadParameter(f"there is no plan {name!r}; there are {', '.join(plans.names())}")
+    return name.lower()
+
+
+def _show(invocation: Invocation, one: Account, what_happened: str = "") -> None:
+    if invocation.as_json:
+        print_json(as_json(one))
+        return
+    if what_happened:
+        click.echo(f"{one.email}: {what_happened}")
+    click.echo(f"  id       {one.id}")
+    click.echo(f"  email    {one.email}")
+    click.echo(f"  plan     {one.plan}")
+    click.echo(f"  status   {one.status}")
+    held = f", of which {format_usd(one.held_nanos)} held for calls in flight" if one.held_nanos else ""
+    click.echo(f"  balance  {format_usd(one.balance_nanos)}{held}")
+    click.echo(f"  opened   {show_moment(one.created_at_us)} UTC")

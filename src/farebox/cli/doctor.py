@@ -1,0 +1,64 @@
+"""`farebox doctor`: everything that can be checked before opening the doors, one line for each."""
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
+from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
+
+_COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
+
+
+@click.command()
+@click.option("--offline", is_flag=True, help="Do not ask the upstreams anything.")
+@common_options
+@pass_invocation
+def doctor(invocation: Invocation, offline: bool) -> int:
+    """Check everything that can be checked before opening the doors. Exit code 1 when something would fail.
+
+    It looks at configuration, secrets, database, disk, clock, ports, prices and limits, and asks every upstream
+    whether it takes its key. It changes nothing, and may run while the server does.
+    """
+    return asyncio.run(_examine(invocation, offline=offline))
+
+
+async def _examine(invocation: Invocation, *, offline: bool) -> int:
+    failures = 0
+
+    def tell(finding: Finding) -> None:
+        nonlocal failures
+        failures += finding.status == "FAIL"
+        if invocation.as_json:
+            print_json(_as_json(finding))
+            return
+        mark = click.style(f"{finding.status:<4}", fg=_COLOURS[finding.status], bold=finding.status == "FAIL")
+        click.echo(f"{mark}  {finding.name:<12} {finding.found}")
+        if finding.advice:
+            click.echo(f"{'':18} {finding.advice}")
+
+    config, findings = read_settings(invocation.file())
+    for finding in findings:
+        tell(finding)
+    if config is not None:
+        for finding in (*check_machine(config), *check_offer(config)):
+            tell(finding)
+        if not offline:
+            if sys.stderr.isatty() and not invocation.as_json:
+                click.echo(f"asking {len(config.upstreams)} upstreams …", err=True)
+            for finding in await check_upstreams(config):
+                tell(finding)
+    if not invocation.as_json:
+        click.echo("Something would fail; see above." if failures else "Ready to open the doors.")
+    return 1 if failures else 0
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "check": finding.name,
+        "status": finding.status.lower(),
+        "found": finding.found,
+        "advice": finding.advice or None,
+    }

@@ -1,0 +1,76 @@
+"""Run servers: the gateway, and the simulator by itself."""
+
+import asyncio
+import contextlib
+import signal
+
+import click
+
+from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
+from farebox.config import check_ready_to_serve
+from farebox.config.settings import listening_url
+
+
+@click.command()
+@common_options
+@pass_invocation
+def serve(invocation: Invocation) -> int:
+    """Serve the gateway until SIGTERM, which lets calls in flight end.
+
+    \b
+    farebox serve --config /etc/farebox.toml
+    """
+    import uvloop
+
+    from farebox.app import serve as serve_gateway
+
+    config = invocation.config(secrets=True)
+    check_ready_to_serve(config)
+    return uvloop.run(serve_gateway(config))
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free port.")
+@click.option("--speed", type=click.FloatRange(0), help="Output tokens a second. 0: as fast as possible.")
+@click.option("--api-key", metavar="KEY", help="Accept this key only; otherwise any key will do.")
+@click.option("--knobs", default="", metavar="TEXT", help='Knobs for every request, such as "rate=50 ttft=300".')
+@common_options
+@pass_invocation
+def simulate(
+    invocation: Invocation, host: str, port: int, speed: float | None, api_key: str | None, knobs: str
+) -> None:
+    """Serve a made-up Messages API: deterministic answers, faithful streams and every fault, for tests.
+
+    Answers follow from the request. A request can ask for faults and figures with the header
+    `x-farebox-sim: tokens=200; cut_after=5`, or with [[sim tokens=200]] in its last user message.
+
+    \b
+    farebox simulate --port 8090 --speed 60
+    """
+    import uvloop
+
+    from farebox.errors import FareboxError
+    from farebox.upstreams.simulator import Simulator
+
+    simulator = Simulator(speed=speed, api_key=api_key, knobs=knobs)
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            chosen = await simulator.listen(host, port)
+        except OSError as error:
+            raise FareboxError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+        url = listening_url(host, chosen)
+        if invocation.as_json:
+            print_json({"base_url": url, "port": chosen})
+        else:
+            click.echo(f"The simulator answers at {url}/v1/messages. Ctrl-C ends it.")
+        with contextlib.suppress(asyncio.CancelledError):
+            await stop.wait()
+        await simulator.close()
+
+    uvloop.run(work())

@@ -1,0 +1,60 @@
+"""How the gateway itself speaks: error envelopes, rate-limit headers, error events."""
+
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from farebox.billing.ratelimit import Level
+from farebox.clock import iso
+from farebox.errors import MethodNotAllowed, Refusal
+from farebox.http.server import Headers
+
+JSON: Final = (b"content-type", b"application/json")
+_RETRY: Final = (b"x-should-retry", b"true")
+_NO_RETRY: Final = (b"x-should-retry", b"false")
+_LONG_WAIT_S: Final = 60
+
+
+def error_body(refusal: Refusal, request_id: str) -> bytes:
+    """Write a refusal in the Anthropic error envelope."""
+    error: dict[str, object] = {"type": refusal.wire_type, "message": refusal.message}
+    if refusal.error_code is not None:
+        error["details"] = {"error_code": refusal.error_code}
+    return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+
+
+def error_event(wire_type: str, message: str, request_id: str) -> bytes:
+    """Write the event that ends a stream which cannot be completed."""
+    body = msgspec.json.encode({"type": "error", "error": {"type": wire_type, "message": message}, "request_id": request_id})
+    return b"event: error\ndata: " + body + b"\n\n"
+
+
+def error_headers(refusal: Refusal) -> Headers:
+    """Give the headers of a refusal: whether and when to try again."""
+    headers = [JSON]
+    wait_s = refusal.retry_after_s
+    headers.append(_RETRY if refusal.retry and (wait_s is None or wait_s <= _LONG_WAIT_S) else _NO_RETRY)
+    if wait_s is not None:
+        headers.append((b"retry-after", b"%d" % wait_s))
+    if isinstance(refusal, MethodNotAllowed):
+        headers.append((b"allow", refusal.allow.encode()))
+    return headers
+
+
+def limit_headers(requests: Level | None, tokens: Level | None) -> Headers:
+    """Give the rate-limit headers of the account's own plan (Messages API, "rate limits": response headers)."""
+    headers: Headers = []
+    for name, level in ((b"requests", requests), (b"tokens", tokens)):
+        if level is not None:
+            headers += (
+                (b"anthropic-ratelimit-%b-limit" % name, b"%d" % level.limit),
+                (b"anthropic-ratelimit-%b-remaining" % name, b"%d" % level.remaining),
+                (b"anthropic-ratelimit-%b-reset" % name, _second(-(-level.full_at_us // 1_000_000))),
+            )
+    return headers
+
+
+@lru_cache(maxsize=1024)
+def _second(second: int) -> bytes:
+    return (iso(second * 1_000_000)[:19] + "Z").encode()

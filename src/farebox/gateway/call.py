@@ -1,0 +1,146 @@
+"""One call and what is known of it: from the key it came with to the usage it ended with."""
+
+from enum import StrEnum
+
+import msgspec
+
+from farebox.accounts.keyring import Caller
+from farebox.billing.bound import Demand, estimated_output
+from farebox.billing.ledger import Settle
+from farebox.billing.pricing import Catalogue, Model, Priced
+from farebox.billing.ratelimit import Level
+from farebox.billing.usage import UnusableUsage, Usage, WireUsage, read_usage
+from farebox.gateway.wire import Asked
+from farebox.http.client import Answer
+from farebox.http.server import Exchange
+from farebox.ids import show_request_id
+from farebox.upstreams.pool import Tries
+
+
+class Outcome(StrEnum):
+    """How an admitted call ended. Who breaks it pays: see `paid_by_customer`."""
+
+    FINISHED = "finished"
+    CLIENT_GONE = "client_gone"
+    OUT_OF_MONEY = "out_of_money"
+    REFUSED_UPSTREAM = "refused_upstream"
+    UPSTREAM_BROKE = "upstream_broke"
+    GATEWAY_BROKE = "gateway_broke"
+
+    @property
+    def paid_by_customer(self) -> bool:
+        """Finished, or cut off by the client or its balance: charged. Broken by upstream or gateway: free."""
+        return self in {Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_MONEY}
+
+
+class Call:
+    """A call in the hands of the coroutine that serves it."""
+
+    __slots__ = (
+        "answer", "asked", "body", "caller", "catalogue", "conversation", "demand", "exchange", "first_byte_at", "held_nanos",
+        "message_id", "model", "output_rate", "request_id", "requests", "shown_id", "started_at", "status", "stop_reason",
+        "tokens", "tries", "usage", "usage_is_final", "visible_bytes", "answered_model",
+    )  # fmt: skip
+
+    def __init__(self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float) -> None:
+        self.exchange = exchange
+        self.request_id = request_id
+        self.shown_id = show_request_id(request_id)
+        self.caller = caller
+        self.catalogue = catalogue
+        self.started_at = started_at
+        self.body = b""
+        self.asked: Asked
+        self.model: Model
+        self.demand: Demand
+        self.output_rate = 0
+        self.conversation = b""
+        self.held_nanos = 0
+        self.requests: Level | None = None
+        self.tokens: Level | None = None
+        self.tries = Tries()
+        self.answer: Answer | None = None
+        self.status = 0
+        self.first_byte_at: float | None = None
+        self.usage: WireUsage = {}
+        self.usage_is_final = False
+        self.visible_bytes = 0
+        self.answered_model = ""
+        self.message_id: str | None = None
+        self.stop_reason: str | None = None
+
+    def usage_so_far(self) -> Usage | None:
+        """Read the usage the upstream has reported, with output that was cut off counted by the published rule.
+
+        None when it reported nothing that can be read: then nothing is charged (promise 2).
+        """
+        if not self.usage:
+            return None
+        counts = dict(self.usage)
+        if not self.usage_is_final:
+            reported = counts.get("output_tokens")
+            seen = estimated_output(self.visible_bytes)
+            counts["output_tokens"] = max(reported if isinstance(reported, int) else 0, seen)
+        try:
+            return read_usage(counts, self.answered_model or self.model.id, long_cache_asked=self.demand.caches_long)
+        except UnusableUsage:
+            return None
+
+    def settlement(self, outcome: Outcome, now: float) -> tuple[Settle, Priced]:
+        """Turn what is known into the command that ends the hold, and the price it was worked out from."""
+        usage = self.usage_so_far()
+        priced = Priced(0, 0)
+        if usage is not None and not self._unbilled_refusal():
+            priced = self.catalogue.price(usage, self.model)
+        usage = usage or Usage()
+        kind = "exact" if self.usage_is_final else "estimated"
+        if not outcome.paid_by_customer:
+            kind = "failed" if outcome is Outcome.REFUSED_UPSTREAM else "waived"
+        elif not usage.lines:
+            kind = "waived"
+        upstream = self.tries.upstream
+        theirs = self.answer.header(b"request-id") if self.answer is not None else None
+        settle = Settle(
+            request_id=self.request_id,
+            account_id=self.caller.account_id,
+            kind=kind,
+            model=self.answered_model or self.model.id,
+            outcome=outcome.value,
+            status=self.status,
+            cost_nanos=priced.cost_nanos,
+            list_nanos=priced.list_nanos,
+            waive=not outcome.paid_by_customer,
+            input_tokens=usage.total("input"),
+            cache_write_5m_tokens=usage.total("cache_write_5m"),
+            cache_write_1h_tokens=usage.total("cache_write_1h"),
+            cache_read_tokens=usage.total("cache_read"),
+            output_tokens=usage.total("output"),
+            web_searches=usage.web_searches,
+            limited_tokens=usage.limited_tokens,
+            detail=_detail(usage),
+            stop_reason=self.stop_reason,
+            message_id=self.message_id,
+            upstream=upstream.name if upstream is not None else None,
+            upstream_request_id=theirs.decode("latin-1")[:200] if theirs else None,
+            attempts=self.tries.count,
+            streamed=bool(self.asked.stream),
+            first_byte_us=_us(self.started_at, self.first_byte_at),
+            duration_us=_us(self.started_at, now) or 0,
+        )
+        return settle, priced
+
+    def _unbilled_refusal(self) -> bool:
+        """Tell a refusal without output, which the upstream does not bill (Messages API, "stop reasons")."""
+        return self.stop_reason == "refusal" and self.usage_is_final and self.usage.get("output_tokens") == 0
+
+
+def _detail(usage: Usage) -> str | None:
+    """Keep the whole usage where a row's columns cannot say it: several steps, factors, unknown counters."""
+    plain = len(usage.lines) <= 1 and not usage.unpriced_uses
+    if plain and not any(line.fast or line.geo_us or line.batch or line.unpriced for line in usage.lines):
+        return None
+    return msgspec.json.encode(usage).decode()
+
+
+def _us(begin: float, end: float | None) -> int | None:
+    return round((end - begin) * 1_000_000) if end is not None else None

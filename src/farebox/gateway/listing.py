@@ -1,0 +1,157 @@
+"""The free endpoints: what is sold (GET …/models), and the upstream's token count (POST …/count_tokens)."""
+
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from farebox.accounts.keyring import Caller, KeyRing
+from farebox.billing.plans import Plans
+from farebox.billing.pricing import Catalogue, Model, Rates
+from farebox.billing.ratelimit import level, spend, wait_ns
+from farebox.clock import Clock
+from farebox.errors import InvalidRequest, NotFound, RateLimited
+from farebox.gateway.answers import JSON, limit_headers
+from farebox.gateway.demand import conversation_of
+from farebox.gateway.settings import CallLimits
+from farebox.gateway.wire import client_headers, read_request, upstream_headers
+from farebox.http.client import UpstreamError
+from farebox.http.server import Exchange, Headers
+from farebox.ids import show_request_id
+from farebox.money import decimal_usd
+from farebox.upstreams.pool import Pool, Tries
+
+_ANSWER_BYTES: Final = 2**20
+_BUCKETS: Final = 50_000
+
+
+class Listing:
+    """Serves what costs nothing; every answer carries the account's limits."""
+
+    def __init__(
+        self, *, keys: KeyRing, pool: Pool, catalogue: Catalogue, plans: Plans, limits: CallLimits, clock: Clock
+    ) -> None:
+        self._keys = keys
+        self._pool = pool
+        self._catalogue = catalogue
+        self._plans = plans
+        self._limits = limits
+        self._clock = clock
+        self._counting: dict[int, int] = {}
+
+    async def models(self, exchange: Exchange, request_id: bytes) -> None:
+        """List the models that are sold, a page at a time, in the shape of the API plus prices."""
+        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        query = parse_qs(exchange.query)
+        limit = _limit(query)
+        models = list(self._catalogue.models.values())
+        ids = [model.id for model in models]
+        begin, end = 0, len(models)
+        if "after_id" in query:
+            begin = _place(ids, query["after_id"][0], "after_id") + 1
+            end = min(end, begin + limit)
+        elif "before_id" in query:
+            end = _place(ids, query["before_id"][0], "before_id")
+            begin = max(0, end - limit)
+        else:
+            end = min(end, limit)
+        more = begin > 0 if "before_id" in query else end < len(models)
+        page = [_describe(model) for model in models[begin:end]]
+        body = {
+            "data": page,
+            "has_more": more,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+        }
+        exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(body))
+
+    async def model(self, exchange: Exchange, request_id: bytes) -> None:
+        """Describe one model, by id or alias."""
+        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        name = exchange.path.rpartition("/models/")[2]
+        model = self._catalogue.find(name)
+        if model is None:
+            raise NotFound(f"model: {name[:100]} is not sold here")
+        exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(_describe(model)))
+
+    async def count_tokens(self, exchange: Exchange, request_id: bytes) -> None:
+        """Pass a token count to the upstream: never charged, never refused for balance, on a limit of its own."""
+        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        self._take_count(caller.account_id)
+        body = await exchange.read_body(self._limits.body_bytes)
+        asked = read_request(body)
+        model = self._catalogue.find(asked.model)
+        if model is None:
+            raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
+        target = "/v1/messages/count_tokens" + (f"?{exchange.query}" if exchange.query else "")
+        tries = Tries()
+        conversation = conversation_of(asked, exchange.headers, caller.account_id)
+        while True:
+            answer = await self._pool.send(
+                tries, "POST", target, upstream_headers(exchange.headers), body, model=model.id, conversation=conversation
+            )
+            try:
+                data = await answer.read(_ANSWER_BYTES)
+                break
+            except UpstreamError as error:
+                self._pool.note_failure(tries, error)
+                await self._pool.prepare_retry(tries)
+        headers = client_headers(answer.headers) + self._headers(caller, request_id)[1:]
+        exchange.respond(answer.status, headers, data)
+
+    def _take_count(self, account_id: int) -> None:
+        now_ns = self._clock() * 1000
+        full_at = max(now_ns, self._counting.get(account_id, 0))
+        per_minute = self._limits.count_tokens_per_minute
+        wait = wait_ns(full_at, now_ns, 1, per_minute)
+        if wait:
+            wait_s = -(-wait // 1_000_000_000)
+            raise RateLimited(f"count_tokens is limited to {per_minute} a minute; try again in {wait_s} s", retry_after_s=wait_s)
+        if len(self._counting) >= _BUCKETS:
+            self._counting = {account: state for account, state in self._counting.items() if state > now_ns}
+        self._counting[account_id] = spend(full_at, 1, per_minute)
+
+    def _headers(self, caller: Caller, request_id: bytes) -> Headers:
+        plan = self._plans.get(caller.plan)
+        now_ns = self._clock() * 1000
+        return [
+            JSON,
+            (b"request-id", show_request_id(request_id).encode()),
+            *limit_headers(
+                level(caller.requests_full_ns, now_ns, plan.requests_per_minute),
+                level(caller.tokens_full_ns, now_ns, plan.tokens_per_minute),
+            ),
+        ]
+
+
+def _limit(query: dict[str, list[str]]) -> int:
+    text = query.get("limit", ["20"])[0]
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise InvalidRequest(f"limit must be 1…1000, got {text[:20]!r}")
+    return int(text)
+
+
+def _place(ids: list[str], model_id: str, name: str) -> int:
+    if model_id not in ids:
+        raise InvalidRequest(f"{name}: there is no model {model_id[:100]!r} here")
+    return ids.index(model_id)
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.display_name,
+        "created_at": model.created_at,
+        "max_input_tokens": model.context_tokens,
+        "max_tokens": model.max_output_tokens,
+        "pricing": {
+            "unit": "USD per million tokens",
+            "sell": _prices(model.rates.sell),
+            "list": _prices(model.rates.list),
+        },
+    }
+
+
+def _prices(rates: Rates) -> dict[str, str]:
+    return {name: decimal_usd(getattr(rates, name)) for name in rates.__struct_fields__}

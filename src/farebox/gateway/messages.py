@@ -1,0 +1,316 @@
+"""The life of a call to POST /v1/messages, as one story.
+
+One coroutine owns the hold from its first moment to its end. Whatever happens to client, upstream or task, it comes
+past `_end`, which settles once (promises 1, 2 and 4).
+"""
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from farebox.accounts.keyring import KeyRing
+from farebox.billing.bound import affordable_tokens, output_cost, output_rate, prompt_cost
+from farebox.billing.ledger import Admission, Admit, Settled, Verdict
+from farebox.billing.pricing import Catalogue
+from farebox.books.ledger import Ledger
+from farebox.clock import Clock
+from farebox.errors import (
+    AuthenticationFailed,
+    InsufficientBalance,
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    RateLimited,
+    Refusal,
+    StoreUnavailable,
+    Unavailable,
+)
+from farebox.gateway.answers import limit_headers
+from farebox.gateway.call import Call, Outcome
+from farebox.gateway.demand import conversation_of, demand_of
+from farebox.gateway.metrics import Metrics
+from farebox.gateway.settings import CallLimits, Features
+from farebox.gateway.settling import Settler
+from farebox.gateway.streaming import Streams
+from farebox.gateway.wire import client_headers, read_request, upstream_headers, with_max_tokens
+from farebox.http.client import Answer, BadAnswer, UpstreamError
+from farebox.http.server import Exchange, Headers
+from farebox.money import format_usd
+from farebox.upstreams.pool import Pool, Tries
+
+_ANSWER_BYTES: Final = 64 * 2**20
+_TOKENS_PER_BYTE: Final = 4
+"""A first guess for the token bucket, corrected once the upstream has counted."""
+_COUNT_MARGIN_PERMILLE: Final = 1_050
+"""The upstream's token count "may differ by a small amount" from what it bills."""
+
+
+class Messages:
+    """Serves calls. Everything it needs is given; it keeps nothing of a call once it has ended."""
+
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        ledger: Ledger,
+        pool: Pool,
+        streams: Streams,
+        settler: Settler,
+        metrics: Metrics,
+        catalogue: Catalogue,
+        features: Features,
+        limits: CallLimits,
+        clock: Clock,
+        top_up_words: str,
+    ) -> None:
+        self._keys = keys
+        self._ledger = ledger
+        self._pool = pool
+        self._streams = streams
+        self._settler = settler
+        self._metrics = metrics
+        self.catalogue = catalogue
+        self._features = features
+        self._limits = limits
+        self._clock = clock
+        self._top_up_words = top_up_words
+        self.in_flight = 0
+
+    async def serve(self, exchange: Exchange, request_id: bytes) -> None:
+        """Serve one call from its first byte to its last. Raises Refusal for what was not let in."""
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        body = await exchange.read_body(self._limits.body_bytes)
+        call = Call(exchange, request_id, caller, self.catalogue, started_at)
+        self._parse(call, body)
+        if self.in_flight >= self._limits.concurrent_calls:
+            raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
+        self.in_flight += 1
+        try:
+            await self._hold(call)
+            await self._run(call)
+        finally:
+            self.in_flight -= 1
+
+    # parse
+
+    def _parse(self, call: Call, body: bytes) -> None:
+        """Read what the call asks for, and bound it."""
+        call.asked = asked = read_request(body)
+        model = self.catalogue.find(asked.model)
+        if model is None:
+            sold = ", ".join(sorted(self.catalogue.models)[:30])
+            raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here; choose one of: {sold}")
+        max_tokens = asked.max_tokens
+        if max_tokens is None:
+            max_tokens = min(self._limits.default_max_tokens, model.max_output_tokens)
+            body = with_max_tokens(body, max_tokens)
+        elif not 0 <= max_tokens <= model.max_output_tokens:
+            raise InvalidRequest(f"max_tokens must be 1…{model.max_output_tokens} for {model.id}, got {max_tokens}")
+        call.body = body
+        call.model = model
+        call.demand = demand_of(asked, len(body), model, self._features, call.exchange.headers, max_tokens)
+        call.output_rate = output_rate(model, call.demand)
+        call.conversation = conversation_of(asked, call.exchange.headers, call.caller.account_id)
+
+    # rate-limit, bound, hold
+
+    async def _hold(self, call: Call) -> None:
+        """Take the call's share of the limits and hold its money, durably, or refuse it in words that help."""
+        admission = await self._admit(call, len(call.body) // _TOKENS_PER_BYTE)
+        if admission.verdict is Verdict.INSUFFICIENT and admission.free_nanos > 0:
+            counted = await self._count_tokens(call)
+            if counted is not None and counted < call.demand.prompt_tokens:
+                call.demand = msgspec.structs.replace(call.demand, prompt_tokens=counted)
+                admission = await self._admit(call, counted)
+        call.requests, call.tokens = admission.requests, admission.tokens
+        call.held_nanos = admission.held_nanos
+        if admission.verdict is not Verdict.ADMITTED:
+            raise self._refusal(call, admission)
+
+    async def _admit(self, call: Call, tokens: int) -> Admission:
+        prompt = prompt_cost(call.model, call.demand)
+        output = call.demand.max_tokens
+        least = wanted = prompt + output_cost(call.output_rate, output)
+        if call.asked.stream:
+            wanted = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens))
+            least = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens // 8))
+        try:
+            return await self._ledger.admit(
+                Admit(
+                    request_id=call.request_id,
+                    account_id=call.caller.account_id,
+                    key_id=call.caller.key_id,
+                    model=call.asked.model,
+                    amount_nanos=wanted,
+                    least_nanos=least,
+                    tokens=tokens,
+                    price_version=call.catalogue.version,
+                )
+            )
+        except StoreUnavailable as error:
+            raise Unavailable("the books cannot be written at the moment; try again shortly", retry_after_s=2) from error
+
+    async def _count_tokens(self, call: Call) -> int | None:
+        """Ask the upstream, which counts for free, when the bound by bytes is more than the balance."""
+        try:
+            answer = await self._pool.send(
+                Tries(),
+                "POST",
+                "/v1/messages/count_tokens",
+                upstream_headers(call.exchange.headers),
+                call.body,
+                model=call.model.id,
+                conversation=call.conversation,
+            )
+            counted = msgspec.json.decode(await answer.read(2**16)).get("input_tokens")
+        except (UpstreamError, Refusal, msgspec.DecodeError, AttributeError):
+            return None
+        return counted * _COUNT_MARGIN_PERMILLE // 1000 + 64 if answer.status == 200 and isinstance(counted, int) else None
+
+    def _refusal(self, call: Call, admission: Admission) -> Refusal:
+        wait_s = -(-admission.retry_after_ns // 1_000_000_000)
+        match admission.verdict:
+            case Verdict.REQUESTS_LIMITED if admission.requests:
+                return RateLimited(
+                    f"your plan allows {admission.requests.limit} requests a minute; try again in {wait_s} s", retry_after_s=wait_s
+                )
+            case Verdict.TOKENS_LIMITED if admission.tokens:
+                return RateLimited(
+                    f"your plan allows {admission.tokens.limit} tokens a minute; try again in {wait_s} s", retry_after_s=wait_s
+                )
+            case Verdict.TOO_MANY_AT_ONCE:
+                return RateLimited(
+                    f"your plan allows {admission.concurrent} calls at once; try again when one has ended", retry_after_s=1
+                )
+            case Verdict.INSUFFICIENT:
+                return InsufficientBalance(self._insufficient_words(call, admission.free_nanos))
+            case Verdict.SUSPENDED:
+                self._keys.forget()
+                return PermissionDenied("this account is suspended")
+            case _:
+                self._keys.forget()
+                return AuthenticationFailed("this API key has been revoked; make a new one in the dashboard")
+
+    def _insufficient_words(self, call: Call, free_nanos: int) -> str:
+        if free_nanos <= 0:
+            return f"your free balance is {format_usd(free_nanos)}; {self._top_up_words}"
+        prompt = prompt_cost(call.model, call.demand)
+        needed = prompt + output_cost(call.output_rate, call.demand.max_tokens)
+        if call.asked.stream:
+            needed = prompt + output_cost(call.output_rate, min(call.demand.max_tokens, self._limits.slice_tokens // 8))
+        fits = affordable_tokens(call.output_rate, free_nanos - prompt)
+        advice = f", or lower max_tokens to at most {fits}" if 0 < fits < call.demand.max_tokens else ""
+        return (
+            f"this call needs {format_usd(needed)} held and your free balance is {format_usd(free_nanos)}: "
+            f"{format_usd(needed - free_nanos)} short; {self._top_up_words}{advice}"
+        )
+
+    # send, relay, settle
+
+    async def _run(self, call: Call) -> None:
+        """Send the call up, bring its answer down, and end its hold, however that goes."""
+        outcome = Outcome.GATEWAY_BROKE
+        refusal: Refusal | None = None
+        last = b""
+        loop = asyncio.get_running_loop()
+        hung_up = False
+        try:
+            async with asyncio.timeout(self._limits.call_s) as limit:
+
+                def on_gone() -> None:
+                    nonlocal hung_up
+                    hung_up = True
+                    limit.reschedule(loop.time() + self._limits.drain_s)
+                    self._streams.hung_up(call)
+
+                call.exchange.on_gone = on_gone
+                if call.exchange.gone:
+                    on_gone()
+                outcome, last = await self._send_and_relay(call)
+        except Refusal as error:
+            outcome, refusal = Outcome.UPSTREAM_BROKE, error
+        except TimeoutError:
+            outcome = Outcome.UPSTREAM_BROKE
+            if hung_up:
+                outcome = Outcome.CLIENT_GONE
+            else:
+                refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
+        finally:
+            call.exchange.on_gone = None
+            if call.answer is not None and not (outcome is Outcome.FINISHED or outcome is Outcome.REFUSED_UPSTREAM):
+                call.answer.abandon()
+            if refusal is not None:
+                call.status = refusal.status
+            if outcome is Outcome.FINISHED and hung_up:
+                outcome = Outcome.CLIENT_GONE
+            settled = await self._settler.end(call, outcome)
+        self._deliver(call, last, refusal, settled)
+
+    async def _send_and_relay(self, call: Call) -> tuple[Outcome, bytes]:
+        """Try upstreams until one answers; relay what it says. Answers the outcome and the last bytes, not yet sent.
+
+        Raises Refusal when no upstream gave a usable answer; then nothing has reached the client.
+        """
+        headers = upstream_headers(call.exchange.headers)
+        target = "/v1/messages" + (f"?{call.exchange.query}" if call.exchange.query else "")
+        while True:
+            call.answer = answer = await self._pool.send(
+                call.tries, "POST", target, headers, call.body, model=call.model.id, conversation=call.conversation
+            )
+            try:
+                if answer.status >= 400:
+                    call.status = answer.status
+                    return Outcome.REFUSED_UPSTREAM, await answer.read(_ANSWER_BYTES)
+                content_type = (answer.header(b"content-type") or b"").lower()
+                if content_type.startswith(b"text/event-stream"):
+                    return await self._streams.relay(call, answer, self._answer_headers(call, answer))
+                if content_type.startswith(b"application/json"):
+                    return await self._whole(call, answer)
+                raise BadAnswer(f"the upstream answered {answer.status} with {content_type[:60].decode('latin-1')!r}")
+            except UpstreamError as error:  # nothing has reached the client: another try may
+                answer.abandon()
+                self._pool.note_failure(call.tries, error)
+                await self._pool.prepare_retry(call.tries)
+
+    async def _whole(self, call: Call, answer: Answer) -> tuple[Outcome, bytes]:
+        """Take in an answer that is one JSON body."""
+        data = await answer.read(_ANSWER_BYTES)
+        try:
+            message = msgspec.json.decode(data)
+            usage = message["usage"]
+            call.answered_model = str(message.get("model") or "")
+            call.message_id = str(message.get("id") or "") or None
+            call.stop_reason = message.get("stop_reason")
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+            raise BadAnswer("the upstream's answer is not a message with usage") from None
+        call.usage, call.usage_is_final = usage if isinstance(usage, dict) else {}, True
+        if call.usage_so_far() is None:
+            call.usage, call.usage_is_final = {}, False
+            raise BadAnswer("the upstream's answer reports no usable usage")
+        call.status = 200
+        call.first_byte_at = asyncio.get_running_loop().time()
+        return Outcome.FINISHED, data
+
+    def _deliver(self, call: Call, last: bytes, refusal: Refusal | None, settled: Settled | None) -> None:
+        """Send what was held back until the charge was durable; without a charge nothing more leaves (promise 1)."""
+        exchange = call.exchange
+        if exchange.started:
+            self._streams.finish(call, last, refusal, settled)
+            return
+        if settled is None and refusal is None:
+            refusal = Unavailable("the charge could not be written, so nothing was charged and nothing is delivered", retry_after_s=5)
+        if refusal is not None:
+            raise refusal
+        if exchange.gone or call.answer is None:
+            return
+        exchange.respond(call.status, self._answer_headers(call, call.answer), last)
+
+    def _answer_headers(self, call: Call, answer: Answer) -> Headers:
+        headers = client_headers(answer.headers)
+        headers.append((b"request-id", call.shown_id.encode()))
+        headers += limit_headers(call.requests, call.tokens)
+        return headers
+

@@ -1,0 +1,46 @@
+"""Counters of the data plane: plain integers, turned into Prometheus samples only when somebody scrapes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+Gauge = tuple[str, str, Callable[[], float]]
+
+
+class Metrics:
+    """What the gateway has done since it started."""
+
+    def __init__(self) -> None:
+        self.responses: Counter[int] = Counter()
+        self.settled: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.charged_nanos = 0
+        self.shortfall_nanos = 0
+        self.waived_nanos = 0
+        self.doubts = 0
+        self.gauges: list[Gauge] = []
+
+    def collect(self) -> Iterator[Metric]:
+        """Give everything to a Prometheus registry (see prometheus_client.registry.Collector)."""
+        responses = CounterMetricFamily("farebox_responses", "Responses by HTTP status", labels=["status"])
+        for status, count in self.responses.items():
+            responses.add_metric([str(status)], count)
+        yield responses
+        settled = CounterMetricFamily("farebox_calls", "Calls that were let in, by how they ended", labels=["outcome"])
+        for outcome, count in self.settled.items():
+            settled.add_metric([outcome], count)
+        yield settled
+        tokens = CounterMetricFamily("farebox_tokens", "Tokens by class", labels=["class"])
+        for token_class, count in self.tokens.items():
+            tokens.add_metric([token_class], count)
+        yield tokens
+        for name, help_, value in (
+            ("farebox_charged_nanodollars", "Charged to customers", self.charged_nanos),
+            ("farebox_shortfall_nanodollars", "Cost above hold and balance, not charged", self.shortfall_nanos),
+            ("farebox_waived_nanodollars", "Cost of calls broken by upstream or gateway, not charged", self.waived_nanos),
+            ("farebox_pricing_doubts", "Usage without a price of its own", self.doubts),
+        ):
+            yield CounterMetricFamily(name, help_, value=value)
+        for name, help_, read in self.gauges:
+            yield GaugeMetricFamily(name, help_, value=read())

@@ -1,0 +1,119 @@
+"""The data plane's front door: one table from paths to handlers, and one place where refusals become answers.
+
+People paste one base URL into the place of another, so every route is served under the base path with /v1, with /v1
+doubled, and bare. Whatever else is asked for is a 404 in the API's own envelope.
+"""
+
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from farebox.clock import Clock
+from farebox.errors import FareboxError, InternalError, MethodNotAllowed, NotFound, Refusal, StoreUnavailable, Unavailable
+from farebox.gateway.answers import error_body, error_headers
+from farebox.gateway.metrics import Metrics
+from farebox.http.server import Exchange
+from farebox.ids import new_request_id, show_request_id
+
+Handler = Callable[[Exchange, bytes], Awaitable[None]]
+Log = Callable[..., Any]
+
+_PROBES: Final = frozenset({"GET", "HEAD"})
+
+
+class Routes:
+    """Sends each exchange to its handler."""
+
+    def __init__(self, *, base_path: str, clock: Clock, metrics: Metrics, log_error: Log, is_ready: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._log_error = log_error
+        self._is_ready = is_ready
+        self._exact: dict[str, tuple[str, Handler]] = {}
+        self._under: list[tuple[str, str, Handler]] = []
+        self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
+        self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1")
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        """Serve `path` below every form of the base URL. A path that ends in / serves all below it."""
+        for prefix in self._prefixes:
+            if path.endswith("/"):
+                self._under.append((prefix + path, method, handler))
+            else:
+                self._exact[prefix + path] = (method, handler)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Serve one exchange to its end."""
+        request_id = new_request_id(self._clock())
+        try:
+            method, handler = self._find(exchange.path)
+            if exchange.method != method and not (method == "GET" and exchange.method == "HEAD"):
+                raise MethodNotAllowed(f"{exchange.path} takes {method}, not {exchange.method}", method)
+            await handler(exchange, request_id)
+        except Refusal as refusal:
+            self._refuse(exchange, refusal, request_id)
+        except StoreUnavailable as error:
+            self._log_error("store_unavailable", request_id=show_request_id(request_id), error=str(error))
+            self._refuse(exchange, Unavailable("the books cannot be read at the moment; try again shortly", retry_after_s=2), request_id)
+        except ConnectionResetError:
+            return  # the client went away before its request had come; there is nobody to answer
+        except Exception as error:  # noqa: BLE001  the outermost loop of a call
+            self._log_error("call_failed", request_id=show_request_id(request_id), error=_name(error), exc_info=_safe(error))
+            self._refuse(exchange, InternalError("the gateway failed; nothing was charged; its operator has been told"), request_id)
+        self._metrics.responses[exchange.status] += 1
+
+    def bad_request(self, exchange: Exchange, error: Exception) -> None:
+        """Answer a request that never became one."""
+        if exchange.started:
+            exchange.abort()
+            return
+        refusal = error if isinstance(error, Refusal) else InternalError("the gateway failed; its operator has been told")
+        if not isinstance(error, Refusal):
+            self._log_error("exchange_failed", error=_name(error), exc_info=_safe(error))
+        self._refuse(exchange, refusal, new_request_id(self._clock()))
+        self._metrics.responses[exchange.status] += 1
+
+    def _find(self, path: str) -> tuple[str, Handler]:
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        for prefix, method, handler in self._under:
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return method, handler
+        if path in self._probes:
+            return "GET", self._hello
+        if path == "/healthz":
+            return "GET", self._hello
+        if path == "/readyz":
+            return "GET", self._ready
+        raise NotFound(f"there is nothing at {path[:200]}; calls go to {self._prefixes[0]}/messages")
+
+    async def _hello(self, exchange: Exchange, request_id: bytes) -> None:
+        """Answer the probes of Claude Code and load balancers: the server is there."""
+        exchange.respond(200, [(b"content-type", b"text/plain"), (b"request-id", show_request_id(request_id).encode())], b"ok\n")
+
+    async def _ready(self, exchange: Exchange, request_id: bytes) -> None:
+        """Tell a load balancer whether to send calls here."""
+        ready = self._is_ready()
+        exchange.respond(
+            200 if ready else 503,
+            [(b"content-type", b"text/plain"), (b"request-id", show_request_id(request_id).encode())],
+            b"ready\n" if ready else b"not ready\n",
+        )
+
+    def _refuse(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
+        if exchange.started or exchange.gone:
+            return
+        shown = show_request_id(request_id)
+        headers = [*error_headers(refusal), (b"request-id", shown.encode()), *refusal.headers]
+        exchange.respond(refusal.status, headers, error_body(refusal, shown))
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, FareboxError) else type(error).__name__
+
+
+def _safe(error: Exception) -> str:
+    """Give the places an error came through, and nothing else: no values, so no prompt and no key (promise 9)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames[-8:]))

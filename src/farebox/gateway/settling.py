@@ -1,0 +1,112 @@
+"""Settling: every admitted call ends here, once, and not before its end is on disk.
+
+Cancelling the caller does not cancel a settlement under way. When the books cannot be written for `patience_s`, the
+answer's last bytes are not delivered, so the call becomes free, and its hold is ended by `retry` later.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from farebox.billing.ledger import Settle, Settled
+from farebox.billing.pricing import Priced
+from farebox.books.ledger import Ledger
+from farebox.errors import FareboxError, StoreUnavailable
+from farebox.gateway.call import Call, Outcome
+from farebox.gateway.metrics import Metrics
+
+_PAUSE_S: Final = 0.25
+Log = Callable[..., Any]
+
+
+class Settler:
+    """Ends holds, and keeps those it could not end."""
+
+    def __init__(self, ledger: Ledger, metrics: Metrics, *, log_call: Log, alert: Log, patience_s: float = 10.0) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._log_call = log_call
+        self._alert = alert
+        self._patience_s = patience_s
+        self._running: set[asyncio.Task[Settled | None]] = set()
+        self.unsettled: dict[bytes, Settle] = {}
+
+    async def end(self, call: Call, outcome: Outcome) -> Settled | None:
+        """End a call's hold and book it. None when that could not be made durable: then nothing may be delivered."""
+        task = asyncio.create_task(self._settle(call, outcome))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def retry(self) -> None:
+        """End the holds that could not be ended before. Called by a job."""
+        for request_id, settle in list(self.unsettled.items()):
+            try:
+                await self._ledger.settle(settle)
+            except StoreUnavailable:
+                return
+            self.unsettled.pop(request_id, None)
+
+    async def drained(self) -> None:
+        """Wait for the settlements under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def _settle(self, call: Call, outcome: Outcome) -> Settled | None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        settle, priced = call.settlement(outcome, now)
+        while True:
+            try:
+                settled = await self._ledger.settle(settle)
+                break
+            except StoreUnavailable as error:
+                if loop.time() - now > self._patience_s:
+                    self._give_up(settle, error)
+                    return None
+                await asyncio.sleep(_PAUSE_S)
+            except FareboxError as error:
+                self._give_up(settle, error)
+                return None
+        self._note(call, settle, settled, priced)
+        return settled
+
+    def _give_up(self, settle: Settle, error: Exception) -> None:
+        """Keep the hold's end for later, free of charge: what is not delivered is not paid."""
+        self.unsettled[settle.request_id] = msgspec.structs.replace(
+            settle, kind="waived", outcome=Outcome.GATEWAY_BROKE.value, waive=True
+        )
+        self._alert("settlement_not_durable", request_id=settle.request_id.hex(), error=str(error))
+
+    def _note(self, call: Call, settle: Settle, settled: Settled, priced: Priced) -> None:
+        metrics = self._metrics
+        metrics.settled[settle.outcome] += 1
+        metrics.charged_nanos += settled.charged_nanos
+        metrics.shortfall_nanos += settled.shortfall_nanos
+        metrics.tokens["input"] += settle.input_tokens
+        metrics.tokens["output"] += settle.output_tokens
+        metrics.tokens["cache_read"] += settle.cache_read_tokens
+        metrics.tokens["cache_write"] += settle.cache_write_5m_tokens + settle.cache_write_1h_tokens
+        if settle.waive and settle.cost_nanos:
+            metrics.waived_nanos += settle.cost_nanos
+        if settled.shortfall_nanos:
+            self._alert("shortfall", request_id=call.shown_id, account_id=settle.account_id, nanos=settled.shortfall_nanos)
+        for doubt in priced.doubts:
+            metrics.doubts += 1
+            self._alert("pricing_doubt", request_id=call.shown_id, model=settle.model, doubt=doubt)
+        self._log_call(
+            "call",
+            request_id=call.shown_id,
+            account_id=settle.account_id,
+            model=settle.model,
+            outcome=settle.outcome,
+            status=settle.status,
+            input_tokens=settle.input_tokens,
+            output_tokens=settle.output_tokens,
+            charged_nanos=settled.charged_nanos,
+            upstream=settle.upstream,
+            attempts=settle.attempts,
+            ms=settle.duration_us // 1000,
+        )

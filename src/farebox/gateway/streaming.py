@@ -1,0 +1,213 @@
+"""Streams: the decisions a running stream needs, made by the coroutine that owns its hold.
+
+The relay carries bytes and wakes it; here the hold is tightened at message_start, extended slice by slice while output
+flows, and the stream ended when the money is gone, the upstream broke it or the gateway must stop.
+"""
+
+import asyncio
+from typing import Final
+
+from farebox.billing.bound import affordable_tokens, estimated_output, output_cost, prompt_cost
+from farebox.billing.ledger import Resize, Settled
+from farebox.billing.usage import UnusableUsage, Usage, read_usage
+from farebox.books.ledger import Ledger
+from farebox.errors import Refusal, StoreUnavailable
+from farebox.gateway.answers import error_event
+from farebox.gateway.call import Call, Outcome
+from farebox.gateway.demand import thinks_hidden
+from farebox.gateway.relay import Relay
+from farebox.gateway.settings import CallLimits
+from farebox.http.client import Answer, BadAnswer, UpstreamError
+from farebox.http.server import Headers
+
+_STORE_PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
+"""While the books cannot be written, an extension is asked for this often; about ten seconds in all."""
+_OPERATORS_OWN: Final = frozenset({"authentication_error", "permission_error", "billing_error"})
+
+
+class Streams:
+    """All streams in flight."""
+
+    def __init__(self, ledger: Ledger, limits: CallLimits, top_up_words: str) -> None:
+        self._ledger = ledger
+        self._limits = limits
+        self._top_up_words = top_up_words
+        self._relays: dict[bytes, Relay] = {}
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def tick(self, now: float) -> None:
+        """Let every stream take note of the time. Called about once a second."""
+        for relay in list(self._relays.values()):
+            relay.tick(now)
+
+    def stop(self) -> None:
+        """End every stream: the gateway is going down and cannot wait any longer."""
+        self._stopping = True
+        for relay in list(self._relays.values()):
+            relay.cut()
+
+    def hung_up(self, call: Call) -> None:
+        relay = self._relays.get(call.request_id)
+        if relay is not None:
+            relay.hung_up()
+
+    async def relay(self, call: Call, answer: Answer, headers: Headers) -> tuple[Outcome, bytes]:
+        """Relay a stream to its end. Answers the outcome and the last events, which have not been sent.
+
+        Raises UpstreamError when it broke before anything of it reached the client.
+        """
+        hidden_rate = call.model.output_tokens_per_s if thinks_hidden(call.asked) else 0
+        relay = Relay(
+            answer,
+            call.exchange,
+            stall_s=(call.tries.upstream.stall_s if call.tries.upstream else None) or self._limits.stall_s,
+            keep_alive_s=self._limits.keep_alive_ping_s,
+            hidden_rate=hidden_rate,
+        )
+        self._relays[call.request_id] = relay
+        if call.exchange.gone:
+            relay.hung_up()
+        try:
+            await self._first_event(relay)
+            call.status = 200
+            if relay.client_is_there:
+                relay.begin(200, [*headers, (b"x-accel-buffering", b"no")])
+            outcome = await self._watch(call, relay)
+        finally:
+            del self._relays[call.request_id]
+            self._learn(call, relay)
+        if outcome is Outcome.OUT_OF_MONEY:
+            call.visible_bytes = relay.delivered_bytes
+        return outcome, self._last_events(call, relay, outcome)
+
+    def finish(self, call: Call, last: bytes, refusal: Refusal | None, settled: Settled | None) -> None:
+        """Send the last events of a stream, now that its charge is durable, or the error that ends it."""
+        if refusal is not None:
+            last = error_event(refusal.wire_type, refusal.message, call.shown_id)
+        elif settled is None:
+            last = error_event("api_error", "the charge could not be written; nothing was charged", call.shown_id)
+        call.exchange.write(last)
+        call.exchange.finish()
+
+    async def _first_event(self, relay: Relay) -> None:
+        """Wait for the first whole event, so that a stream that breaks at once can be tried elsewhere.
+
+        A long silence ends the waiting: the client then gets headers and keep-alives.
+        """
+        meter = relay.meter
+        await relay.news(self._limits.keep_alive_ping_s)
+        while not (meter.events_seen or relay.ended or meter.broken) and relay.client_is_there:
+            if relay.silent_for(asyncio.get_running_loop().time()) >= self._limits.keep_alive_ping_s - 1:
+                return
+            await relay.news(self._limits.keep_alive_ping_s)
+        if meter.broken is not None:
+            raise BadAnswer(meter.broken)
+        if meter.error is not None and relay.first_byte_at is None:
+            raise BadAnswer("the stream began with an error")
+        if relay.failure is not None and relay.first_byte_at is None and relay.client_is_there:
+            raise relay.failure
+
+    async def _watch(self, call: Call, relay: Relay) -> Outcome:
+        """Decide whenever the relay asks, until the stream has ended one way or another."""
+        relay.cover(self._affordable(call, prompt_cost(call.model, call.demand)), float("inf"))
+        tightened = False
+        while True:
+            meter = relay.meter
+            if meter.finished:
+                return Outcome.FINISHED if self._usage_is_usable(call, relay) else Outcome.UPSTREAM_BROKE
+            if self._stopping:
+                return Outcome.GATEWAY_BROKE
+            if meter.broken is not None or meter.error is not None or relay.ended:
+                return Outcome.UPSTREAM_BROKE
+            if meter.started and (not tightened or relay.produced_tokens > relay.ask_at):
+                tightened = True
+                if not await self._extend(call, relay):
+                    return Outcome.GATEWAY_BROKE
+                if not relay.is_covered and not meter.finished:
+                    return Outcome.OUT_OF_MONEY
+                continue
+            await relay.news(None if meter.started else 1.0)
+
+    async def _extend(self, call: Call, relay: Relay) -> bool:
+        """Bring the hold to what has been used and one more slice, or as near as the balance goes.
+
+        While the books cannot be asked the stream goes on within what it holds. False when it cannot any longer.
+        """
+        known, prompt = self._known_prompt(call, relay)
+        most = call.demand.max_tokens
+        target = int(min(relay.produced_tokens + self._limits.slice_tokens, most))
+        wanted = prompt + output_cost(call.output_rate, target)
+        counted = (known.limited_tokens if known else 0) + estimated_output(relay.meter.visible_bytes)
+        resize = Resize(
+            request_id=call.request_id, account_id=call.caller.account_id, amount_nanos=wanted, tokens=counted
+        )
+        for pause_s in _STORE_PAUSES_S:
+            try:
+                resized = await self._ledger.resize(resize)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(pause_s)
+        else:
+            return False
+        call.held_nanos = resized.amount_nanos
+        if target >= most and resized.amount_nanos >= wanted:
+            relay.cover(float("inf"), float("inf"))
+        else:
+            covered = self._affordable(call, prompt)
+            enough = resized.amount_nanos >= wanted
+            relay.cover(covered, covered - self._limits.slice_tokens / 2 if enough else covered)
+        return True
+
+    def _affordable(self, call: Call, prompt_nanos: int) -> int:
+        return affordable_tokens(call.output_rate, call.held_nanos - prompt_nanos)
+
+    def _known_prompt(self, call: Call, relay: Relay) -> tuple[Usage | None, int]:
+        """Give the input usage that message_start reported and its cost; the bound where it said nothing usable."""
+        bound = prompt_cost(call.model, call.demand)
+        counts = {**relay.meter.usage, "output_tokens": 0}
+        try:
+            usage = read_usage(counts, relay.meter.model or call.model.id, long_cache_asked=call.demand.caches_long)
+        except UnusableUsage:
+            return None, bound
+        if call.demand.web_searches:
+            return usage, bound  # each search adds input later on
+        return usage, call.catalogue.price(usage, call.model).cost_nanos
+
+    def _usage_is_usable(self, call: Call, relay: Relay) -> bool:
+        """Tell whether the stream reported what it used. A finished answer without usage counts as broken."""
+        self._learn(call, relay)
+        return relay.meter.usage_is_final and call.usage_so_far() is not None
+
+    def _learn(self, call: Call, relay: Relay) -> None:
+        meter = relay.meter
+        call.usage, call.usage_is_final = meter.usage, meter.usage_is_final and meter.finished
+        call.visible_bytes = meter.visible_bytes
+        call.answered_model = meter.model
+        call.message_id = meter.message_id
+        call.stop_reason = meter.stop_reason
+        call.first_byte_at = relay.first_byte_at
+
+    def _last_events(self, call: Call, relay: Relay, outcome: Outcome) -> bytes:
+        if outcome is Outcome.FINISHED:
+            return relay.take_uncovered() + relay.meter.held
+        if outcome is Outcome.OUT_OF_MONEY:
+            words = f"your balance is used up, so the stream ends here; what you received is charged; {self._top_up_words}"
+            return error_event("insufficient_balance", words, call.shown_id)
+        if outcome is Outcome.GATEWAY_BROKE:
+            return error_event("overloaded_error", "the gateway is restarting; nothing was charged; try again", call.shown_id)
+        error = (relay.meter.error or {}).get("error")
+        if isinstance(error, dict) and error.get("type") not in _OPERATORS_OWN:
+            return relay.meter.error_event
+        return error_event("upstream_error", f"{_why(relay)}; nothing was charged; try again", call.shown_id)
+
+
+def _why(relay: Relay) -> str:
+    failure: UpstreamError | None = relay.failure
+    if relay.meter.broken is not None:
+        return "the upstream's stream could not be read any further"
+    if relay.meter.finished:
+        return "the upstream reported no usage for its answer"
+    return f"the upstream broke off: {failure}" if failure is not None else "the upstream broke off"

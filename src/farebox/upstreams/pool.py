@@ -1,0 +1,228 @@
+"""The pool: which upstream gets a call, how its health is judged, and when a failed try may be repeated.
+
+A try is repeated only before its first byte has reached the client, at another upstream or the same one, within a
+retry budget. Everything after that is the relay's and the client's to know.
+"""
+
+import asyncio
+import hashlib
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from farebox.errors import Overloaded, Refusal, UpstreamFailed
+from farebox.http.client import Answer, HttpClient, UpstreamError, read_origin
+from farebox.http.server import Headers
+from farebox.upstreams.settings import UpstreamSettings
+
+_RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_OPERATORS_OWN: Final = frozenset({401, 402, 403})
+_ERROR_BODY_BYTES: Final = 2**20
+_OPEN_AFTER: Final = 5
+_OPEN_S: Final = 10.0
+_LONGEST_OPEN_S: Final = 120.0
+_LONGEST_WAIT_S: Final = 8.0
+
+
+class Upstream:
+    """One way up: its connections, its credential, and how it has been doing."""
+
+    def __init__(self, settings: UpstreamSettings, *, connect_s: float, tls: ssl.SSLContext | None = None) -> None:
+        self.name = settings.name
+        self.weight = settings.weight
+        self.models = frozenset(settings.models)
+        self.first_byte_s = settings.first_byte_s
+        self.stall_s = settings.stall_s
+        self.client = HttpClient(
+            read_origin(settings.base_url),
+            connect_s=settings.connect_s or connect_s,
+            connections=settings.connections,
+            tls=tls,
+        )
+        self.credential: Headers = [(b"x-api-key", settings.api_key.reveal().encode("latin-1"))]
+        self.in_flight = 0
+        self.calls = 0
+        self.failures = 0
+        self.failures_in_a_row = 0
+        self.closed_until = 0.0
+
+    def is_healthy(self, now: float) -> bool:
+        """Whether calls go here. After a run of failures it rests, then one call at a time finds out."""
+        return now >= self.closed_until
+
+    def succeeded(self) -> None:
+        self.failures_in_a_row = 0
+        self.closed_until = 0.0
+
+    def failed(self, now: float) -> None:
+        """Count a failure that is the upstream's own; after five in a row it rests, each time longer."""
+        self.failures += 1
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= _OPEN_AFTER:
+            times = self.failures_in_a_row - _OPEN_AFTER + 1
+            self.closed_until = now + min(_OPEN_S * times, _LONGEST_OPEN_S)
+
+
+class RetryBudget:
+    """Retries as a share of calls, with a small allowance for quiet times (Finagle's RetryBudget)."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._tokens = 10.0 if share > 0 else 0.0
+
+    def call(self) -> None:
+        self._tokens = min(self._tokens + self._share, 100.0)
+
+    def take(self) -> bool:
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Tries:
+    """The tries of one call: which upstreams failed it, how often, and why the last one did."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failed_at: set[str] = set()
+        self.last: UpstreamError | None = None
+        self.retry_after_s: float | None = None
+        self.status: int | None = None
+        self.upstream: Upstream | None = None
+
+
+class Pool:
+    """All upstreams of this process."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        *,
+        attempts: int,
+        retry_budget: float,
+        retry_wait_s: float,
+        retry_after_max_s: float,
+        first_byte_s: float,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.upstreams = upstreams
+        self._attempts = attempts
+        self._budget = RetryBudget(retry_budget)
+        self._retry_wait_s = retry_wait_s
+        self._retry_after_max_s = retry_after_max_s
+        self._first_byte_s = first_byte_s
+        self._chance = chance
+        self.retries = 0
+
+    async def send(
+        self, tries: Tries, method: str, target: str, headers: Headers, body: bytes, *, model: str | None, conversation: bytes
+    ) -> Answer:
+        """Send a request until an upstream answers it, in success or with an error that is the client's to see.
+
+        Raises UpstreamFailed or Overloaded when no try is left. `tries` carries on from call to call, so that an answer
+        that breaks before its first byte was passed on can be tried again by calling this again.
+        """
+        if tries.count == 0:
+            self._budget.call()
+        while True:
+            upstream = self._choose(tries, model, conversation)
+            if upstream is None:
+                raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
+            tries.count += 1
+            tries.upstream = upstream
+            upstream.calls += 1
+            try:
+                answer = await upstream.client.request(
+                    method,
+                    target,
+                    headers + upstream.credential,
+                    body,
+                    first_byte_s=upstream.first_byte_s or self._first_byte_s,
+                )
+            except UpstreamError as error:
+                self.note_failure(tries, error)
+            else:
+                if answer.status not in _RETRIED and answer.status not in _OPERATORS_OWN and not 300 <= answer.status < 400:
+                    upstream.succeeded()
+                    return answer
+                await self._note_status(tries, answer)
+            await self.prepare_retry(tries)
+
+    def note_failure(self, tries: Tries, error: UpstreamError) -> None:
+        """Remember that the try's upstream broke it."""
+        assert tries.upstream is not None
+        tries.last = error
+        tries.status = None
+        tries.retry_after_s = None
+        tries.failed_at.add(tries.upstream.name)
+        tries.upstream.failed(asyncio.get_running_loop().time())
+
+    async def prepare_retry(self, tries: Tries) -> None:
+        """Wait for the next try. Raises what the client gets when there is none."""
+        others = any(upstream.name not in tries.failed_at for upstream in self.upstreams)
+        patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
+        if tries.count >= self._attempts or not (others or patient) or not self._budget.take():
+            raise _refusal(tries)
+        self.retries += 1
+        if others:
+            return
+        wait_s = min(_LONGEST_WAIT_S, self._retry_wait_s * 2 ** (tries.count - 1)) * self._chance()
+        await asyncio.sleep(max(wait_s, tries.retry_after_s or 0.0))
+
+    async def close(self) -> None:
+        for upstream in self.upstreams:
+            await upstream.client.close()
+
+    def _choose(self, tries: Tries, model: str | None, conversation: bytes) -> Upstream | None:
+        """Choose by rendezvous hashing: a conversation stays where its prompt cache is, weights are kept."""
+        now = asyncio.get_running_loop().time()
+        able = [u for u in self.upstreams if not u.models or model is None or model in u.models]
+        if len(able) == 1:
+            return able[0]
+        fresh = [u for u in able if u.name not in tries.failed_at] or able
+        healthy = [u for u in fresh if u.is_healthy(now)] or fresh
+        weighted = [u for u in healthy if u.weight > 0] or healthy
+        return max(weighted, key=lambda u: _score(u, conversation), default=None)
+
+    async def _note_status(self, tries: Tries, answer: Answer) -> None:
+        assert tries.upstream is not None
+        tries.status = answer.status
+        tries.last = None
+        tries.retry_after_s = _seconds(answer.header(b"retry-after"))
+        tries.failed_at.add(tries.upstream.name)
+        if answer.status != 429:
+            tries.upstream.failed(asyncio.get_running_loop().time())
+        try:
+            await answer.read(_ERROR_BODY_BYTES)
+        except UpstreamError as error:
+            tries.last = error
+
+
+def _score(upstream: Upstream, conversation: bytes) -> float:
+    digest = hashlib.blake2b(conversation + b"\0" + upstream.name.encode(), digest_size=8).digest()
+    share = (int.from_bytes(digest, "big") + 1) / 2**64
+    return share ** (1.0 / max(upstream.weight, 1))
+
+
+def _seconds(value: bytes | None) -> float | None:
+    try:
+        return float(value) if value is not None else None
+    except ValueError:
+        return None
+
+
+def _refusal(tries: Tries) -> Refusal:
+    """Say what went wrong without naming the operator's account. An upstream's own 401, 402 or 403 is never shown."""
+    wait_s = min(60, max(1, round(tries.retry_after_s or 2)))
+    if tries.status == 529:
+        return Overloaded("the model's provider is overloaded; try again shortly", retry_after_s=wait_s)
+    if tries.status == 429:
+        refusal = Overloaded("the model's provider is at its rate limit; your own limits are not touched; try again shortly", retry_after_s=wait_s)
+        refusal.status, refusal.wire_type = 429, "rate_limit_error"
+        return refusal
+    if tries.status in _OPERATORS_OWN:
+        return UpstreamFailed("the upstream does not accept this gateway at the moment; its operator has been told", retry_after_s=30)
+    reason = f"answered {tries.status}" if tries.status is not None else "did not answer"
+    return UpstreamFailed(f"the upstream {reason} after {tries.count} {'try' if tries.count == 1 else 'tries'}; nothing was charged", retry_after_s=wait_s)
