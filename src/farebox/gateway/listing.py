@@ -6,13 +6,13 @@ from urllib.parse import parse_qs
 import msgspec
 
 from farebox.accounts.keyring import Caller, KeyRing
-from farebox.billing.plans import Plans
 from farebox.billing.pricing import Catalogue, Model, Rates
-from farebox.billing.ratelimit import level, spend, wait_ns
+from farebox.billing.ratelimit import spend, wait_ns
 from farebox.clock import Clock
 from farebox.errors import InvalidRequest, NotFound, RateLimited
-from farebox.gateway.answers import JSON, limit_headers
+from farebox.gateway.answers import JSON
 from farebox.gateway.demand import conversation_of
+from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits
 from farebox.gateway.wire import client_headers, read_request, upstream_headers
 from farebox.http.client import UpstreamError
@@ -29,12 +29,12 @@ class Listing:
     """Serves what costs nothing; every answer carries the account's limits."""
 
     def __init__(
-        self, *, keys: KeyRing, pool: Pool, catalogue: Catalogue, plans: Plans, limits: CallLimits, clock: Clock
+        self, *, keys: KeyRing, pool: Pool, catalogue: Catalogue, levels: Levels, limits: CallLimits, clock: Clock
     ) -> None:
         self._keys = keys
         self._pool = pool
         self._catalogue = catalogue
-        self._plans = plans
+        self._levels = levels
         self._limits = limits
         self._clock = clock
         self._counting: dict[int, int] = {}
@@ -112,15 +112,10 @@ class Listing:
         self._counting[account_id] = spend(full_at, 1, per_minute)
 
     def _headers(self, caller: Caller, request_id: bytes) -> Headers:
-        plan = self._plans.get(caller.plan)
-        now_ns = self._clock() * 1000
         return [
             JSON,
             (b"request-id", show_request_id(request_id).encode()),
-            *limit_headers(
-                level(caller.requests_full_ns, now_ns, plan.requests_per_minute),
-                level(caller.tokens_full_ns, now_ns, plan.tokens_per_minute),
-            ),
+            *self._levels.headers(caller, self._clock()),
         ]
 
 

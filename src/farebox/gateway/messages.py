@@ -29,7 +29,7 @@ from farebox.errors import (
 from farebox.gateway.answers import limit_headers
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.demand import conversation_of, demand_of
-from farebox.gateway.metrics import Metrics
+from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
@@ -57,7 +57,7 @@ class Messages:
         pool: Pool,
         streams: Streams,
         settler: Settler,
-        metrics: Metrics,
+        levels: Levels,
         catalogue: Catalogue,
         features: Features,
         limits: CallLimits,
@@ -69,7 +69,7 @@ class Messages:
         self._pool = pool
         self._streams = streams
         self._settler = settler
-        self._metrics = metrics
+        self._levels = levels
         self.catalogue = catalogue
         self._features = features
         self._limits = limits
@@ -82,17 +82,20 @@ class Messages:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         caller = await self._keys.authenticate(exchange.headers, self._clock())
-        body = await exchange.read_body(self._limits.body_bytes)
         call = Call(exchange, request_id, caller, self.catalogue, started_at)
-        self._parse(call, body)
-        if self.in_flight >= self._limits.concurrent_calls:
-            raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
-        self.in_flight += 1
         try:
-            await self._hold(call)
-            await self._run(call)
-        finally:
-            self.in_flight -= 1
+            self._parse(call, await exchange.read_body(self._limits.body_bytes))
+            if self.in_flight >= self._limits.concurrent_calls:
+                raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
+            self.in_flight += 1
+            try:
+                await self._hold(call)
+                await self._run(call)
+            finally:
+                self.in_flight -= 1
+        except Refusal as refusal:
+            refusal.headers = self._levels.headers(caller, self._clock())
+            raise
 
     # parse
 
@@ -126,6 +129,7 @@ class Messages:
                 call.demand = msgspec.structs.replace(call.demand, prompt_tokens=counted)
                 admission = await self._admit(call, counted)
         call.requests, call.tokens = admission.requests, admission.tokens
+        self._levels.saw(call.caller.account_id, admission.requests, admission.tokens)
         call.held_nanos = admission.held_nanos
         if admission.verdict is not Verdict.ADMITTED:
             raise self._refusal(call, admission)

@@ -1,0 +1,260 @@
+"""The composition root: everything that lives long is made here, given what it needs, and ended here in turn."""
+
+import asyncio
+import signal
+import ssl
+from typing import Final
+
+import prometheus_client
+from msgspec.structs import replace
+from prometheus_client.registry import CollectorRegistry
+
+from farebox.accounts.keyring import KeyRing
+from farebox.books.days import close_days
+from farebox.books.ledger import Ledger, resolve_orphans
+from farebox.books.prices import pin_prices
+from farebox.clock import steady_clock
+from farebox.config import Config
+from farebox.errors import ConfigError
+from farebox.gateway.levels import Levels
+from farebox.gateway.listing import Listing
+from farebox.gateway.messages import Messages
+from farebox.gateway.metrics import Metrics
+from farebox.gateway.routes import Routes
+from farebox.gateway.settling import Settler
+from farebox.gateway.streaming import Streams
+from farebox.http.server import Exchange, HttpServer
+from farebox.jobs import Jobs
+from farebox.logs import Logger, make_logger
+from farebox.store.sqlite import SqliteStore, open_store
+from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.settings import UpstreamSettings
+from farebox.upstreams.simulator import Simulator
+
+_END_S: Final = 5.0
+"""How long tasks get to end their calls once streams have been stopped."""
+
+
+async def serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT, then let calls in flight end. Answers the exit code."""
+    gateway = await start_gateway(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+    await gateway.stop()
+    return 0
+
+
+async def start_gateway(config: Config, *, simulator: Simulator | None = None, logger: Logger | None = None) -> "Gateway":
+    """Open the books, resolve what an earlier process left, then open the doors.
+
+    Upstreams of kind "simulator" are served by `simulator`, or by one of their own. Raises StoreUnavailable or
+    ConfigError; nothing is left open then.
+    """
+    gateway = Gateway(config, logger or make_logger(config.log.level, config.log.format))
+    try:
+        await gateway.start(simulator)
+    except BaseException:
+        await gateway.stop()
+        raise
+    return gateway
+
+
+class Gateway:
+    """A running gateway. `port` and `metrics_port` are those it listens on."""
+
+    def __init__(self, config: Config, logger: Logger) -> None:
+        self.config = config
+        self.log = logger
+        self.port = 0
+        self.metrics_port: int | None = None
+        self.clock = steady_clock()
+        self.metrics = Metrics()
+        self.jobs = Jobs(logger.error)
+        self._ready = False
+        self._stopped = asyncio.Event()
+        self.store: SqliteStore | None = None
+        self.ledger: Ledger | None = None
+        self.pool: Pool | None = None
+        self.simulator: Simulator | None = None
+        self._server: HttpServer | None = None
+        self._metrics_server: HttpServer | None = None
+        self._settler: Settler | None = None
+        self._streams: Streams | None = None
+
+    async def start(self, simulator: Simulator | None) -> None:
+        """Make everything, from the books up to the doors."""
+        config = self.config
+        store = self.store = await open_store(config.database_path, plans=config.plans, clock=self.clock, serving=True)
+        ledger = self.ledger = Ledger(store)
+        await store.write([("INSERT INTO run (started_at) VALUES (?)", (self.clock(),))])
+        store.books.run_id = (await store.fetch("SELECT max(id) FROM run"))[0][0]
+        orphans = await resolve_orphans(store, ledger)
+        if orphans:
+            self.log.warning("holds_recovered", count=orphans)
+        catalogue = await pin_prices(store, config.models, self.clock())
+        keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator")
+        pool = self.pool = await self._make_pool(simulator)
+        log_call = self.log.info if config.log.calls else self.log.debug
+        settler = self._settler = Settler(ledger, self.metrics, log_call=log_call, alert=self.log.error)
+        top_up_words = f"top up at {config.public_url}/dashboard"
+        streams = self._streams = Streams(ledger, config.limits, top_up_words)
+        levels = Levels(config.plans)
+        messages = Messages(
+            keys=keys,
+            ledger=ledger,
+            pool=pool,
+            streams=streams,
+            settler=settler,
+            levels=levels,
+            catalogue=catalogue,
+            features=config.features,
+            limits=config.limits,
+            clock=self.clock,
+            top_up_words=top_up_words,
+        )
+        listing = Listing(
+            keys=keys, pool=pool, catalogue=catalogue, levels=levels, limits=config.limits, clock=self.clock
+        )
+        self._watch(keys, messages, streams, ledger)
+        await self._open_doors(messages, listing)
+
+    async def stop(self) -> None:
+        """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
+        self._ready = False
+        if self._server is not None and not await self._server.close(self.config.server.shutdown_s):
+            if self._streams is not None:
+                self._streams.stop()
+            await asyncio.wait(self._server.tasks, timeout=_END_S) if self._server.tasks else None
+            for task in list(self._server.tasks):
+                task.cancel()
+            if self._server.tasks:
+                await asyncio.wait(self._server.tasks, timeout=_END_S)
+        if self._settler is not None:
+            await self._settler.drained()
+            await self._settler.retry()
+        await self.jobs.stop()
+        for server in (self._server, self._metrics_server):
+            if server is not None:
+                await server.shut()
+        if self.pool is not None:
+            await self.pool.close()
+        if self.simulator is not None:
+            await self.simulator.close()
+        if self.ledger is not None:
+            await self.ledger.drained()
+        if self.store is not None:
+            await self.store.write([("UPDATE run SET stopped_at = ? WHERE id = ?", (self.clock(), self.store.books.run_id))])
+            await self.store.close()
+            self.store = None
+        self._stopped.set()
+        self.log.info("stopped")
+
+    async def stopped(self) -> None:
+        """Wait until the gateway has been stopped."""
+        await self._stopped.wait()
+
+    def _watch(self, keys: KeyRing, messages: Messages, streams: Streams, ledger: Ledger) -> None:
+        store, settler = self.store, self._settler
+        assert store is not None
+        assert settler is not None
+        loop = asyncio.get_running_loop()
+
+        async def tick() -> None:
+            streams.tick(loop.time())
+
+        async def follow_changes() -> None:
+            if await store.changed_elsewhere():
+                keys.forget()
+
+        async def close_past_days() -> None:
+            for day in await close_days(store, self.clock()):
+                self.log.info("day_closed", day=day)
+
+        self.jobs.every(1.0, "tick", tick)
+        self.jobs.every(0.25, "follow_changes", follow_changes)
+        self.jobs.every(5.0, "retry_settlements", settler.retry)
+        self.jobs.every(60.0, "close_days", close_past_days)
+        self.metrics.gauges += [
+            ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
+            ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
+            ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
+            ("farebox_ledger_commands", "Commands given to the ledger", lambda: ledger.commands),
+            ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
+            ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
+        ]
+
+    async def _make_pool(self, simulator: Simulator | None) -> Pool:
+        limits = self.config.limits
+        upstreams = []
+        for settings in self.config.upstreams:
+            if settings.kind == "simulator" and not settings.base_url:
+                if simulator is None and self.simulator is None:
+                    self.simulator = Simulator()
+                    await self.simulator.listen()
+                port = (simulator or self.simulator).port  # type: ignore[union-attr]
+                settings = _at(settings, f"http://127.0.0.1:{port}")  # noqa: PLW2901
+            try:
+                upstreams.append(Upstream(settings, connect_s=limits.connect_s, tls=ssl.create_default_context()))
+            except ValueError as error:
+                raise ConfigError(f"upstream {settings.name!r}: {error}") from error
+        return Pool(
+            upstreams,
+            attempts=limits.attempts,
+            retry_budget=limits.retry_budget,
+            retry_wait_s=limits.retry_wait_s,
+            retry_after_max_s=limits.retry_after_max_s,
+            first_byte_s=limits.first_byte_s,
+        )
+
+    async def _open_doors(self, messages: Messages, listing: Listing) -> None:
+        config = self.config
+        routes = Routes(
+            base_path=config.server.base_path,
+            clock=self.clock,
+            metrics=self.metrics,
+            log_error=self.log.error,
+            is_ready=lambda: self._ready,
+        )
+        routes.add("POST", "/messages", messages.serve)
+        routes.add("POST", "/messages/count_tokens", listing.count_tokens)
+        routes.add("GET", "/models", listing.models)
+        routes.add("GET", "/models/", listing.model)
+        await self._open_metrics(routes)
+        server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
+        self.port = await _listen(server, config.server.host, config.server.port)
+        self._server = server
+        self._ready = True
+        self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
+
+    async def _open_metrics(self, routes: Routes) -> None:
+        address = self.config.server.metrics_address
+        if address is None:
+            return
+        registry = CollectorRegistry()
+        registry.register(self.metrics)  # type: ignore[arg-type]  # the protocol asks for collect() alone
+        prometheus_client.ProcessCollector(registry=registry)
+
+        async def handle(exchange: Exchange) -> None:
+            found = exchange.path == "/metrics"
+            body = prometheus_client.generate_latest(registry) if found else b"metrics are at /metrics\n"
+            exchange.respond(200 if found else 404, [(b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())], body)
+
+        server = HttpServer(handle, on_bad_request=routes.bad_request)
+        self.metrics_port = await _listen(server, *address)
+        self._metrics_server = server
+
+
+async def _listen(server: HttpServer, host: str, port: int) -> int:
+    try:
+        return await server.listen(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; choose another port, or stop what uses this one"
+        ) from error
+
+
+def _at(settings: UpstreamSettings, base_url: str) -> UpstreamSettings:
+    return replace(settings, base_url=base_url)
