@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import click
 
 from farebox.cli.account import account
-from farebox.cli.books import audit, ledger, usage
-from farebox.cli.common import Invocation, common_options, fail
+from farebox.cli.books import ledger, usage
+from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
 from farebox.cli.key import key
@@ -18,34 +18,40 @@ from farebox.errors import FareboxError
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, key),
-    "Books": (usage, ledger, audit),
+    "Books": (usage, ledger),
     "Operate": (doctor, config, version),
 }
+_EXAMPLES = (
+    "farebox demo                             # a gateway to try, with a customer and a key",
+    "farebox config example > farebox.toml",
+    "farebox doctor && farebox serve          # the real thing",
+)
 
 
 class _Sectioned(click.Group):
     """A group whose help lists commands under headings, in the order one needs them."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for heading, commands in _SECTIONS.items():
             with formatter.section(heading):
                 limit = formatter.width - 6 - max(len(name) for name in self.commands)
                 formatter.write_dl([(str(c.name), c.get_short_help_str(limit)) for c in commands])
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        write_examples(formatter, _EXAMPLES)
 
-@click.group(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="farebox", message="farebox %(version)s")
 @common_options
 def cli() -> None:
     """Farebox: a prepaid, metered gateway for the Anthropic Messages API.
 
-    \b
-    farebox demo                         a gateway to try, with a customer and a key
-    farebox config example > farebox.toml
-    farebox doctor && farebox serve      the real thing
-
-    Settings come from --config, else $FAREBOX_CONFIG, else ./farebox.toml, with FAREBOX_* variables over them. Commands
-    about customers and books work while the server runs, which sees the change at once, and while it does not.
+    Settings come from --config, else $FAREBOX_CONFIG, else ./farebox.toml, with FAREBOX_* variables over
+    them. Commands about customers and books work while the server runs, which sees the change at once, and
+    while it does not.
     """
 
 
@@ -55,7 +61,7 @@ for commands in _SECTIONS.values():
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 when it did what was asked, 1 when it could not, 2 when it was not understood."""
+    """Run a command and exit: 0 when it did what was asked, 1 when it could not, 2 when it made no sense."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation(as_json="--json" in words)
     try:
@@ -64,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except click.UsageError as error:
-        hint = f"; `{error.ctx.command_path} --help` tells more" if error.ctx else ""
-        fail(invocation, f"{error.format_message().rstrip('.')}{hint}")
+        hint = f" (`{error.ctx.command_path} --help` tells more)" if error.ctx else ""
+        fail(invocation, error.format_message().rstrip(".") + hint)
         sys.exit(2)
     except click.ClickException as error:
         fail(invocation, error.format_message())

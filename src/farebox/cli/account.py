@@ -21,6 +21,7 @@ from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger, credit, debit
 from farebox.cli.common import (
     USD,
+    Exampled,
     Invocation,
     actor,
     common_options,
@@ -47,19 +48,22 @@ def account() -> None:
     """
 
 
-@account.command()
+@account.command(
+    cls=Exampled,
+    examples=(
+        "farebox account create alice@example.com --credit 5.00",
+        "farebox account create bob@example.com --plan pro",
+    ),
+)
 @click.argument("email")
 @click.option("--plan", metavar="NAME", help="Put it on this plan by hand; otherwise its top-ups decide.")
-@click.option("--credit", "amount_nanos", metavar="USD", type=USD, help="Begin with this much, as if topped up.")
+@click.option(
+    "--credit", "amount_nanos", metavar="USD", type=USD, help="Begin with this much, as if topped up."
+)
 @common_options
 @pass_invocation
 def create(invocation: Invocation, email: str, plan: str | None, amount_nanos: int | None) -> None:
-    """Open an account.
-
-    \b
-    farebox account create alice@example.com --credit 5.00
-    farebox account create bob@example.com --plan pro
-    """
+    """Open an account."""
     config = invocation.config()
     chosen = _known_plan(config.plans, plan) if plan else config.plans.earned(amount_nanos or 0).name
     clean_email(email)
@@ -115,7 +119,7 @@ def list_(invocation: Invocation) -> None:
 @common_options
 @pass_invocation
 def show(invocation: Invocation, email: str) -> None:
-    """Show an account: plan, status, balance, and what is held for calls in flight."""
+    """Show an account: plan, status, balance, and what is held."""
     config = invocation.config()
 
     async def work() -> Account:
@@ -125,22 +129,24 @@ def show(invocation: Invocation, email: str) -> None:
     _show(invocation, run(work()))
 
 
-@account.command("credit")
+@account.command(
+    "credit",
+    cls=Exampled,
+    examples=('farebox account credit alice@example.com 25 --reason "bank transfer" --id bank-4711',),
+)
 @click.argument("email")
 @click.argument("amount_nanos", metavar="USD", type=USD)
 @click.option("--reason", default="credit by hand", help="What the books say it was for.")
 @click.option("--gift", is_flag=True, help="A promotion: no money came in, and no plan is earned by it.")
-@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is credited once only.")
+@click.option(
+    "--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is credited once only."
+)
 @common_options
 @pass_invocation
 def credit_(
-    invocation: Invocation, email: str, amount_nanos: int, reason: str, gift: bool, transfer_id: str | None
+    invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None, *, gift: bool
 ) -> None:
-    """Give an account money, as if it had topped up.
-
-    \b
-    farebox account credit alice@example.com 25 --reason "bank transfer" --id bank-4711
-    """
+    """Give an account money, as if it had topped up."""
     config = invocation.config()
 
     async def work() -> Account:
@@ -160,13 +166,18 @@ def credit_(
 @click.argument("email")
 @click.argument("amount_nanos", metavar="USD", type=USD)
 @click.option("--reason", default="debit by hand", help="What the books say it was for.")
-@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is debited once only.")
+@click.option(
+    "--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is debited once only."
+)
 @common_options
 @pass_invocation
 def debit_(
     invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None
 ) -> None:
-    """Take money from an account: at most what is free, that is, not held for calls in flight."""
+    """Take money from an account.
+
+    At most what is free can go, that is, what is not held for calls in flight.
+    """
     config = invocation.config()
 
     async def work() -> Account:
@@ -206,7 +217,9 @@ def resume(invocation: Invocation, email: str) -> None:
 def set_plan_(invocation: Invocation, email: str, plan: str) -> None:
     """Put an account on a plan by hand, whatever it has topped up."""
     config = invocation.config()
-    _show(invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
+    _show(
+        invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}"
+    )
 
 
 def as_json(one: Account) -> dict[str, Any]:
@@ -224,7 +237,9 @@ def as_json(one: Account) -> dict[str, Any]:
     }
 
 
-def _put(invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None) -> Account:
+def _put(
+    invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None
+) -> Account:
     """Change an account's status or plan; answers the account after it."""
     config: Config = invocation.config()
 
@@ -242,6 +257,11 @@ def _put(invocation: Invocation, email: str, *, status: Status | None = None, pl
 
 async def _post(store: Store, transfer: Transfer) -> None:
     posted = await Ledger(store).post(transfer)
+    if posted.refused and transfer.code == "debit":
+        free = (await find_account(store, transfer.debit_account.partition(":")[2])).free_nanos
+        raise FareboxError(
+            f"nothing was moved: only {format_usd(free)} is free, less than the amount asked for"
+        )
     if posted.refused:
         raise FareboxError(f"nothing was moved: {posted.refused}")
     if not posted.now:

@@ -1,6 +1,7 @@
 """The books, read: calls, movements of money, and the proof that all of it is true."""
 
-from contextlib import AsyncExitStack
+import sys
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from farebox.billing.ledger import customer_account, customer_id
 from farebox.books.reports import Call, Entry, calls, count_calls, entries, totals
 from farebox.cli.common import (
     MOMENT,
+    Exampled,
     Invocation,
     common_options,
     open_books,
@@ -27,18 +29,21 @@ from farebox.store.protocol import Store
 _PROGRESS_FROM = 20_000
 
 
-@click.command()
+@click.command(cls=Exampled, examples=("farebox usage --account alice@example.com --since 24h --all --json",))
 @click.option("--account", "who", metavar="EMAIL", help="Only this account's calls, by email address or id.")
-@click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many calls.")
+@click.option(
+    "--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".'
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many calls."
+)
 @click.option("--all", "everything", is_flag=True, help="All calls, whatever --limit says.")
 @common_options
 @pass_invocation
-def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, everything: bool) -> None:
-    """Show calls, oldest first: tokens, what they cost, how they ended. With --json one object a line.
+def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, *, everything: bool) -> None:
+    """Show calls: tokens, cost, how they ended.
 
-    \b
-    farebox usage --account alice@example.com --since 24h --all --json
+    Oldest first. With --json one object a line.
     """
     config = invocation.config()
     most = None if everything else limit
@@ -49,7 +54,8 @@ def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, ev
             account_id = (await find_account(store, who)).id if who else None
             emails = {account.id: account.email for account in await list_accounts(store)}
             shown: list[Call] = []
-            told = _told_how_far(stack, invocation, most, await count_calls(store, account_id=account_id, since_us=since_us))
+            count = await count_calls(store, account_id=account_id, since_us=since_us)
+            told = stack.enter_context(_how_far(count if most is None else min(count, most)))
             async for call in calls(store, account_id=account_id, since_us=since_us, limit=most):
                 if invocation.as_json:
                     print_json(_call_json(call, emails))
@@ -63,17 +69,26 @@ def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, ev
 
 
 @click.command()
-@click.option("--account", "who", metavar="EMAIL", help="One account's statement, with the balance after each.")
-@click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many entries.")
+@click.option(
+    "--account", "who", metavar="EMAIL", help="One account's statement, with the balance after each."
+)
+@click.option(
+    "--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".'
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many entries."
+)
 @click.option("--all", "everything", is_flag=True, help="All entries, whatever --limit says.")
 @click.option("--totals", "as_totals", is_flag=True, help="Sums by account instead: they add up to zero.")
 @common_options
 @pass_invocation
 def ledger(
-    invocation: Invocation, who: str | None, since_us: int, limit: int, everything: bool, as_totals: bool
+    invocation: Invocation, who: str | None, since_us: int, limit: int, *, everything: bool, as_totals: bool
 ) -> None:
-    """Show movements of money, oldest first. With --json one object a line."""
+    """Show movements of money.
+
+    Oldest first. With --json one object a line.
+    """
     config = invocation.config()
 
     async def entries_of(store: Store) -> tuple[list[Entry], str | None]:
@@ -100,13 +115,10 @@ def ledger(
     run(work())
 
 
-def _told_how_far(stack: AsyncExitStack, invocation: Invocation, most: int | None, count: int) -> Any:
-    """Show on stderr how far a long report has come; a short one shows nothing."""
-    total = count if most is None else min(count, most)
-    hidden = total < _PROGRESS_FROM
-    bar = click.progressbar(length=total, label="reading calls", file=click.get_text_stream("stderr"), hidden=hidden)
-    del invocation
-    return stack.enter_context(bar)
+def _how_far(total: int) -> AbstractContextManager[Any]:
+    """Show on stderr how far a long report has come; a short one, or one for a file, shows nothing."""
+    hidden = total < _PROGRESS_FROM or not sys.stderr.isatty()
+    return click.progressbar(length=total, label="reading calls", file=sys.stderr, hidden=hidden)
 
 
 def _call_json(call: Call, emails: dict[int, str]) -> dict[str, Any]:
@@ -163,7 +175,17 @@ def _print_calls(shown: list[Call], emails: dict[int, str]) -> None:
         click.echo("There are no calls.")
         return
     print_table(
-        ("at (UTC)", "account", "model", "outcome", ">input", ">cache writes", ">cache reads", ">output", ">charged"),
+        (
+            "at (UTC)",
+            "account",
+            "model",
+            "outcome",
+            ">input",
+            ">cache writes",
+            ">cache reads",
+            ">output",
+            ">charged",
+        ),
         [
             (
                 show_moment(call.at_us),

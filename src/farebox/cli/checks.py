@@ -21,18 +21,30 @@ from farebox.billing.pricing import Model, Rates
 from farebox.clock import US_PER_S, iso
 from farebox.config import Config, check_ready_to_serve, load_config
 from farebox.errors import ConfigError
+from farebox.gateway.settings import Features
 from farebox.http.client import HttpClient, UpstreamError, read_origin
 from farebox.money import format_usd
 from farebox.store.sqlite import OLDEST_SQLITE, SCHEMA_VERSION
 from farebox.upstreams.settings import UpstreamSettings
 
-_NETWORK_FILE_SYSTEMS: Final = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "glusterfs", "ceph", "afs", "lustre")
+_NETWORK_FILE_SYSTEMS: Final = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "fuse.sshfs",
+    "glusterfs",
+    "ceph",
+    "afs",
+    "lustre",
+)
 _LITTLE_SPACE: Final = 2 * 1024**3
 _NO_SPACE: Final = 200 * 1024**2
 _SLOW_SYNC_MS: Final = 30
 _SPARE_FILES: Final = 200
 _FIRST_DAY_US: Final = 1_760_000_000 * US_PER_S
 _LAST_DAY_US: Final = 4_000_000_000 * US_PER_S
+_SAFE: Final = {"web_search", "url_sources", "fast"}
 _LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -82,7 +94,9 @@ def check_offer(config: Config) -> Iterator[Finding]:
         if not any(not u.models or {model.id, *model.aliases} & set(u.models) for u in config.upstreams)
     ]
     if free:
-        yield Finding("prices", "warn", f"sold for nothing in part: {_some(free)}", "make sure that you mean it")
+        yield Finding(
+            "prices", "warn", f"sold for nothing in part: {_some(free)}", "make sure that you mean it"
+        )
     if below:
         dearest = max((m for m in config.models if m.id in below), key=lambda m: m.rates.list.output)
         lost = dearest.rates.list.output - dearest.rates.sell.output
@@ -90,21 +104,32 @@ def check_offer(config: Config) -> Iterator[Finding]:
             "prices",
             "warn",
             f"sold below the upstream's public list: {_some(below)}",
-            f"with an upstream at list price you would lose {format_usd(lost)} on each million output tokens of "
+            f"with an upstream at list price you lose {format_usd(lost)} on each million output tokens of "
             f"{dearest.id}; set [[models]] unless yours is cheaper",
         )
     if not free and not below:
-        yield Finding("prices", "ok", f"{len(config.models)} models, every token class above nothing and at or above list")
+        yield Finding(
+            "prices",
+            "ok",
+            f"all {len(config.models)} models at list or above",
+        )
     if unserved:
-        yield Finding("models", "warn", f"sold, but no upstream serves: {_some(unserved)}", "add them to an upstream")
+        yield Finding(
+            "models", "warn", f"sold, but no upstream serves: {_some(unserved)}", "add them to an upstream"
+        )
     else:
         yield Finding("models", "ok", f"{len(config.models)} models, each served by an upstream")
-    risky = [name for name in ("threads", "fallbacks", "fallback_credit", "advisor", "mcp", "code_execution",
-             "containers", "compaction", "files", "user_profiles", "workspaces") if getattr(config.features, name)]  # fmt: skip
+    risky = [
+        name for name in Features.__struct_fields__ if getattr(config.features, name) and name not in _SAFE
+    ]
     if risky:
-        yield Finding("features", "warn", f"on: {_some(risky)}", "their cost cannot be bounded or metered fully")
+        yield Finding(
+            "features", "warn", f"on: {_some(risky)}", "their cost cannot be bounded or metered fully"
+        )
     if not config.site.support_email:
-        yield Finding("site", "warn", "no support_email", "set [site] support_email: messages tell customers of it")
+        yield Finding(
+            "site", "warn", "no support_email", "set [site] support_email: messages tell customers of it"
+        )
 
 
 async def check_upstreams(config: Config) -> list[Finding]:
@@ -128,7 +153,9 @@ async def _ask(upstream: UpstreamSettings) -> Finding:
         answer = await client.request("GET", "/v1/models?limit=1", headers, b"", first_byte_s=15.0)
         answer.abandon()
     except UpstreamError as error:
-        return Finding(name, "FAIL", f"{upstream.base_url} does not answer: {error}", "check base_url and the way there")
+        return Finding(
+            name, "FAIL", f"{upstream.base_url} does not answer: {error}", "check base_url and the way there"
+        )
     finally:
         await client.close()
     millis = (time.monotonic() - started) * 1000
@@ -137,7 +164,9 @@ async def _ask(upstream: UpstreamSettings) -> Finding:
         return Finding(name, "FAIL", f"{upstream.base_url} refuses the key (status {answer.status})", advice)
     if answer.status != 200:
         advice = "not every server that speaks Messages lists models; try a call"
-        return Finding(name, "warn", f"{upstream.base_url} answered {answer.status} to GET /v1/models", advice)
+        return Finding(
+            name, "warn", f"{upstream.base_url} answered {answer.status} to GET /v1/models", advice
+        )
     if urlsplit(upstream.base_url).scheme == "http" and origin.host not in _LOOPBACK:
         advice = "use https, or a network that is yours alone"
         return Finding(name, "warn", f"{upstream.base_url} takes the key, but over plain http", advice)
@@ -178,21 +207,38 @@ def _check_database(path: Path) -> Iterator[Finding]:
             yield Finding("database", "FAIL", f"{path} cannot be made", f"let this user write to {parent}")
         return
     try:
-        connection = apsw.Connection(path.as_uri() + "?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        connection = apsw.Connection(
+            path.as_uri() + "?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        )
         version = connection.pragma("user_version")
         mode = connection.pragma("journal_mode")
         connection.close()
     except apsw.Error as error:
-        yield Finding("database", "FAIL", f"{path} cannot be read: {error}", "check its owner; it must be a Farebox database")
+        yield Finding(
+            "database",
+            "FAIL",
+            f"{path} cannot be read: {error}",
+            "check its owner; it must be a Farebox database",
+        )
         return
     if version != SCHEMA_VERSION:
         status: Literal["warn", "FAIL"] = "FAIL" if version > SCHEMA_VERSION else "warn"
-        advice = "upgrade Farebox" if version > SCHEMA_VERSION else "`farebox serve` brings it up to date; back it up first"
-        yield Finding("database", status, f"{path} has schema {version}, this Farebox has {SCHEMA_VERSION}", advice)
+        advice = (
+            "upgrade Farebox"
+            if version > SCHEMA_VERSION
+            else "`farebox serve` brings it up to date; back it up first"
+        )
+        yield Finding(
+            "database", status, f"{path} has schema {version}, this Farebox has {SCHEMA_VERSION}", advice
+        )
     elif mode != "wal":
-        yield Finding("database", "warn", f"{path} is in {mode} mode", "`farebox serve` will put it in WAL mode")
+        yield Finding(
+            "database", "warn", f"{path} is in {mode} mode", "`farebox serve` will put it in WAL mode"
+        )
     else:
-        yield Finding("database", "ok", f"{path} ({path.stat().st_size / 1024**2:.1f} MB, schema {version}, WAL)")
+        yield Finding(
+            "database", "ok", f"{path} ({path.stat().st_size / 1024**2:.1f} MB, schema {version}, WAL)"
+        )
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         yield Finding("database", "warn", f"{path} may be read by others", f"chmod 600 {path}")
 
@@ -231,15 +277,20 @@ def _check_clock(database: Path) -> Finding:
     if database.exists():
         try:
             connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
-            moments = "SELECT max(coalesce((SELECT max(at) FROM usage), 0), coalesce((SELECT max(at) FROM transfer), 0))"
-            newest = int(connection.execute(moments).fetchall()[0][0])
+            moments = "SELECT max(at) AS at FROM usage UNION SELECT max(at) FROM transfer"
+            newest = max(int(str(row[0] or 0)) for row in connection.execute(moments))
             connection.close()
         except apsw.Error:
             newest = 0  # a database that cannot be read is told by its own check
     if not _FIRST_DAY_US < now < _LAST_DAY_US:
         return Finding("clock", "FAIL", f"it says {iso(now)}", "set it; NTP keeps it right")
     if newest > now + 60 * US_PER_S:
-        return Finding("clock", "FAIL", f"{iso(now)} is before the newest entry, {iso(newest)}", "set it; NTP keeps it right")
+        return Finding(
+            "clock",
+            "FAIL",
+            f"{iso(now)} is before the newest entry, {iso(newest)}",
+            "set it; NTP keeps it right",
+        )
     return Finding("clock", "ok", iso(now))
 
 
@@ -259,7 +310,9 @@ def _check_port(name: str, host: str, port: int) -> Finding:
         if _answers(host, port):
             advice = "fine if that is this server; another one needs another port"
             return Finding(name, "warn", f"{host}:{port} is in use by a server that answers", advice)
-        return Finding(name, "FAIL", f"{host}:{port} cannot be listened on: {error.strerror or error}", "choose another")
+        return Finding(
+            name, "FAIL", f"{host}:{port} cannot be listened on: {error.strerror or error}", "choose another"
+        )
     return Finding(name, "ok", f"{host}:{port} is free")
 
 
@@ -275,7 +328,9 @@ def _check_descriptors(config: Config) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.limits.concurrent_calls * 2 + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        advice = "ulimit -n 65536, or LimitNOFILE=65536 in the service file; else lower limits.concurrent_calls"
+        advice = (
+            "ulimit -n 65536, or LimitNOFILE=65536 in the service file; else lower limits.concurrent_calls"
+        )
         return Finding("files", "warn", f"{soft} may be open, {wanted} would be at full load", advice)
     return Finding("files", "ok", f"{'any number' if soft == resource.RLIM_INFINITY else soft} may be open")
 
@@ -309,7 +364,11 @@ def _file_system(folder: Path) -> str:
 
 
 def _sold(model: Model) -> list[Rates]:
-    tariffs = [model.rates, *(band.rates for band in model.bands), *([model.fast_rates] if model.fast_rates else [])]
+    tariffs = [
+        model.rates,
+        *(band.rates for band in model.bands),
+        *([model.fast_rates] if model.fast_rates else []),
+    ]
     return [tariff.sell for tariff in tariffs]
 
 
@@ -318,7 +377,9 @@ def _prices(rates: Rates) -> list[int]:
 
 
 def _sold_below_list(model: Model) -> bool:
-    return any(sell < list_ for sell, list_ in zip(_prices(model.rates.sell), _prices(model.rates.list), strict=True))
+    return any(
+        sell < list_ for sell, list_ in zip(_prices(model.rates.sell), _prices(model.rates.list), strict=True)
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -16,6 +16,7 @@ import click
 
 from farebox.clock import US_PER_S, steady_clock
 from farebox.config import Config, load_config
+from farebox.errors import StoreUnavailable
 from farebox.money import parse_usd
 from farebox.store.protocol import Store
 
@@ -34,7 +35,7 @@ class Invocation:
         self.config_path: Path | None = None
 
     def file(self) -> Path | None:
-        """Give the configuration file: --config, else FAREBOX_CONFIG, else ./farebox.toml where there is one."""
+        """Give the configuration file: --config, else FAREBOX_CONFIG, else ./farebox.toml if it is there."""
         if self.config_path is not None:
             return self.config_path
         if named := os.environ.get("FAREBOX_CONFIG"):
@@ -44,6 +45,26 @@ class Invocation:
     def config(self, *, secrets: bool = False) -> Config:
         """Read the settings. Raises ConfigError."""
         return load_config(self.file(), os.environ, secrets=secrets)
+
+
+class Exampled(click.Command):
+    """A command whose help ends with lines to copy."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(formatter, self._examples)
+        super().format_epilog(ctx, formatter)
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    """Write lines to copy under a heading of their own."""
+    if examples:
+        with formatter.section("Examples" if len(examples) > 1 else "Example"):
+            for example in examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
@@ -83,6 +104,11 @@ async def open_books(config: Config, *, create: bool = False) -> AsyncIterator[S
     """Open the database for one command, beside a server that may be running. Raises StoreUnavailable."""
     from farebox.store.sqlite import open_store
 
+    if not create and not config.database_path.exists():
+        raise StoreUnavailable(
+            f"there is no database at {config.database_path} yet: `farebox serve` and "
+            "`farebox account create` make it; if yours is elsewhere, name its configuration with --config"
+        )
     store = await open_store(config.database_path, plans=config.plans, create=create)
     try:
         yield store
@@ -103,7 +129,7 @@ def actor() -> str:
         return f"operator:{os.getuid()}"
 
 
-class UsdType(click.ParamType):
+class UsdType(click.ParamType[int]):
     """A positive amount of dollars, as nano-dollars."""
 
     name = "usd"
@@ -120,7 +146,7 @@ class UsdType(click.ParamType):
         return nanos
 
 
-class MomentType(click.ParamType):
+class MomentType(click.ParamType[int]):
     """A moment: a day, an RFC 3339 time, or how long ago ("90m", "24h", "7d"); as microseconds UTC."""
 
     name = "when"

@@ -16,11 +16,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 @click.option("--offline", is_flag=True, help="Do not ask the upstreams anything.")
 @common_options
 @pass_invocation
-def doctor(invocation: Invocation, offline: bool) -> int:
-    """Check everything that can be checked before opening the doors. Exit code 1 when something would fail.
+def doctor(invocation: Invocation, *, offline: bool) -> int:
+    """Check everything before opening the doors. Exit code 1 when something would fail.
 
-    It looks at configuration, secrets, database, disk, clock, ports, prices and limits, and asks every upstream
-    whether it takes its key. It changes nothing, and may run while the server does.
+    It looks at configuration, secrets, database, disk, clock, ports, prices and limits, and asks every
+    upstream whether it takes its key. It changes nothing, and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
 

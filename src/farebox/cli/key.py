@@ -7,6 +7,7 @@ import click
 from farebox.accounts.accounts import find_account
 from farebox.accounts.keys import Key, create_key, find_key, list_keys, revoke_key
 from farebox.cli.common import (
+    Exampled,
     Invocation,
     common_options,
     now_us,
@@ -27,18 +28,16 @@ def key() -> None:
     """Make and revoke API keys. A key is shown once, when it is made; only its hash is kept."""
 
 
-@key.command()
+@key.command(cls=Exampled, examples=("farebox key create alice@example.com --name laptop",))
 @click.argument("email")
 @click.option("--name", required=True, help="What it is for, so that it can be told from the others.")
-@click.option("--expires-days", metavar="N", type=click.IntRange(1, 36_500), help="Let it end after so many days.")
+@click.option(
+    "--expires-days", metavar="N", type=click.IntRange(1, 36_500), help="Let it end after so many days."
+)
 @common_options
 @pass_invocation
 def create(invocation: Invocation, email: str, name: str, expires_days: int | None) -> None:
-    """Make a key for an account and print it, this once.
-
-    \b
-    farebox key create alice@example.com --name laptop
-    """
+    """Make a key for an account and print it, this once."""
     config = invocation.config()
     now = now_us()
     expires_at_us = now + expires_days * DAY_US if expires_days else None
@@ -121,7 +120,7 @@ def check(invocation: Invocation, text: str) -> None:
     now = now_us()
     if not key_is_well_formed(text, config.keys.prefix):
         raise NotFound(
-            f"this is no key: one is {config.keys.prefix} and 49 letters or digits whose checksum fits; look for a typo"
+            f"this is no key: one is {config.keys.prefix} and 49 letters or digits; look for a typo"
         )
 
     async def work() -> Key:

@@ -6,19 +6,18 @@ import signal
 
 import click
 
-from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
+from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json
 from farebox.config import check_ready_to_serve
 from farebox.config.settings import listening_url
 
 
-@click.command()
+@click.command(cls=Exampled, examples=("farebox serve --config /etc/farebox.toml",))
 @common_options
 @pass_invocation
 def serve(invocation: Invocation) -> int:
-    """Serve the gateway until SIGTERM, which lets calls in flight end.
+    """Serve the gateway.
 
-    \b
-    farebox serve --config /etc/farebox.toml
+    SIGTERM or Ctrl-C closes the doors and lets calls in flight end, for at most server.shutdown_s.
     """
     import uvloop
 
@@ -29,24 +28,25 @@ def serve(invocation: Invocation) -> int:
     return uvloop.run(serve_gateway(config))
 
 
-@click.command()
+@click.command(cls=Exampled, examples=("farebox simulate --port 8090 --speed 60",))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free port.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free port."
+)
 @click.option("--speed", type=click.FloatRange(0), help="Output tokens a second. 0: as fast as possible.")
 @click.option("--api-key", metavar="KEY", help="Accept this key only; otherwise any key will do.")
-@click.option("--knobs", default="", metavar="TEXT", help='Knobs for every request, such as "rate=50 ttft=300".')
+@click.option(
+    "--knobs", default="", metavar="TEXT", help='Knobs for every request, such as "rate=50 ttft=300".'
+)
 @common_options
 @pass_invocation
 def simulate(
     invocation: Invocation, host: str, port: int, speed: float | None, api_key: str | None, knobs: str
 ) -> None:
-    """Serve a made-up Messages API: deterministic answers, faithful streams and every fault, for tests.
+    """Serve a made-up Messages API, for tests.
 
-    Answers follow from the request. A request can ask for faults and figures with the header
-    `x-farebox-sim: tokens=200; cut_after=5`, or with [[sim tokens=200]] in its last user message.
-
-    \b
-    farebox simulate --port 8090 --speed 60
+    Its answers follow from the request, its streams are faithful, and it has every fault: a request asks for
+    one with the header `x-farebox-sim: cut_after=5`, or with [[sim cut_after=5]] in its last user message.
     """
     import uvloop
 

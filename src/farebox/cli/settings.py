@@ -11,7 +11,7 @@ import msgspec
 
 from farebox import __version__
 from farebox.billing.pricing import Model, Rates
-from farebox.cli.common import Invocation, common_options, pass_invocation, print_json, print_table
+from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json, print_table
 from farebox.config import Config, check_ready_to_serve
 from farebox.money import format_usd
 from farebox.secret import Secret
@@ -24,15 +24,11 @@ def config() -> None:
     """Write, check and show the configuration."""
 
 
-@config.command()
+@config.command(cls=Exampled, examples=("farebox config example > farebox.toml",))
 @common_options
 @pass_invocation
 def example(invocation: Invocation) -> None:
-    """Print a commented configuration with every setting.
-
-    \b
-    farebox config example > farebox.toml
-    """
+    """Print a commented configuration with every setting."""
     text = resources.files("farebox.config").joinpath("example.toml").read_text("utf-8")
     if invocation.as_json:
         print_json({"toml": text})
@@ -59,7 +55,7 @@ def check(invocation: Invocation) -> None:
 @click.option("--models", is_flag=True, help="Show models and their prices instead.")
 @common_options
 @pass_invocation
-def show(invocation: Invocation, models: bool) -> None:
+def show(invocation: Invocation, *, models: bool) -> None:
     """Show the settings in force and where each comes from. Secrets are masked."""
     read = invocation.config()
     if models:
@@ -75,7 +71,9 @@ def show(invocation: Invocation, models: bool) -> None:
             click.echo(f"{name}.{key} = {value!r:<28} {'# ' + origin if origin else ''}".rstrip())
     click.echo(f"# the books are in {read.database_path}")
     for upstream in tables["upstreams"]:
-        click.echo("upstream " + ", ".join(f"{key} {value}" for key, value in upstream.items() if value is not None))
+        click.echo(
+            "upstream " + ", ".join(f"{key} {value}" for key, value in upstream.items() if value is not None)
+        )
     for plan in tables["plans"]:
         click.echo("plan " + ", ".join(f"{key} {value}" for key, value in plan.items() if value is not None))
     click.echo(f"# {len(read.models)} models: `farebox config show --models`")
@@ -101,11 +99,12 @@ def version(invocation: Invocation) -> None:
 def _as_tables(read: Config) -> dict[str, Any]:
     """Give the settings as plain values, secrets masked."""
     tables: dict[str, Any] = {
-        name: _plain(getattr(read, name)) for name in ("server", "database", "site", "keys", "features", "log")
+        name: _plain(getattr(read, name))
+        for name in ("server", "database", "site", "keys", "features", "log")
     }
     tables["limits"] = _plain(read.limits) | _plain(read.server_limits)
     tables["upstreams"] = [_plain(upstream) for upstream in read.upstreams]
-    tables["plans"] = [_plain(plan) for plan in read.plans]
+    tables["plans"] = [_plain(read.plans.get(name)) for name in read.plans.names()]
     tables["database_path"] = str(read.database_path)
     return tables
 

@@ -307,7 +307,7 @@ def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
     if kind == "env":
         if not environ.get(name, "").strip():
             raise Wrong(f"takes the environment variable {name}, which is not set; set it, or name another")
-        return Secret(environ[name].strip())
+        return _sendable(environ[name].strip(), f"takes the environment variable {name}, which is")
     if kind == "file":
         try:
             text = (base / name).read_text("utf-8").strip()
@@ -316,10 +316,15 @@ def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
             raise Wrong(f"takes the file {name}, which cannot be read: {reason}") from error
         if not text:
             raise Wrong(f"takes the file {name}, which is empty; write the secret into it")
-        return Secret(text)
-    if not value.strip():
-        raise Wrong('is empty; it must be "env:NAME", "file:PATH" or the secret itself')
-    return Secret(value)
+        return _sendable(text, f"takes the file {name}, which is")
+    return _sendable(value, "is")
+
+
+def _sendable(text: str, whose: str) -> Secret:
+    """Accept a secret that can stand in a header. The words never quote it."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise Wrong(f"{whose} no key: one is of letters, digits and signs, without spaces or line breaks")
+    return Secret(text)
 
 
 def _lay_over(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[KeyPath, str]:

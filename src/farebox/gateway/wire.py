@@ -42,6 +42,8 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
         b"anthropic-organization-id", b"anthropic-workspace-id",
     }
 )  # fmt: skip
+DEFAULT_VERSION: Final = b"2023-06-01"
+"""For clients that name no API version, as plain cURL lines do; the API itself requires one."""
 RESPONSE_PREFIXES_DROPPED: Final = (b"anthropic-ratelimit-", b"anthropic-priority-", b"anthropic-fast-")
 
 
@@ -55,6 +57,8 @@ def upstream_headers(headers: Headers) -> Headers:
         if field[0] not in REQUEST_HEADERS_DROPPED and (not hop or field[0] not in hop or field[0] == b"content-type")
     ]
     kept.append((b"accept-encoding", b"identity"))
+    if not any(name == b"anthropic-version" for name, _ in kept):
+        kept.append((b"anthropic-version", DEFAULT_VERSION))
     return kept
 
 

@@ -1,0 +1,225 @@
+"""`farebox demo`: a whole gateway to try, with a customer, a key and an upstream, and the lines to paste."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from farebox.accounts.accounts import Account, create_account, find_account
+from farebox.accounts.keys import create_key, find_key
+from farebox.books.ledger import Ledger, credit
+from farebox.cli.common import Invocation, common_options, now_us, open_books, pass_invocation, print_json
+from farebox.config import Config, load_config
+from farebox.config.settings import listening_url
+from farebox.errors import ConfigError, NotFound
+from farebox.ids import key_is_well_formed
+from farebox.money import NANOS_PER_USD, format_usd
+from farebox.store.protocol import Store
+
+_EMAIL: Final = "demo@farebox.example"
+_BALANCE_NANOS: Final = 5 * NANOS_PER_USD
+_MODEL: Final = "claude-sonnet-4-6"
+_METRICS_PORT: Final = 9464
+_METRICS: Final = f"127.0.0.1:{_METRICS_PORT}"
+_KEY_NAME: Final = "demo"
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """What demo.json says: all that a client needs."""
+
+    base_url: str
+    api_key: str
+    account_email: str
+    config: str
+    upstream: str
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", envvar="PORT", type=click.IntRange(0, 65535), default=8080, help="8080, or $PORT; 0: any."
+)
+@click.option(
+    "--data", envvar="DATA", type=click.Path(path_type=Path), default=Path(".data"), help="Where all is kept."
+)
+@common_options
+@pass_invocation
+def demo(invocation: Invocation, host: str, port: int, data: Path) -> int:
+    """Serve a gateway to try, ready to be called.
+
+    It has a customer with $5.00 and a key, and prints the lines to paste.
+
+    The upstream is the built-in simulator; when ANTHROPIC_API_KEY is set it is the real API (or the server at
+    ANTHROPIC_UPSTREAM_URL). Started again on the same data it goes on with the same balance and key.
+    """
+    import uvloop
+
+    return uvloop.run(_serve(invocation, host, port, data.absolute()))
+
+
+async def _serve(invocation: Invocation, host: str, port: int, data: Path) -> int:
+    from farebox.app import start_gateway
+
+    config = prepare(data, host, port)
+    async with open_books(config, create=True) as store:
+        account = await _ensure_account(store)
+        key = await _ensure_key(store, account, config.keys.prefix, _kept_key(data / "demo.json"))
+    gateway = await start_gateway(config)
+    shown = Demo(
+        base_url=listening_url(host, gateway.port) + config.server.base_path,
+        api_key=key,
+        account_email=account.email,
+        config=str(data / "farebox.toml"),
+        upstream=config.upstreams[0].kind,
+    )
+    _write(data / "demo.json", json.dumps(msgspec.to_builtins(shown), indent=2) + "\n")
+    if invocation.as_json:
+        print_json(msgspec.to_builtins(shown))
+    else:
+        click.echo(welcome(shown, account, data))
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await stopping.wait()
+    await gateway.stop()
+    return 0
+
+
+def prepare(data: Path, host: str, port: int) -> Config:
+    """Write the demo's configuration and read it, as `farebox serve` would."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0))
+    except OSError as error:
+        raise ConfigError(
+            f"{data}: cannot be written to: {error.strerror}; name another place with --data"
+        ) from error
+    return load_config(data / "farebox.toml", os.environ)
+
+
+def _settings(host: str, port: int) -> str:
+    upstream = 'name = "simulator"\nkind = "simulator"\n'
+    if _real_key():
+        url = os.environ.get("ANTHROPIC_UPSTREAM_URL", "")
+        base_url = f"base_url = {json.dumps(url)}\n" if url else ""
+        upstream = f'name = "anthropic"\nkind = "anthropic"\napi_key = "env:ANTHROPIC_API_KEY"\n{base_url}'
+    metrics = _METRICS if free_port("127.0.0.1", _METRICS_PORT) else "127.0.0.1:0"
+    return (
+        "# Written by `farebox demo` at each start: changes here do not last. Copy it, and begin with\n"
+        "# `farebox serve --config COPY`; `farebox config example` explains every setting.\n"
+        f'[server]\nhost = {json.dumps(host)}\nport = {port}\nmetrics = "{metrics}"\n\n'
+        '[database]\nurl = "sqlite:///farebox.db"\n\n'
+        '[log]\nformat = "console"\nlevel = "warning"\n\n'
+        f"[[upstreams]]\n{upstream}"
+    )
+
+
+def _real_key() -> bool:
+    """Whether there is a key for the real API. One of our own, exported for Claude Code, is none."""
+    return bool(os.environ.get("ANTHROPIC_API_KEY")) and not os.environ["ANTHROPIC_API_KEY"].startswith(
+        "sk-cc-"
+    )
+
+
+def free_port(host: str, port: int) -> int | None:
+    """Give the port if it can be listened on, or for 0 one that can; None when it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+async def _ensure_account(store: Store) -> Account:
+    """Find the demo's customer, or open the account. The opening credit has one id: it is given once only."""
+    try:
+        account = await find_account(store, _EMAIL)
+    except NotFound:
+        account = await create_account(store, _EMAIL, "pro", now_us())
+    gift = credit(
+        "demo:opening", account.id, _BALANCE_NANOS, code="promotion", actor="demo", memo="to try with"
+    )
+    await Ledger(store).post(gift)
+    return await find_account(store, _EMAIL)
+
+
+def _kept_key(file: Path) -> str:
+    """Read the key of the last start; empty when there was none."""
+    try:
+        return str(json.loads(file.read_text("utf-8"))["api_key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+async def _ensure_key(store: Store, account: Account, prefix: str, text: str) -> str:
+    """Give the kept key while it is in force; otherwise make one."""
+    if key_is_well_formed(text, prefix):
+        try:
+            kept = await find_key(store, text)
+        except NotFound:
+            kept = None
+        if kept is not None and kept.account_id == account.id and kept.status(now_us()) == "active":
+            return text
+    return (await create_key(store, account.id, _KEY_NAME, prefix, now_us()))[1]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    fresh = path.with_name(path.name + ".new")
+    with os.fdopen(
+        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def welcome(shown: Demo, account: Account, data: Path) -> str:
+    """Write what a stranger needs: key, address, lines to paste, and where the data lies."""
+    if shown.upstream == "simulator":
+        upstream = "the built-in simulator: answers are made up, metering and money are real"
+    else:
+        upstream = "the real API, with your ANTHROPIC_API_KEY: calls cost you money"
+    command = (
+        "farebox" if shutil.which("farebox") else os.path.relpath(Path(sys.executable).parent / "farebox")
+    )
+    return f"""\
+Farebox serves at  {shown.base_url}
+API key            {shown.api_key}
+Account            {account.email}, plan {account.plan}, balance {format_usd(account.balance_nanos)}
+Upstream           {upstream}
+Data               {data} (the same key and address are in demo.json)
+
+curl
+  curl -N {shown.base_url}/v1/messages \\
+    -H 'Authorization: Bearer {shown.api_key}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"model": "{_MODEL}", "max_tokens": 1024, "stream": true, \
+"messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+Python
+  from anthropic import Anthropic
+
+  client = Anthropic(base_url="{shown.base_url}", api_key="{shown.api_key}")
+  message = client.messages.create(
+      model="{_MODEL}", max_tokens=1024, messages=[{{"role": "user", "content": "Hello!"}}]
+  )
+  print(message.content[0].text)
+
+Claude Code
+  export ANTHROPIC_BASE_URL={shown.base_url}
+  export ANTHROPIC_API_KEY={shown.api_key}
+
+What it cost
+  {command} --config {os.path.relpath(shown.config)} usage
+
+Ctrl-C ends it; balance and key stay."""
