@@ -186,6 +186,9 @@ async def test_the_sdk_reads_past_unknown_events(
         ({"$ref": "#/$defs/a", "$defs": {"a": {"const": 9}}}, 9),
         ({"properties": {"command": {"type": "string"}}}, {"command": "echo simulated"}),
         ({"enum": ["b", "a"]}, "b"),
+        ({"type": "integer", "minimum": 100_000}, 100_000),
+        ({"type": []}, "simulated"),
+        ({"type": "array", "minItems": 10**9, "items": {"const": 1}}, [1] * 20),
         ({}, "simulated"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from farebox.upstreams.simulator.ask import Ask, sign, text_tokens
+from farebox.upstreams.simulator.ask import Ask, members, sign, text_tokens
 from farebox.upstreams.simulator.cache import Input
 from farebox.upstreams.simulator.knobs import Knobs
 from farebox.upstreams.simulator.prose import answer_text, fits, hex_of, thinking_text
@@ -62,11 +62,10 @@ def plan(ask: Ask, knobs: Knobs, prompt: Input, message_id: str) -> Answer:
         blocks.append(thinking)
         thought = thinking.tokens
         left -= thought
-    searches = _searches(ask, knobs)
-    for number in range(searches):
-        query, found = _search(ask, message_id, number)
-        blocks += (query, found)
-        left = max(0, left - query.tokens)
+    found = _searches(ask, knobs, message_id, left)
+    searches = len(found) // 2
+    blocks += found
+    left -= sum(block.tokens for block in found)
     tool = None if searches or knobs.refusal is not None else _chosen_tool(ask, knobs)
     wanted = knobs.tokens if knobs.refusal is None else knobs.refusal
     text = f"I will use the tool {tool['name']}." if tool else _text(ask, knobs, wanted)
@@ -232,7 +231,7 @@ def _thinking(ask: Ask, knobs: Knobs, budget: int) -> Block | None:
 def _text(ask: Ask, knobs: Knobs, wanted: int | None) -> str:
     if knobs.big_event:
         return answer_text(ask, knobs.big_event // 4 + 1, echo=False)[: knobs.big_event]
-    schema = ((ask.fields.get("output_config") or {}).get("format") or {}).get("schema")
+    schema = members(members(ask.fields.get("output_config")).get("format")).get("schema")
     if schema and wanted is None and not knobs.echo:
         return _encode(fits(schema)).decode()
     return answer_text(ask, wanted, echo=knobs.echo)
@@ -268,7 +267,7 @@ def _chosen_tool(ask: Ask, knobs: Knobs) -> dict[str, Any] | None:
     named = [tool for tool in callable_tools if tool["name"] == wanted]
     mentioned = [tool for tool in callable_tools if f"use {tool['name']}" in ask.last_text]
     asked = (
-        bool(knobs.tool) or choice.get("type") in {"any", "tool"} or "use the tool" in ask.last_text.lower()
+        bool(knobs.tool) or choice.get("type") in ("any", "tool") or "use the tool" in ask.last_text.lower()
     )
     if asked or mentioned:
         return (named or mentioned or callable_tools)[0]
@@ -291,13 +290,22 @@ def _tool_use(tool: dict[str, Any], message_id: str, left: int) -> tuple[Block, 
     return Block(opening, final, "input_json_delta", "partial_json", text, text_tokens(text)), whole
 
 
-def _searches(ask: Ask, knobs: Knobs) -> int:
+def _searches(ask: Ask, knobs: Knobs, message_id: str, left: int) -> list[Block]:
+    """Make the web searches that are asked for, allowed by `max_uses` and within the tokens left."""
+    wanted = ("search" in ask.last_text.lower()) if knobs.searches is None else knobs.searches
+    allowed = 0
     for tool in ask.tools:
         if str(tool.get("type", "")).startswith("web_search_"):
-            asked = 1 if "search" in ask.last_text.lower() else 0
-            wanted = asked if knobs.searches is None else knobs.searches
-            return min(wanted, tool["max_uses"]) if isinstance(tool.get("max_uses"), int) else wanted
-    return 0
+            limit = tool.get("max_uses")
+            allowed = max(0, limit) if isinstance(limit, int) else wanted
+    blocks: list[Block] = []
+    for number in range(min(wanted, allowed)):
+        query, found = _search(ask, message_id, number)
+        left -= query.tokens
+        if left < 0:
+            break
+        blocks += (query, found)
+    return blocks
 
 
 def _search(ask: Ask, message_id: str, number: int) -> tuple[Block, Block]:

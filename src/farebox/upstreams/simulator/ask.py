@@ -21,7 +21,12 @@ MESSAGE_TOKENS: Final = 4
 TOOLS_TOKENS: Final = 290
 IMAGE_TOKENS: Final = 1_500
 DOCUMENT_TOKENS: Final = 2_000
-_ROLES: Final = frozenset({"user", "assistant", "system"})
+_ROLES: Final = ("user", "assistant", "system")
+
+
+def members(value: Any) -> dict[str, Any]:
+    """Give an object's members, none for anything else: what the API would ignore or we do not check."""
+    return value if isinstance(value, dict) else {}
 
 
 def text_tokens(text: str) -> int:
@@ -54,7 +59,7 @@ class Ask(msgspec.Struct, frozen=True):
     @property
     def thinks(self) -> bool:
         """Whether visible or hidden thinking was asked for."""
-        return (self.fields.get("thinking") or {}).get("type") in {"enabled", "adaptive"}
+        return (self.fields.get("thinking") or {}).get("type") in ("enabled", "adaptive")
 
     @property
     def hides_thinking(self) -> bool:
@@ -139,7 +144,7 @@ def _check_sampling(fields: dict[str, Any], version: str, model: Model) -> None:
 def _check_thinking(fields: dict[str, Any], model: Model) -> None:
     thinking = fields.get("thinking") or {}
     kind = thinking.get("type")
-    if thinking and kind not in {"enabled", "disabled", "adaptive"}:
+    if thinking and kind not in ("enabled", "disabled", "adaptive"):
         raise InvalidRequest(
             f"thinking: Input tag '{kind}' found using 'type' does not match any of the expected tags:"
             " 'adaptive', 'disabled', 'enabled'"
@@ -168,20 +173,23 @@ def _check_tools(fields: dict[str, Any], model: Model) -> None:
     for at, tool in enumerate(fields.get("tools") or []):
         if not isinstance(tool, dict):
             raise InvalidRequest(f"tools.{at}: Input should be a valid dictionary")
-        if tool.get("type") in {None, "custom"}:
+        if tool.get("type") in (None, "custom"):
             if not isinstance(tool.get("name"), str):
                 raise InvalidRequest(f"tools.{at}.custom.name: Field required")
             if "input_schema" not in tool and not tool.get("defer_loading"):
                 raise InvalidRequest(f"tools.{at}.custom.input_schema: Field required")
-        names.append(tool.get("name", at))
+        name = tool.get("name", f"tool {at}")
+        if not isinstance(name, str):
+            raise InvalidRequest(f"tools.{at}.name: Input should be a valid string")
+        names.append(name)
     if len(set(names)) < len(names):
         raise InvalidRequest("tools: Tool names must be unique.")
     choice = (fields.get("tool_choice") or {}).get("type", "auto")
-    if choice not in {"auto", "any", "tool", "none"}:
+    if choice not in ("auto", "any", "tool", "none"):
         raise InvalidRequest(
             f"tool_choice: Input tag '{choice}' found using 'type' does not match any of the expected tags"
         )
-    if choice in {"any", "tool"}:
+    if choice in ("any", "tool"):
         if not names:
             raise InvalidRequest("tool_choice.any may only be specified while providing tools.")
         if not model.takes_forced_tools:
@@ -326,7 +334,7 @@ def _block_tokens(block: dict[str, Any]) -> int:
         return text_tokens(str(block.get("text", "")))
     if kind == "image":
         return IMAGE_TOKENS
-    if kind == "document" and (block.get("source") or {}).get("type") != "text":
+    if kind == "document" and members(block.get("source")).get("type") != "text":
         return DOCUMENT_TOKENS
     if kind == "tool_result" and isinstance(block.get("content"), list):
         return sum(_block_tokens(inner) for inner in block["content"] if isinstance(inner, dict))

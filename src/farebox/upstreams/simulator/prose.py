@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any, Final
 
-from farebox.upstreams.simulator.ask import Ask, count_tokens
+from farebox.upstreams.simulator.ask import Ask, count_tokens, members
 from farebox.upstreams.simulator.knobs import without_magic
 
 _SENTENCES: Final = (
@@ -27,7 +27,17 @@ _THOUGHTS: Final = (
     "A short and honest answer will do. ",
 )
 _QUOTE_CHARS: Final = 120
-_SCHEMA_DEPTH: Final = 12
+_SCHEMA_DEPTH: Final = 8
+_MOST_ITEMS: Final = 20
+_MOST_CHARS: Final = 10_000
+_WORDS: Final = {
+    "command": "echo simulated",
+    "url": "https://example.com/",
+    "uri": "https://example.com/",
+    "date": "2026-11-22",
+    "date-time": "2026-11-22T10:30:00Z",
+    "email": "a@example.com",
+}
 
 
 def answer_text(ask: Ask, tokens: int | None, *, echo: bool) -> str:
@@ -72,8 +82,7 @@ def _tool_results(ask: Ask) -> str:
             content = block.get("content", "")
             if isinstance(content, str):
                 said.append(content)
-            else:
-                said += [str(inner.get("text", "")) for inner in content if isinstance(inner, dict)]
+            said += [str(members(inner).get("text", "")) for inner in _items(content)]
     return " ".join(said)
 
 
@@ -91,43 +100,47 @@ def fits(schema: Any, name: str = "", *, depth: int = 0, root: Any = None) -> An
         if given in schema:
             return schema[given]
     for given in ("enum", "examples"):
-        if schema.get(given):
+        if _items(schema.get(given)):
             return schema[given][0]
     if "$ref" in schema:
         return fits(_resolve(str(schema["$ref"]), root), name, depth=depth + 1, root=root)
     for given in ("anyOf", "oneOf", "allOf"):
-        if schema.get(given):
+        if _items(schema.get(given)):
             return fits(schema[given][0], name, depth=depth + 1, root=root)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    if isinstance(kind, list):
-        kind = kind[0]
+    kinds = schema.get("type", "object" if "properties" in schema else "string")
+    kind = kinds if isinstance(kinds, str) else next(iter(_items(kinds)), "string")
     if kind == "object":
-        members = schema.get("properties") or {}
-        wanted = schema.get("required") or list(members)
-        return {key: fits(members.get(key, {}), key, depth=depth + 1, root=root) for key in wanted}
+        inner = members(schema.get("properties"))
+        wanted = [str(key) for key in _items(schema.get("required"))] or list(inner)
+        return {key: fits(inner.get(key, {}), key, depth=depth + 1, root=root) for key in wanted}
     if kind == "array":
-        items = schema.get("items", {})
-        return [
-            fits(items, name, depth=depth + 1, root=root)
-            for _ in range(max(1, int(schema.get("minItems", 1))))
-        ]
-    if kind in {"integer", "number"}:
-        return schema.get("minimum", schema.get("maximum", 42))
-    if kind in {"boolean", "null"}:
+        count = max(1, _size(schema, "minItems", 1, _MOST_ITEMS))
+        return [fits(schema.get("items", {}), name, depth=depth + 1, root=root) for _ in range(count)]
+    if kind in ("integer", "number"):
+        return _bound(schema, "minimum", _bound(schema, "maximum", 42))
+    if kind in ("boolean", "null"):
         return True if kind == "boolean" else None
     return _string(schema, name)
 
 
 def _string(schema: dict[str, Any], name: str) -> str:
-    known = {
-        "command": "echo simulated",
-        "url": "https://example.com/",
-        "date": "2026-11-22",
-        "email": "a@example.com",
-    }
-    text = known.get(str(schema.get("format", name)), known.get(name, f"simulated {name}".strip()))
-    text = text.ljust(int(schema.get("minLength", 0)), "x")
-    return text[: int(schema.get("maxLength", len(text)))]
+    text = _WORDS.get(str(schema.get("format", name)), _WORDS.get(name, f"simulated {name}".strip()))
+    text = text.ljust(_size(schema, "minLength", 0, _MOST_CHARS), "x")
+    return text[: _size(schema, "maxLength", len(text), _MOST_CHARS)]
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _size(schema: dict[str, Any], name: str, default: int, most: int) -> int:
+    return min(max(0, _bound(schema, name, default)), most)
+
+
+def _bound(schema: dict[str, Any], name: str, default: int) -> int:
+    """Give a bound of a schema, if it is a whole number."""
+    value = schema.get(name)
+    return value if isinstance(value, int) else default
 
 
 def _resolve(reference: str, root: Any) -> Any:
