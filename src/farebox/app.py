@@ -47,7 +47,9 @@ async def serve(config: Config) -> int:
     return 0
 
 
-async def start_gateway(config: Config, *, simulator: Simulator | None = None, logger: Logger | None = None) -> "Gateway":
+async def start_gateway(
+    config: Config, *, simulator: Simulator | None = None, logger: Logger | None = None
+) -> "Gateway":
     """Open the books, resolve what an earlier process left, then open the doors.
 
     Upstreams of kind "simulator" are served by `simulator`, or by one of their own. Raises StoreUnavailable or
@@ -146,7 +148,9 @@ class Gateway:
         if self.ledger is not None:
             await self.ledger.drained()
         if self.store is not None:
-            await self.store.write([("UPDATE run SET stopped_at = ? WHERE id = ?", (self.clock(), self.store.books.run_id))])
+            await self.store.write(
+                [("UPDATE run SET stopped_at = ? WHERE id = ?", (self.clock(), self.store.books.run_id))]
+            )
             await self.store.close()
             self.store = None
         self._stopped.set()
@@ -234,13 +238,17 @@ class Gateway:
         if address is None:
             return
         registry = CollectorRegistry()
-        registry.register(self.metrics)  # type: ignore[arg-type]  # the protocol asks for collect() alone
+        registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
 
         async def handle(exchange: Exchange) -> None:
             found = exchange.path == "/metrics"
             body = prometheus_client.generate_latest(registry) if found else b"metrics are at /metrics\n"
-            exchange.respond(200 if found else 404, [(b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())], body)
+            exchange.respond(
+                200 if found else 404,
+                [(b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())],
+                body,
+            )
 
         server = HttpServer(handle, on_bad_request=routes.bad_request)
         self.metrics_port = await _listen(server, *address)
@@ -252,7 +260,8 @@ async def _listen(server: HttpServer, host: str, port: int) -> int:
         return await server.listen(host, port)
     except OSError as error:
         raise ConfigError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}; choose another port, or stop what uses this one"
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; "
+            "choose another port, or stop what uses this one"
         ) from error
 
 

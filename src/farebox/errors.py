@@ -1,18 +1,18 @@
 """Every expected failure, drawn once: its HTTP status and wire type, raised where known, rendered in one place.
 
-    FareboxError
-    ├── Refusal                  a customer's call is refused, in words that help (promise 10)
-    │   ├── InvalidRequest  400      ├── AuthenticationFailed  401
-    │   ├── InsufficientBalance 402  ├── PermissionDenied 403
-    │   ├── NotFound  404            │
-    │   ├── MethodNotAllowed 405     ├── RequestTimeout 408
-    │   ├── RequestTooLarge 413      ├── RateLimited  429
-    │   ├── UpstreamFailed 502       ├── Unavailable 503
-    │   └── InternalError 500        └── Overloaded 529
-    ├── StoreUnavailable         the database cannot promise durability now
-    ├── StoreConflict            a value that must be unique is taken
-    ├── BrokenInvariant          the books would stop being true; the work is stopped and the numbers named
-    └── ConfigError              the configuration is wrong; says where and what would be right
+FareboxError
+├── Refusal                  a customer's call is refused, in words that help (promise 10)
+│   ├── InvalidRequest  400      ├── AuthenticationFailed  401
+│   ├── InsufficientBalance 402  ├── PermissionDenied 403
+│   ├── NotFound  404            │
+│   ├── MethodNotAllowed 405     ├── RequestTimeout 408
+│   ├── RequestTooLarge 413      ├── RateLimited  429
+│   ├── UpstreamFailed 502       ├── Unavailable 503
+│   └── InternalError 500        └── Overloaded 529
+├── StoreUnavailable         the database cannot promise durability now
+├── StoreConflict            a value that must be unique is taken
+├── BrokenInvariant          the books would stop being true; the work is stopped and the numbers named
+└── ConfigError              the configuration is wrong; says where and what would be right
 """
 
 

@@ -13,7 +13,10 @@ Logger = structlog.typing.FilteringBoundLogger
 
 def make_logger(level: str, style: str) -> Logger:
     """Make the logger of this process: JSON for machines, or lines for people."""
-    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper("iso", utc=True)]
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True),
+    ]
     if style == "json":
         processors.append(structlog.processors.JSONRenderer(serializer=_encode))
         factory: Any = structlog.BytesLoggerFactory(sys.stderr.buffer)

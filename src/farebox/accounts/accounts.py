@@ -50,9 +50,7 @@ async def create_account(store: Store, email: str, plan: str, now_us: int) -> Ac
     """Open an account with nothing in it. Raises InvalidRequest, and StoreConflict for an address in use."""
     address = clean_email(email)
     try:
-        await store.write(
-            [("INSERT INTO account (email, plan, created_at) VALUES (?, ?, ?)", (address, plan, now_us))]
-        )
+        await store.write([("INSERT INTO account (email, plan, created_at) VALUES (?, ?, ?)", (address, plan, now_us))])
     except StoreConflict as error:
         raise StoreConflict(f"there is an account {address} already") from error
     return await find_account(store, address)
@@ -94,9 +92,7 @@ async def follow_top_ups(store: Store, before: Account, plans: Plans) -> Account
     earned = plans.earned(now.topped_up_nanos).name
     if earned == now.plan or before.plan != plans.earned(before.topped_up_nanos).name:
         return now
-    await store.write(
-        [("UPDATE account SET plan = ? WHERE id = ? AND plan = ?", (earned, now.id, before.plan))]
-    )
+    await store.write([("UPDATE account SET plan = ? WHERE id = ? AND plan = ?", (earned, now.id, before.plan))])
     return await find_account(store, str(before.id))
 
 

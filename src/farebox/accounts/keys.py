@@ -38,9 +38,7 @@ async def create_key(
         raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS} printable characters, got {name[:40]!r}")
     text = new_key(prefix)
     hashed = key_hash(text)
-    insert = (
-        "INSERT INTO api_key (account_id, name, hash, hint, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
-    )
+    insert = "INSERT INTO api_key (account_id, name, hash, hint, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
     values = (account_id, cleaned, hashed, key_hint(text, prefix), now_us, expires_at_us)
     await store.write([(insert, values)])
     return (await _select(store, "WHERE hash = ?", (hashed,)))[0], text

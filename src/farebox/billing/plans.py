@@ -1,6 +1,6 @@
 """Plans: how fast an account may go. A plan follows from what was topped up in all, or is set by the operator."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Plans:
         if not self._plans:
             raise ValueError("at least one plan is needed")
 
-    def __iter__(self) -> "Iterable[Plan]":  # type: ignore[override]
+    def __iter__(self) -> Iterator[Plan]:
         return iter(self._plans.values())
 
     @property
@@ -40,6 +40,8 @@ class Plans:
     def earned(self, topped_up_nanos: int) -> Plan:
         """Give the best plan that a total of top-ups earns."""
         earned = [
-            plan for plan in self._plans.values() if plan.top_up_nanos is not None and plan.top_up_nanos <= topped_up_nanos
+            plan
+            for plan in self._plans.values()
+            if plan.top_up_nanos is not None and plan.top_up_nanos <= topped_up_nanos
         ]
         return max(earned, key=lambda plan: plan.top_up_nanos or 0, default=self.default)

@@ -96,7 +96,7 @@ def read_usage(usage: WireUsage, model: str, *, long_cache_asked: bool = False) 
     """
     top = _line(usage, usage, model, long_cache_asked=long_cache_asked)
     iterations = usage.get("iterations")
-    lines = (top,)
+    lines: tuple[Line, ...] = (top,)
     if iterations:
         if not isinstance(iterations, list) or not all(isinstance(entry, dict) for entry in iterations):
             raise UnusableUsage("usage.iterations is not a list of objects")
@@ -155,7 +155,9 @@ def _line(counts: WireUsage, usage: WireUsage, model: str, *, long_cache_asked: 
     short_writes = _count(split, "ephemeral_5m_input_tokens")
     long_writes = _count(split, "ephemeral_1h_input_tokens")
     unsplit = max(0, writes - short_writes - long_writes)
-    other_ttls = sum(_count(split, name) for name in split if name.startswith("ephemeral_")) - short_writes - long_writes
+    other_ttls = (
+        sum(_count(split, name) for name in split if name.startswith("ephemeral_")) - short_writes - long_writes
+    )
     if long_cache_asked:
         long_writes += max(0, unsplit - other_ttls)
     else:

@@ -16,15 +16,21 @@ from farebox.store.protocol import Row, Store
 FIRST: Final = "0" * 64
 _GRACE_US: Final = 3_600 * 1_000_000
 _PAGE: Final = 20_000
-_ENTRIES: Final = {
-    "usage": "SELECT at, hex(request_id), account_id, key_id, kind, model, asked_model, price_version, input_tokens, "
+_CLOSE: Final = (
+    "INSERT INTO day_close (day, usage_rows, transfer_rows, previous_sha256, sha256, closed_at) "
+    "VALUES (?, ?, ?, ?, ?, ?)"
+)
+_USAGE: Final = (
+    "SELECT at, hex(request_id), account_id, key_id, kind, model, asked_model, price_version, input_tokens, "
     "cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, "
     "list_nanos, charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
     "upstream_request_id, attempts, streamed, first_byte_us, duration_us FROM usage "
-    "WHERE (at > ? OR (at = ? AND hex(request_id) > ?)) AND at < ? ORDER BY at, hex(request_id) LIMIT ?",
-    "transfer": "SELECT at, id, debit_account, credit_account, amount_nanos, code, actor, memo FROM transfer "
-    "WHERE (at > ? OR (at = ? AND id > ?)) AND at < ? ORDER BY at, id LIMIT ?",
-}
+    "WHERE (at > ? OR (at = ? AND hex(request_id) > ?)) AND at < ? ORDER BY at, hex(request_id) LIMIT ?"
+)
+_TRANSFERS: Final = (
+    "SELECT at, id, debit_account, credit_account, amount_nanos, code, actor, memo FROM transfer "
+    "WHERE (at > ? OR (at = ? AND id > ?)) AND at < ? ORDER BY at, id LIMIT ?"
+)
 
 
 class Digest(msgspec.Struct, frozen=True):
@@ -41,11 +47,15 @@ async def close_days(store: Store, now_us: int) -> list[str]:
     if rows:
         begin_us, previous = day_start_us(rows[0][0]) + DAY_US, str(rows[0][1])
     else:
-        first = (await store.fetch("SELECT min(at) FROM (SELECT min(at) AS at FROM usage UNION ALL SELECT min(at) FROM transfer)"))[0][0]
+        first = (
+            await store.fetch(
+                "SELECT min(at) FROM (SELECT min(at) AS at FROM usage UNION ALL SELECT min(at) FROM transfer)"
+            )
+        )[0][0]
         if first is None:
             return []
         begin_us, previous = day_start_us(day_of(first)), FIRST
-    closed = []
+    closed: list[str] = []
     while begin_us + DAY_US + _GRACE_US <= now_us:
         day = day_of(begin_us)
         digest = await digest_day(store, day, previous)
@@ -53,8 +63,7 @@ async def close_days(store: Store, now_us: int) -> list[str]:
             await store.write(
                 [
                     (
-                        "INSERT INTO day_close (day, usage_rows, transfer_rows, previous_sha256, sha256, closed_at) "
-                        "VALUES (?, ?, ?, ?, ?, ?)",
+                        _CLOSE,
                         (day, digest.usage_rows, digest.transfer_rows, previous, digest.sha256, now_us),
                     )
                 ]
@@ -70,10 +79,10 @@ async def close_days(store: Store, now_us: int) -> list[str]:
 async def digest_day(store: Store, day: str, previous: str) -> Digest:
     """Hash a day's entries in their order, after the digest of the day before."""
     sha = hashlib.sha256(f"{day}\n{previous}\n".encode())
-    counts = {}
-    for table, query in _ENTRIES.items():
-        counts[table] = await _feed(store, query, day_start_us(day), sha)
-    return Digest(counts["usage"], counts["transfer"], sha.hexdigest())
+    begin_us = day_start_us(day)
+    usage_rows = await _feed(store, _USAGE, begin_us, sha)
+    transfer_rows = await _feed(store, _TRANSFERS, begin_us, sha)
+    return Digest(usage_rows, transfer_rows, sha.hexdigest())
 
 
 async def _feed(store: Store, query: str, begin_us: int, sha: "hashlib._Hash") -> int:

@@ -1,17 +1,18 @@
 """Price lists in the books: every version that a call was ever priced by, immutable."""
 
 import hashlib
+from typing import Final
 
 import msgspec
 
 from farebox.billing.pricing import Catalogue, Model, PriceList
 from farebox.store.protocol import Store
 
-_models = msgspec.json.Decoder(tuple[Model, ...])
+_models: Final = msgspec.json.Decoder(tuple[Model, ...])
 
 
 async def pin_prices(store: Store, models: tuple[Model, ...], now_us: int) -> Catalogue:
-    """Give the catalogue for these models, under the version the books know them by; a new version when they changed."""
+    """Give the catalogue for these models under the version the books know them by, a new one when they changed."""
     text = msgspec.json.encode(models).decode()
     digest = hashlib.sha256(text.encode()).hexdigest()
     rows = await store.fetch("SELECT version, sha256 FROM price_list ORDER BY version DESC LIMIT 1")
@@ -19,7 +20,12 @@ async def pin_prices(store: Store, models: tuple[Model, ...], now_us: int) -> Ca
         return Catalogue(PriceList(rows[0][0], models))
     version = rows[0][0] + 1 if rows else 1
     await store.write(
-        [("INSERT INTO price_list (version, sha256, models, created_at) VALUES (?, ?, ?, ?)", (version, digest, text, now_us))]
+        [
+            (
+                "INSERT INTO price_list (version, sha256, models, created_at) VALUES (?, ?, ?, ?)",
+                (version, digest, text, now_us),
+            )
+        ]
     )
     return Catalogue(PriceList(version, models))
 
@@ -28,6 +34,9 @@ async def price_lists(store: Store) -> dict[int, tuple[str, Catalogue]]:
     """Read every version there has been, with the digest of its text as it is stored now."""
     rows = await store.fetch("SELECT version, models FROM price_list")
     return {
-        version: (hashlib.sha256(text.encode()).hexdigest(), Catalogue(PriceList(version, _models.decode(text))))
+        version: (
+            hashlib.sha256(text.encode()).hexdigest(),
+            Catalogue(PriceList(version, _models.decode(text))),
+        )
         for version, text in rows
     }

@@ -102,9 +102,7 @@ async def entries(
 ) -> list[Entry]:
     """Give the last `limit` movements of money, oldest first; one customer's with the balance after each."""
     most = _EVERYTHING if limit is None else limit
-    found = await _transfers(store, account_id, since_us, most) + await _charges(
-        store, account_id, since_us, most
-    )
+    found = await _transfers(store, account_id, since_us, most) + await _charges(store, account_id, since_us, most)
     found = sorted(found, key=lambda entry: (entry.at_us, entry.id))[-most:]
     if account_id is None or not found:
         return found

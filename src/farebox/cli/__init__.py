@@ -41,9 +41,7 @@ class _Sectioned(click.Group):
         write_examples(formatter, _EXAMPLES)
 
 
-@click.group(
-    cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="farebox", message="farebox %(version)s")
 @common_options
 def cli() -> None:

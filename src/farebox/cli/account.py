@@ -57,9 +57,7 @@ def account() -> None:
 )
 @click.argument("email")
 @click.option("--plan", metavar="NAME", help="Put it on this plan by hand; otherwise its top-ups decide.")
-@click.option(
-    "--credit", "amount_nanos", metavar="USD", type=USD, help="Begin with this much, as if topped up."
-)
+@click.option("--credit", "amount_nanos", metavar="USD", type=USD, help="Begin with this much, as if topped up.")
 @common_options
 @pass_invocation
 def create(invocation: Invocation, email: str, plan: str | None, amount_nanos: int | None) -> None:
@@ -138,9 +136,7 @@ def show(invocation: Invocation, email: str) -> None:
 @click.argument("amount_nanos", metavar="USD", type=USD)
 @click.option("--reason", default="credit by hand", help="What the books say it was for.")
 @click.option("--gift", is_flag=True, help="A promotion: no money came in, and no plan is earned by it.")
-@click.option(
-    "--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is credited once only."
-)
+@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is credited once only.")
 @common_options
 @pass_invocation
 def credit_(
@@ -153,9 +149,7 @@ def credit_(
         async with open_books(config) as store:
             before = await find_account(store, email)
             code = "promotion" if gift else "deposit"
-            transfer = credit(
-                _transfer_id(transfer_id), before.id, amount_nanos, code=code, actor=actor(), memo=reason
-            )
+            transfer = credit(_transfer_id(transfer_id), before.id, amount_nanos, code=code, actor=actor(), memo=reason)
             await _post(store, transfer)
             return await follow_top_ups(store, before, config.plans)
 
@@ -166,14 +160,10 @@ def credit_(
 @click.argument("email")
 @click.argument("amount_nanos", metavar="USD", type=USD)
 @click.option("--reason", default="debit by hand", help="What the books say it was for.")
-@click.option(
-    "--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is debited once only."
-)
+@click.option("--id", "transfer_id", metavar="TEXT", help="Your own id for it: the same id is debited once only.")
 @common_options
 @pass_invocation
-def debit_(
-    invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None
-) -> None:
+def debit_(invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None) -> None:
     """Take money from an account.
 
     At most what is free can go, that is, what is not held for calls in flight.
@@ -183,9 +173,7 @@ def debit_(
     async def work() -> Account:
         async with open_books(config) as store:
             found = await find_account(store, email)
-            await _post(
-                store, debit(_transfer_id(transfer_id), found.id, amount_nanos, actor=actor(), memo=reason)
-            )
+            await _post(store, debit(_transfer_id(transfer_id), found.id, amount_nanos, actor=actor(), memo=reason))
             return await find_account(store, str(found.id))
 
     _show(invocation, run(work()), f"debited {format_usd(amount_nanos)}")
@@ -217,9 +205,7 @@ def resume(invocation: Invocation, email: str) -> None:
 def set_plan_(invocation: Invocation, email: str, plan: str) -> None:
     """Put an account on a plan by hand, whatever it has topped up."""
     config = invocation.config()
-    _show(
-        invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}"
-    )
+    _show(invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
 
 
 def as_json(one: Account) -> dict[str, Any]:
@@ -237,9 +223,7 @@ def as_json(one: Account) -> dict[str, Any]:
     }
 
 
-def _put(
-    invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None
-) -> Account:
+def _put(invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None) -> Account:
     """Change an account's status or plan; answers the account after it."""
     config: Config = invocation.config()
 
@@ -259,9 +243,7 @@ async def _post(store: Store, transfer: Transfer) -> None:
     posted = await Ledger(store).post(transfer)
     if posted.refused and transfer.code == "debit":
         free = (await find_account(store, transfer.debit_account.partition(":")[2])).free_nanos
-        raise FareboxError(
-            f"nothing was moved: only {format_usd(free)} is free, less than the amount asked for"
-        )
+        raise FareboxError(f"nothing was moved: only {format_usd(free)} is free, less than the amount asked for")
     if posted.refused:
         raise FareboxError(f"nothing was moved: {posted.refused}")
     if not posted.now:

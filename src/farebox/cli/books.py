@@ -31,12 +31,8 @@ _PROGRESS_FROM = 20_000
 
 @click.command(cls=Exampled, examples=("farebox usage --account alice@example.com --since 24h --all --json",))
 @click.option("--account", "who", metavar="EMAIL", help="Only this account's calls, by email address or id.")
-@click.option(
-    "--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".'
-)
-@click.option(
-    "--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many calls."
-)
+@click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many calls.")
 @click.option("--all", "everything", is_flag=True, help="All calls, whatever --limit says.")
 @common_options
 @pass_invocation
@@ -69,15 +65,9 @@ def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, *,
 
 
 @click.command()
-@click.option(
-    "--account", "who", metavar="EMAIL", help="One account's statement, with the balance after each."
-)
-@click.option(
-    "--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".'
-)
-@click.option(
-    "--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many entries."
-)
+@click.option("--account", "who", metavar="EMAIL", help="One account's statement, with the balance after each.")
+@click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many entries.")
 @click.option("--all", "everything", is_flag=True, help="All entries, whatever --limit says.")
 @click.option("--totals", "as_totals", is_flag=True, help="Sums by account instead: they add up to zero.")
 @common_options
@@ -93,9 +83,7 @@ def ledger(
 
     async def entries_of(store: Store) -> tuple[list[Entry], str | None]:
         account_id = (await find_account(store, who)).id if who else None
-        found = await entries(
-            store, account_id=account_id, since_us=since_us, limit=None if everything else limit
-        )
+        found = await entries(store, account_id=account_id, since_us=since_us, limit=None if everything else limit)
         return found, None if account_id is None else customer_account(account_id)
 
     async def work() -> None:

@@ -94,9 +94,7 @@ def check_offer(config: Config) -> Iterator[Finding]:
         if not any(not u.models or {model.id, *model.aliases} & set(u.models) for u in config.upstreams)
     ]
     if free:
-        yield Finding(
-            "prices", "warn", f"sold for nothing in part: {_some(free)}", "make sure that you mean it"
-        )
+        yield Finding("prices", "warn", f"sold for nothing in part: {_some(free)}", "make sure that you mean it")
     if below:
         dearest = max((m for m in config.models if m.id in below), key=lambda m: m.rates.list.output)
         lost = dearest.rates.list.output - dearest.rates.sell.output
@@ -114,22 +112,14 @@ def check_offer(config: Config) -> Iterator[Finding]:
             f"all {len(config.models)} models at list or above",
         )
     if unserved:
-        yield Finding(
-            "models", "warn", f"sold, but no upstream serves: {_some(unserved)}", "add them to an upstream"
-        )
+        yield Finding("models", "warn", f"sold, but no upstream serves: {_some(unserved)}", "add them to an upstream")
     else:
         yield Finding("models", "ok", f"{len(config.models)} models, each served by an upstream")
-    risky = [
-        name for name in Features.__struct_fields__ if getattr(config.features, name) and name not in _SAFE
-    ]
+    risky = [name for name in Features.__struct_fields__ if getattr(config.features, name) and name not in _SAFE]
     if risky:
-        yield Finding(
-            "features", "warn", f"on: {_some(risky)}", "their cost cannot be bounded or metered fully"
-        )
+        yield Finding("features", "warn", f"on: {_some(risky)}", "their cost cannot be bounded or metered fully")
     if not config.site.support_email:
-        yield Finding(
-            "site", "warn", "no support_email", "set [site] support_email: messages tell customers of it"
-        )
+        yield Finding("site", "warn", "no support_email", "set [site] support_email: messages tell customers of it")
 
 
 async def check_upstreams(config: Config) -> list[Finding]:
@@ -164,9 +154,7 @@ async def _ask(upstream: UpstreamSettings) -> Finding:
         return Finding(name, "FAIL", f"{upstream.base_url} refuses the key (status {answer.status})", advice)
     if answer.status != 200:
         advice = "not every server that speaks Messages lists models; try a call"
-        return Finding(
-            name, "warn", f"{upstream.base_url} answered {answer.status} to GET /v1/models", advice
-        )
+        return Finding(name, "warn", f"{upstream.base_url} answered {answer.status} to GET /v1/models", advice)
     if urlsplit(upstream.base_url).scheme == "http" and origin.host not in _LOOPBACK:
         advice = "use https, or a network that is yours alone"
         return Finding(name, "warn", f"{upstream.base_url} takes the key, but over plain http", advice)
@@ -207,9 +195,7 @@ def _check_database(path: Path) -> Iterator[Finding]:
             yield Finding("database", "FAIL", f"{path} cannot be made", f"let this user write to {parent}")
         return
     try:
-        connection = apsw.Connection(
-            path.as_uri() + "?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        )
+        connection = apsw.Connection(path.as_uri() + "?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         version = connection.pragma("user_version")
         mode = connection.pragma("journal_mode")
         connection.close()
@@ -224,21 +210,13 @@ def _check_database(path: Path) -> Iterator[Finding]:
     if version != SCHEMA_VERSION:
         status: Literal["warn", "FAIL"] = "FAIL" if version > SCHEMA_VERSION else "warn"
         advice = (
-            "upgrade Farebox"
-            if version > SCHEMA_VERSION
-            else "`farebox serve` brings it up to date; back it up first"
+            "upgrade Farebox" if version > SCHEMA_VERSION else "`farebox serve` brings it up to date; back it up first"
         )
-        yield Finding(
-            "database", status, f"{path} has schema {version}, this Farebox has {SCHEMA_VERSION}", advice
-        )
+        yield Finding("database", status, f"{path} has schema {version}, this Farebox has {SCHEMA_VERSION}", advice)
     elif mode != "wal":
-        yield Finding(
-            "database", "warn", f"{path} is in {mode} mode", "`farebox serve` will put it in WAL mode"
-        )
+        yield Finding("database", "warn", f"{path} is in {mode} mode", "`farebox serve` will put it in WAL mode")
     else:
-        yield Finding(
-            "database", "ok", f"{path} ({path.stat().st_size / 1024**2:.1f} MB, schema {version}, WAL)"
-        )
+        yield Finding("database", "ok", f"{path} ({path.stat().st_size / 1024**2:.1f} MB, schema {version}, WAL)")
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         yield Finding("database", "warn", f"{path} may be read by others", f"chmod 600 {path}")
 
@@ -328,9 +306,7 @@ def _check_descriptors(config: Config) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.limits.concurrent_calls * 2 + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        advice = (
-            "ulimit -n 65536, or LimitNOFILE=65536 in the service file; else lower limits.concurrent_calls"
-        )
+        advice = "ulimit -n 65536, or LimitNOFILE=65536 in the service file; else lower limits.concurrent_calls"
         return Finding("files", "warn", f"{soft} may be open, {wanted} would be at full load", advice)
     return Finding("files", "ok", f"{'any number' if soft == resource.RLIM_INFINITY else soft} may be open")
 
@@ -377,9 +353,7 @@ def _prices(rates: Rates) -> list[int]:
 
 
 def _sold_below_list(model: Model) -> bool:
-    return any(
-        sell < list_ for sell, list_ in zip(_prices(model.rates.sell), _prices(model.rates.list), strict=True)
-    )
+    return any(sell < list_ for sell, list_ in zip(_prices(model.rates.sell), _prices(model.rates.list), strict=True))
 
 
 def _some(names: list[str]) -> str:

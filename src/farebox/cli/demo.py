@@ -44,9 +44,7 @@ class Demo(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option(
-    "--port", envvar="PORT", type=click.IntRange(0, 65535), default=8080, help="8080, or $PORT; 0: any."
-)
+@click.option("--port", envvar="PORT", type=click.IntRange(0, 65535), default=8080, help="8080, or $PORT; 0: any.")
 @click.option(
     "--data", envvar="DATA", type=click.Path(path_type=Path), default=Path(".data"), help="Where all is kept."
 )
@@ -99,9 +97,7 @@ def prepare(data: Path, host: str, port: int) -> Config:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0))
     except OSError as error:
-        raise ConfigError(
-            f"{data}: cannot be written to: {error.strerror}; name another place with --data"
-        ) from error
+        raise ConfigError(f"{data}: cannot be written to: {error.strerror}; name another place with --data") from error
     return load_config(data / "farebox.toml", os.environ)
 
 
@@ -124,9 +120,7 @@ def _settings(host: str, port: int) -> str:
 
 def _real_key() -> bool:
     """Whether there is a key for the real API. One of our own, exported for Claude Code, is none."""
-    return bool(os.environ.get("ANTHROPIC_API_KEY")) and not os.environ["ANTHROPIC_API_KEY"].startswith(
-        "sk-cc-"
-    )
+    return bool(os.environ.get("ANTHROPIC_API_KEY")) and not os.environ["ANTHROPIC_API_KEY"].startswith("sk-cc-")
 
 
 def free_port(host: str, port: int) -> int | None:
@@ -146,9 +140,7 @@ async def _ensure_account(store: Store) -> Account:
         account = await find_account(store, _EMAIL)
     except NotFound:
         account = await create_account(store, _EMAIL, "pro", now_us())
-    gift = credit(
-        "demo:opening", account.id, _BALANCE_NANOS, code="promotion", actor="demo", memo="to try with"
-    )
+    gift = credit("demo:opening", account.id, _BALANCE_NANOS, code="promotion", actor="demo", memo="to try with")
     await Ledger(store).post(gift)
     return await find_account(store, _EMAIL)
 
@@ -176,9 +168,7 @@ async def _ensure_key(store: Store, account: Account, prefix: str, text: str) ->
 def _write(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     fresh = path.with_name(path.name + ".new")
-    with os.fdopen(
-        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-    ) as file:
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     fresh.replace(path)
 
@@ -189,9 +179,7 @@ def welcome(shown: Demo, account: Account, data: Path) -> str:
         upstream = "the built-in simulator: answers are made up, metering and money are real"
     else:
         upstream = "the real API, with your ANTHROPIC_API_KEY: calls cost you money"
-    command = (
-        "farebox" if shutil.which("farebox") else os.path.relpath(Path(sys.executable).parent / "farebox")
-    )
+    command = "farebox" if shutil.which("farebox") else os.path.relpath(Path(sys.executable).parent / "farebox")
     return f"""\
 Farebox serves at  {shown.base_url}
 API key            {shown.api_key}

@@ -31,9 +31,7 @@ def key() -> None:
 @key.command(cls=Exampled, examples=("farebox key create alice@example.com --name laptop",))
 @click.argument("email")
 @click.option("--name", required=True, help="What it is for, so that it can be told from the others.")
-@click.option(
-    "--expires-days", metavar="N", type=click.IntRange(1, 36_500), help="Let it end after so many days."
-)
+@click.option("--expires-days", metavar="N", type=click.IntRange(1, 36_500), help="Let it end after so many days.")
 @common_options
 @pass_invocation
 def create(invocation: Invocation, email: str, name: str, expires_days: int | None) -> None:
@@ -78,10 +76,7 @@ def list_(invocation: Invocation, email: str | None) -> None:
     else:
         print_table(
             ("id", "account", "name", "key", "status", "made"),
-            [
-                (str(k.id), str(k.account_id), k.name, k.hint, k.status(now), show_moment(k.created_at_us))
-                for k in keys
-            ],
+            [(str(k.id), str(k.account_id), k.name, k.hint, k.status(now), show_moment(k.created_at_us)) for k in keys],
         )
 
 
@@ -119,9 +114,7 @@ def check(invocation: Invocation, text: str) -> None:
     config = invocation.config()
     now = now_us()
     if not key_is_well_formed(text, config.keys.prefix):
-        raise NotFound(
-            f"this is no key: one is {config.keys.prefix} and 49 letters or digits; look for a typo"
-        )
+        raise NotFound(f"this is no key: one is {config.keys.prefix} and 49 letters or digits; look for a typo")
 
     async def work() -> Key:
         async with open_books(config) as store:

@@ -30,14 +30,10 @@ def serve(invocation: Invocation) -> int:
 
 @click.command(cls=Exampled, examples=("farebox simulate --port 8090 --speed 60",))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free port."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free port.")
 @click.option("--speed", type=click.FloatRange(0), help="Output tokens a second. 0: as fast as possible.")
 @click.option("--api-key", metavar="KEY", help="Accept this key only; otherwise any key will do.")
-@click.option(
-    "--knobs", default="", metavar="TEXT", help='Knobs for every request, such as "rate=50 ttft=300".'
-)
+@click.option("--knobs", default="", metavar="TEXT", help='Knobs for every request, such as "rate=50 ttft=300".')
 @common_options
 @pass_invocation
 def simulate(

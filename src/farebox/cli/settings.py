@@ -13,6 +13,7 @@ from farebox import __version__
 from farebox.billing.pricing import Model, Rates
 from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json, print_table
 from farebox.config import Config, check_ready_to_serve
+from farebox.config.reader import show as quote
 from farebox.money import format_usd
 from farebox.secret import Secret
 
@@ -68,14 +69,15 @@ def show(invocation: Invocation, *, models: bool) -> None:
     for name in _TABLES:
         for key, value in tables[name].items():
             origin = read.origins.get(f"{name}.{key}", "")
-            click.echo(f"{name}.{key} = {value!r:<28} {'# ' + origin if origin else ''}".rstrip())
+            click.echo(f"{f'{name}.{key} = {quote(value)}':<44}{'# ' + origin if origin else ''}".rstrip())
     click.echo(f"# the books are in {read.database_path}")
     for upstream in tables["upstreams"]:
-        click.echo(
-            "upstream " + ", ".join(f"{key} {value}" for key, value in upstream.items() if value is not None)
-        )
+        click.echo("upstream " + ", ".join(f"{key} {value}" for key, value in upstream.items() if value is not None))
     for plan in tables["plans"]:
-        click.echo("plan " + ", ".join(f"{key} {value}" for key, value in plan.items() if value is not None))
+        earned = plan.pop("top_up_nanos")
+        told = [f"{key} = {quote(value)}" for key, value in plan.items()]
+        told += ["by hand only" if earned is None else f"from {format_usd(earned)} topped up"]
+        click.echo(f"plan {{ {', '.join(told)} }}")
     click.echo(f"# {len(read.models)} models: `farebox config show --models`")
 
 
@@ -99,8 +101,7 @@ def version(invocation: Invocation) -> None:
 def _as_tables(read: Config) -> dict[str, Any]:
     """Give the settings as plain values, secrets masked."""
     tables: dict[str, Any] = {
-        name: _plain(getattr(read, name))
-        for name in ("server", "database", "site", "keys", "features", "log")
+        name: _plain(getattr(read, name)) for name in ("server", "database", "site", "keys", "features", "log")
     }
     tables["limits"] = _plain(read.limits) | _plain(read.server_limits)
     tables["upstreams"] = [_plain(upstream) for upstream in read.upstreams]

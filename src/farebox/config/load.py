@@ -122,9 +122,7 @@ def _read_text(path: Path | None) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; `farebox config example` prints a file to start from"
-        ) from error
+        raise ConfigError(f"{path}: {error.strerror}; `farebox config example` prints a file to start from") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 
@@ -137,9 +135,7 @@ def _parse(path: Path | None, text: str) -> dict[str, Any]:
         line = place.removeprefix("line ").partition(",")[0]
         name = path.name if path else "configuration"
         line = line if line.isdigit() else str(text.count("\n") + 1)
-        raise ConfigError(
-            f"{name}:{line}: is not TOML: {words or error} ({place or 'at its end'})"
-        ) from error
+        raise ConfigError(f"{name}:{line}: is not TOML: {words or error} ({place or 'at its end'})") from error
 
 
 def _read_tables(
@@ -190,10 +186,7 @@ def _read_list(reader: Reader, name: str, tables: Any) -> list[tuple[KeyPath, An
         reader.problem((name,), f"must be written [[{name}]], once for each of them, and at least once")
         return []
     paths: list[KeyPath] = [(name, position) for position in range(len(tables))]
-    read = [
-        (path, reader.struct(path, table, TABLE_LISTS[name]))
-        for path, table in zip(paths, tables, strict=True)
-    ]
+    read = [(path, reader.struct(path, table, TABLE_LISTS[name])) for path, table in zip(paths, tables, strict=True)]
     return [(path, struct) for path, struct in read if struct is not None]
 
 
@@ -248,9 +241,7 @@ def _check_upstream(
     if url:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            reader.problem(
-                (*path, "base_url"), f'is {show(url)}; it must be a URL such as "{_ANTHROPIC_URL}"'
-            )
+            reader.problem((*path, "base_url"), f'is {show(url)}; it must be a URL such as "{_ANTHROPIC_URL}"')
         elif parts.username or parts.password:
             reader.problem((*path, "base_url"), "holds a password; say api_key instead")
         elif parts.path.rstrip("/").endswith("/v1"):
@@ -357,9 +348,7 @@ def _from_text(text: str, type_: inspect.Type) -> Any:
     while isinstance(type_, inspect.Metadata):
         type_ = type_.type
     if isinstance(type_, inspect.BoolType):
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
-            text.lower(), text
-        )
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
     if isinstance(type_, inspect.IntType | inspect.FloatType):
         try:
             return int(text) if isinstance(type_, inspect.IntType) else Decimal(text)

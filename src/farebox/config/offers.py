@@ -56,9 +56,9 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
     us_inference: Decimal = Decimal(1)
     batch: Decimal = Decimal("0.5")
     output_tokens_per_s: Annotated[int, Meta(ge=1)] = 250
-    created: Annotated[
-        str, Meta(pattern=r"^\d{4}-\d\d-\d\d$", description='a day such as "2026-01-31", in quotes')
-    ] = "2026-01-01"
+    created: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$", description='a day such as "2026-01-31", in quotes')] = (
+        "2026-01-01"
+    )
 
 
 class PlanTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,9 +80,7 @@ def read_plan(reader: Reader, path: Path, table: PlanTable) -> Plan:
 def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
     """Turn a model as written into exact prices. What is wrong with them goes to the reader's problems."""
     if table.max_output > table.context:
-        reader.problem(
-            (*path, "max_output"), f"is {table.max_output}; it cannot be more than context, {table.context}"
-        )
+        reader.problem((*path, "max_output"), f"is {table.max_output}; it cannot be more than context, {table.context}")
     discount = _discount(reader, path, table)
     bands = tuple(
         Band(band.above, _tariff(reader, (*path, "bands", position), band.list, band.sell, discount))
@@ -91,9 +89,7 @@ def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
     if list(bands) != sorted(bands, key=lambda band: band.above_tokens):
         reader.problem((*path, "bands"), "must be in rising order of above")
     if table.fast_sell is not None and table.fast_list is None:
-        reader.problem(
-            (*path, "fast_sell"), "needs fast_list beside it: what the upstream charges for fast mode"
-        )
+        reader.problem((*path, "fast_sell"), "needs fast_list beside it: what the upstream charges for fast mode")
     fast = None
     if table.fast_list is not None:
         fast = _tariff(reader, path, table.fast_list, table.fast_sell, discount, prefix="fast_")
@@ -109,9 +105,7 @@ def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
         fast_rates=fast,
         geo_us_ppm=_ppm(reader, (*path, "us_inference"), table.us_inference),
         batch_ppm=_ppm(reader, (*path, "batch"), table.batch),
-        web_search=None
-        if table.web_search is None
-        else _nanos(reader, (*path, "web_search"), table.web_search),
+        web_search=None if table.web_search is None else _nanos(reader, (*path, "web_search"), table.web_search),
         output_tokens_per_s=table.output_tokens_per_s,
     )
 
@@ -159,9 +153,7 @@ def _rates(reader: Reader, path: Path, table: PriceTable, factor: Decimal) -> Ra
     written = {name: getattr(table, name) for name in Rates.__struct_fields__}
     for name, price in written.items():
         if price is not None and not 0 <= price <= _DEAREST:
-            reader.problem(
-                (*path, name), f"is {price}; a price is from 0 to {_DEAREST} dollars per million tokens"
-            )
+            reader.problem((*path, name), f"is {price}; a price is from 0 to {_DEAREST} dollars per million tokens")
             return Rates(0, 0, 0, 0, 0)
     for name, cache_factor in _CACHE_FACTORS.items():
         if written[name] is None:

@@ -22,7 +22,7 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 _SHOWN_CHARS = 60
 
 
-class Wrong(Exception):  # noqa: N818  not a failure of ours: a value that is not what was asked for
+class Wrong(Exception):
     """A value does not fit; the text says what would."""
 
 
@@ -60,9 +60,7 @@ class Reader:
         line = 0 if path in self._variables else line_of(self._lines, path) or 0
         self._problems.append((line, f"{self.where(path)}: {dotted(path)} {text}"))
 
-    def unknown_keys(
-        self, path: KeyPath, table: Mapping[str, Any], known: Iterable[str], hint: str = ""
-    ) -> None:
+    def unknown_keys(self, path: KeyPath, table: Mapping[str, Any], known: Iterable[str], hint: str = "") -> None:
         """Note the keys that mean nothing here, each with the likeliest one that does."""
         names = list(known)
         for key in table:
@@ -74,9 +72,7 @@ class Reader:
     def struct(self, path: KeyPath, table: Any, type_: type[Table]) -> Table | None:
         """Read a whole table. None when something in it was wrong, which is then among the problems."""
         if not isinstance(table, dict):
-            self.problem(
-                path, f"is {show(table)}; it must be a table: [{dotted(path)}] with its settings below"
-            )
+            self.problem(path, f"is {show(table)}; it must be a table: [{dotted(path)}] with its settings below")
             return None
         self.unknown_keys(path, table, type_.__struct_fields__)
         return self.fields(path, table, type_)
@@ -146,9 +142,7 @@ class Reader:
             raise Wrong('must be "env:NAME", "file:PATH" or the secret itself, in quotes')
         return self._read_secret(value)
 
-    def _items(
-        self, path: KeyPath, value: Any, type_: inspect.Type, item_type: inspect.Type
-    ) -> tuple[Any, ...]:
+    def _items(self, path: KeyPath, value: Any, type_: inspect.Type, item_type: inspect.Type) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Wrong(f"is {show(value)}; it must be {expected(type_)}")
         items, complete = [], True

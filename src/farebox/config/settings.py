@@ -12,9 +12,7 @@ from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
 from farebox.upstreams.settings import UpstreamSettings
 
-Host = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9.:_-]+$", description='an address or a host name such as "127.0.0.1"')
-]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_-]+$", description='an address or a host name such as "127.0.0.1"')]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PublicUrl = Annotated[
     str,
@@ -46,9 +44,7 @@ KeyPrefix = Annotated[
 ]
 Email = Annotated[
     str,
-    Meta(
-        pattern=r"^([^@\s]+@[^@\s]+\.[^@\s.]+)?$", description='an address such as "support@farebox.example"'
-    ),
+    Meta(pattern=r"^([^@\s]+@[^@\s]+\.[^@\s.]+)?$", description='an address such as "support@farebox.example"'),
 ]
 
 

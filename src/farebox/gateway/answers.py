@@ -26,7 +26,9 @@ def error_body(refusal: Refusal, request_id: str) -> bytes:
 
 def error_event(wire_type: str, message: str, request_id: str) -> bytes:
     """Write the event that ends a stream which cannot be completed."""
-    body = msgspec.json.encode({"type": "error", "error": {"type": wire_type, "message": message}, "request_id": request_id})
+    body = msgspec.json.encode(
+        {"type": "error", "error": {"type": wire_type, "message": message}, "request_id": request_id}
+    )
     return b"event: error\ndata: " + body + b"\n\n"
 
 

@@ -37,12 +37,36 @@ class Call:
     """A call in the hands of the coroutine that serves it."""
 
     __slots__ = (
-        "answer", "asked", "body", "caller", "catalogue", "conversation", "demand", "exchange", "first_byte_at", "held_nanos",
-        "message_id", "model", "output_rate", "request_id", "requests", "shown_id", "started_at", "status", "stop_reason",
-        "tokens", "tries", "usage", "usage_is_final", "visible_bytes", "answered_model",
+        "answer",
+        "answered_model",
+        "asked",
+        "body",
+        "caller",
+        "catalogue",
+        "conversation",
+        "demand",
+        "exchange",
+        "first_byte_at",
+        "held_nanos",
+        "message_id",
+        "model",
+        "output_rate",
+        "request_id",
+        "requests",
+        "shown_id",
+        "started_at",
+        "status",
+        "stop_reason",
+        "tokens",
+        "tries",
+        "usage",
+        "usage_is_final",
+        "visible_bytes",
     )  # fmt: skip
 
-    def __init__(self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float) -> None:
+    def __init__(
+        self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float
+    ) -> None:
         self.exchange = exchange
         self.request_id = request_id
         self.shown_id = show_request_id(request_id)

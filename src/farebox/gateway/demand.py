@@ -93,7 +93,9 @@ class Weights:
         self.web_searches = 0
 
 
-def demand_of(asked: Asked, body_bytes: int, model: Model, features: Features, headers: Headers, max_tokens: int) -> Demand:
+def demand_of(
+    asked: Asked, body_bytes: int, model: Model, features: Features, headers: Headers, max_tokens: int
+) -> Demand:
     """Bound what a request can cost. Raises InvalidRequest for what is refused, naming field and reason."""
     _refuse_fields(asked, features, headers)
     weights = Weights()
@@ -135,8 +137,15 @@ def thinks_hidden(asked: Asked) -> bool:
 def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
     for field, switch, code in _REFUSED_FIELDS:
         if not getattr(features, switch) and present(getattr(asked, field)):
-            raise InvalidRequest(f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out", error_code=code)
-    if not features.compaction and present(asked.context_management) and b'"compact_' in bytes(asked.context_management):
+            raise InvalidRequest(
+                f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out",
+                error_code=code,
+            )
+    if (
+        not features.compaction
+        and present(asked.context_management)
+        and b'"compact_' in bytes(asked.context_management)
+    ):
         raise InvalidRequest("context_management: compaction on the server is not offered here; leave out its edit")
     if asked.speed == "fast" and not features.fast:
         raise InvalidRequest("speed: fast mode is not offered here; leave it out")
@@ -155,7 +164,9 @@ def _weigh(content: msgspec.Raw, weights: Weights, features: Features) -> None:
         if len(bytes(block.cache_control)) > 4:
             _note_cache(block.cache_control, weights)
         if block.type == "container_upload" and not features.files:
-            raise InvalidRequest("container_upload: files of the upstream account are not offered here; send the content")
+            raise InvalidRequest(
+                "container_upload: files of the upstream account are not offered here; send the content"
+            )
         if len(bytes(block.source)) > 4:
             _weigh_source(_source.decode(block.source), block, weights, features)
         if block.type == "tool_result":
@@ -191,12 +202,16 @@ def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) 
         return 0
     for prefix, switch in _REFUSED_TOOLS:
         if tool.type.startswith(prefix) and not getattr(features, switch):
-            raise InvalidRequest(f"tools: {tool.type} is not offered here, since its cost cannot be bounded; leave it out")
+            raise InvalidRequest(
+                f"tools: {tool.type} is not offered here, since its cost cannot be bounded; leave it out"
+            )
     if tool.type.startswith("web_search_"):
         if model.web_search is None:
             raise InvalidRequest(f"tools: {tool.type} is not sold with {model.id}; leave it out")
         if tool.max_uses is None or not 0 < tool.max_uses <= _MOST_SEARCHES:
-            raise InvalidRequest(f"tools: {tool.type} needs max_uses of 1…{_MOST_SEARCHES}, which bounds what it can cost")
+            raise InvalidRequest(
+                f"tools: {tool.type} needs max_uses of 1…{_MOST_SEARCHES}, which bounds what it can cost"
+            )
         weights.web_searches += tool.max_uses
     return TOOLSET_TOKENS
 

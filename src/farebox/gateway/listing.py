@@ -29,7 +29,14 @@ class Listing:
     """Serves what costs nothing; every answer carries the account's limits."""
 
     def __init__(
-        self, *, keys: KeyRing, pool: Pool, catalogue: Catalogue, levels: Levels, limits: CallLimits, clock: Clock
+        self,
+        *,
+        keys: KeyRing,
+        pool: Pool,
+        catalogue: Catalogue,
+        levels: Levels,
+        limits: CallLimits,
+        clock: Clock,
     ) -> None:
         self._keys = keys
         self._pool = pool
@@ -88,7 +95,13 @@ class Listing:
         conversation = conversation_of(asked, exchange.headers, caller.account_id)
         while True:
             answer = await self._pool.send(
-                tries, "POST", target, upstream_headers(exchange.headers), body, model=model.id, conversation=conversation
+                tries,
+                "POST",
+                target,
+                upstream_headers(exchange.headers),
+                body,
+                model=model.id,
+                conversation=conversation,
             )
             try:
                 data = await answer.read(_ANSWER_BYTES)
@@ -106,7 +119,10 @@ class Listing:
         wait = wait_ns(full_at, now_ns, 1, per_minute)
         if wait:
             wait_s = -(-wait // 1_000_000_000)
-            raise RateLimited(f"count_tokens is limited to {per_minute} a minute; try again in {wait_s} s", retry_after_s=wait_s)
+            raise RateLimited(
+                f"count_tokens is limited to {per_minute} a minute; try again in {wait_s} s",
+                retry_after_s=wait_s,
+            )
         if len(self._counting) >= _BUCKETS:
             self._counting = {account: state for account, state in self._counting.items() if state > now_ns}
         self._counting[account_id] = spend(full_at, 1, per_minute)

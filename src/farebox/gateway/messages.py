@@ -155,7 +155,9 @@ class Messages:
                 )
             )
         except StoreUnavailable as error:
-            raise Unavailable("the books cannot be written at the moment; try again shortly", retry_after_s=2) from error
+            raise Unavailable(
+                "the books cannot be written at the moment; try again shortly", retry_after_s=2
+            ) from error
 
     async def _count_tokens(self, call: Call) -> int | None:
         """Ask the upstream, which counts for free, when the bound by bytes is more than the balance."""
@@ -172,22 +174,27 @@ class Messages:
             counted = msgspec.json.decode(await answer.read(2**16)).get("input_tokens")
         except (UpstreamError, Refusal, msgspec.DecodeError, AttributeError):
             return None
-        return counted * _COUNT_MARGIN_PERMILLE // 1000 + 64 if answer.status == 200 and isinstance(counted, int) else None
+        return (
+            counted * _COUNT_MARGIN_PERMILLE // 1000 + 64 if answer.status == 200 and isinstance(counted, int) else None
+        )
 
     def _refusal(self, call: Call, admission: Admission) -> Refusal:
         wait_s = -(-admission.retry_after_ns // 1_000_000_000)
         match admission.verdict:
             case Verdict.REQUESTS_LIMITED if admission.requests:
                 return RateLimited(
-                    f"your plan allows {admission.requests.limit} requests a minute; try again in {wait_s} s", retry_after_s=wait_s
+                    f"your plan allows {admission.requests.limit} requests a minute; try again in {wait_s} s",
+                    retry_after_s=wait_s,
                 )
             case Verdict.TOKENS_LIMITED if admission.tokens:
                 return RateLimited(
-                    f"your plan allows {admission.tokens.limit} tokens a minute; try again in {wait_s} s", retry_after_s=wait_s
+                    f"your plan allows {admission.tokens.limit} tokens a minute; try again in {wait_s} s",
+                    retry_after_s=wait_s,
                 )
             case Verdict.TOO_MANY_AT_ONCE:
                 return RateLimited(
-                    f"your plan allows {admission.concurrent} calls at once; try again when one has ended", retry_after_s=1
+                    f"your plan allows {admission.concurrent} calls at once; try again when one has ended",
+                    retry_after_s=1,
                 )
             case Verdict.INSUFFICIENT:
                 return InsufficientBalance(self._insufficient_words(call, admission.free_nanos))
@@ -262,7 +269,13 @@ class Messages:
         target = "/v1/messages" + (f"?{call.exchange.query}" if call.exchange.query else "")
         while True:
             call.answer = answer = await self._pool.send(
-                call.tries, "POST", target, headers, call.body, model=call.model.id, conversation=call.conversation
+                call.tries,
+                "POST",
+                target,
+                headers,
+                call.body,
+                model=call.model.id,
+                conversation=call.conversation,
             )
             try:
                 if answer.status >= 400:
@@ -305,7 +318,10 @@ class Messages:
             self._streams.finish(call, last, refusal, settled)
             return
         if settled is None and refusal is None:
-            refusal = Unavailable("the charge could not be written, so nothing was charged and nothing is delivered", retry_after_s=5)
+            refusal = Unavailable(
+                "the charge could not be written, so nothing was charged and nothing is delivered",
+                retry_after_s=5,
+            )
         if refusal is not None:
             raise refusal
         if exchange.gone or call.answer is None:
@@ -317,4 +333,3 @@ class Messages:
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
         return headers
-

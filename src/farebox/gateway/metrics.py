@@ -37,8 +37,16 @@ class Metrics:
         yield tokens
         for name, help_, value in (
             ("farebox_charged_nanodollars", "Charged to customers", self.charged_nanos),
-            ("farebox_shortfall_nanodollars", "Cost above hold and balance, not charged", self.shortfall_nanos),
-            ("farebox_waived_nanodollars", "Cost of calls broken by upstream or gateway, not charged", self.waived_nanos),
+            (
+                "farebox_shortfall_nanodollars",
+                "Cost above hold and balance, not charged",
+                self.shortfall_nanos,
+            ),
+            (
+                "farebox_waived_nanodollars",
+                "Cost of calls broken by upstream or gateway, not charged",
+                self.waived_nanos,
+            ),
             ("farebox_pricing_doubts", "Usage without a price of its own", self.doubts),
         ):
             yield CounterMetricFamily(name, help_, value=value)

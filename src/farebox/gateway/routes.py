@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from farebox.clock import Clock
-from farebox.errors import FareboxError, InternalError, MethodNotAllowed, NotFound, Refusal, StoreUnavailable, Unavailable
+from farebox.errors import (
+    FareboxError,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    Refusal,
+    StoreUnavailable,
+    Unavailable,
+)
 from farebox.gateway.answers import error_body, error_headers
 from farebox.gateway.metrics import Metrics
 from farebox.http.server import Exchange
@@ -24,7 +32,9 @@ _PROBES: Final = frozenset({"GET", "HEAD"})
 class Routes:
     """Sends each exchange to its handler."""
 
-    def __init__(self, *, base_path: str, clock: Clock, metrics: Metrics, log_error: Log, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, *, base_path: str, clock: Clock, metrics: Metrics, log_error: Log, is_ready: Callable[[], bool]
+    ) -> None:
         self._clock = clock
         self._metrics = metrics
         self._log_error = log_error
@@ -54,12 +64,25 @@ class Routes:
             self._refuse(exchange, refusal, request_id)
         except StoreUnavailable as error:
             self._log_error("store_unavailable", request_id=show_request_id(request_id), error=str(error))
-            self._refuse(exchange, Unavailable("the books cannot be read at the moment; try again shortly", retry_after_s=2), request_id)
+            self._refuse(
+                exchange,
+                Unavailable("the books cannot be read at the moment; try again shortly", retry_after_s=2),
+                request_id,
+            )
         except ConnectionResetError:
             return  # the client went away before its request had come; there is nobody to answer
         except Exception as error:  # noqa: BLE001  the outermost loop of a call
-            self._log_error("call_failed", request_id=show_request_id(request_id), error=_name(error), exc_info=_safe(error))
-            self._refuse(exchange, InternalError("the gateway failed; nothing was charged; its operator has been told"), request_id)
+            self._log_error(
+                "call_failed",
+                request_id=show_request_id(request_id),
+                error=_name(error),
+                exc_info=_safe(error),
+            )
+            self._refuse(
+                exchange,
+                InternalError("the gateway failed; nothing was charged; its operator has been told"),
+                request_id,
+            )
         self._metrics.responses[exchange.status] += 1
 
     def bad_request(self, exchange: Exchange, error: Exception) -> None:
@@ -67,7 +90,9 @@ class Routes:
         if exchange.started:
             exchange.abort()
             return
-        refusal = error if isinstance(error, Refusal) else InternalError("the gateway failed; its operator has been told")
+        refusal = (
+            error if isinstance(error, Refusal) else InternalError("the gateway failed; its operator has been told")
+        )
         if not isinstance(error, Refusal):
             self._log_error("exchange_failed", error=_name(error), exc_info=_safe(error))
         self._refuse(exchange, refusal, new_request_id(self._clock()))
@@ -90,7 +115,11 @@ class Routes:
 
     async def _hello(self, exchange: Exchange, request_id: bytes) -> None:
         """Answer the probes of Claude Code and load balancers: the server is there."""
-        exchange.respond(200, [(b"content-type", b"text/plain"), (b"request-id", show_request_id(request_id).encode())], b"ok\n")
+        exchange.respond(
+            200,
+            [(b"content-type", b"text/plain"), (b"request-id", show_request_id(request_id).encode())],
+            b"ok\n",
+        )
 
     async def _ready(self, exchange: Exchange, request_id: bytes) -> None:
         """Tell a load balancer whether to send calls here."""

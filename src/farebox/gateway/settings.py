@@ -44,8 +44,6 @@ class Features(Struct, frozen=True, forbid_unknown_fields=True):
     """Images and documents by `url`; held at the largest size the API accepts."""
     fast: bool = True
     """`speed: "fast"`, of models with fast prices."""
-    output_300k: bool = False
-    """The `output-300k-*` beta: answers longer than the model's `max_output`."""
 
 
 class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +53,6 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """The largest request body; larger ones get 413."""
     concurrent_calls: Count = 2000
     """Calls in flight over all accounts; more get 529. Each account also has its plan's limit."""
-    queued_holds: Count = 4096
-    """Holds waiting for the database; more get 529."""
     drain_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
     """How long to read on after a client hung up, for the upstream's exact usage. 0 cancels at once."""
     stall_s: Seconds = 90.0
@@ -81,7 +77,5 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """Output held ahead of a stream at a time."""
     default_max_tokens: Count = 4096
     """What a request without `max_tokens` gets."""
-    hold_lease_s: Annotated[float, Meta(ge=5)] = 60.0
-    """A hold not renewed for this long belongs to a dead process, and is resolved by recovery."""
     count_tokens_per_minute: Count = 2000
     """count_tokens calls per account and minute; they are free, and Claude Code sends 25 in a second."""

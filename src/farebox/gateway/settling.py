@@ -24,7 +24,9 @@ Log = Callable[..., Any]
 class Settler:
     """Ends holds, and keeps those it could not end."""
 
-    def __init__(self, ledger: Ledger, metrics: Metrics, *, log_call: Log, alert: Log, patience_s: float = 10.0) -> None:
+    def __init__(
+        self, ledger: Ledger, metrics: Metrics, *, log_call: Log, alert: Log, patience_s: float = 10.0
+    ) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._log_call = log_call
@@ -92,7 +94,12 @@ class Settler:
         if settle.waive and settle.cost_nanos:
             metrics.waived_nanos += settle.cost_nanos
         if settled.shortfall_nanos:
-            self._alert("shortfall", request_id=call.shown_id, account_id=settle.account_id, nanos=settled.shortfall_nanos)
+            self._alert(
+                "shortfall",
+                request_id=call.shown_id,
+                account_id=settle.account_id,
+                nanos=settled.shortfall_nanos,
+            )
         for doubt in priced.doubts:
             metrics.doubts += 1
             self._alert("pricing_doubt", request_id=call.shown_id, model=settle.model, doubt=doubt)

@@ -194,10 +194,14 @@ class Streams:
         if outcome is Outcome.FINISHED:
             return relay.take_uncovered() + relay.meter.held
         if outcome is Outcome.OUT_OF_MONEY:
-            words = f"your balance is used up, so the stream ends here; what you received is charged; {self._top_up_words}"
+            words = (
+                f"your balance is used up, so the stream ends here; what you received is charged; {self._top_up_words}"
+            )
             return error_event("insufficient_balance", words, call.shown_id)
         if outcome is Outcome.GATEWAY_BROKE:
-            return error_event("overloaded_error", "the gateway is restarting; nothing was charged; try again", call.shown_id)
+            return error_event(
+                "overloaded_error", "the gateway is restarting; nothing was charged; try again", call.shown_id
+            )
         error = (relay.meter.error or {}).get("error")
         if isinstance(error, dict) and error.get("type") not in _OPERATORS_OWN:
             return relay.meter.error_event

@@ -35,7 +35,8 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
     {
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"date", b"server", b"via", b"alt-svc", b"set-cookie", b"strict-transport-security",
-        b"proxy-authenticate", b"www-authenticate", b"report-to", b"nel", b"x-robots-tag", b"cf-ray", b"cf-cache-status",
+        b"proxy-authenticate", b"www-authenticate", b"report-to", b"nel", b"x-robots-tag", b"cf-ray",
+        b"cf-cache-status",
         # ours stand in their place
         b"request-id", b"x-should-retry", b"retry-after", b"retry-after-ms",
         # name the operator's account
@@ -165,7 +166,7 @@ def _refuse_duplicates(body: bytes, asked: Asked) -> None:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
-class _DuplicateField(Exception):  # noqa: N818  never leaves this file
+class _DuplicateField(Exception):
     pass
 
 

@@ -74,7 +74,10 @@ def read_origin(url: str) -> Origin:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError(f"a base URL is https://host[:port][/path], got {url!r}")
     return Origin(
-        parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/")
+        parts.scheme,
+        parts.hostname,
+        parts.port or (443 if parts.scheme == "https" else 80),
+        parts.path.rstrip("/"),
     )
 
 
@@ -91,7 +94,17 @@ class Sink(Protocol):
 class Answer:
     """A response whose head has arrived. Its body waits, bounded, until a sink is attached or it is read."""
 
-    __slots__ = ("_connection", "_early", "_ended", "_error", "_paused", "_size", "_sink", "headers", "status")
+    __slots__ = (
+        "_connection",
+        "_early",
+        "_ended",
+        "_error",
+        "_paused",
+        "_sink",
+        "_size",
+        "headers",
+        "status",
+    )
 
     def __init__(self, connection: "ClientConnection", status: int, headers: Headers) -> None:
         self._connection: ClientConnection | None = connection
@@ -216,14 +229,24 @@ class HttpClient:
         self._slots = asyncio.Semaphore(connections)
 
     async def request(
-        self, method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, first_byte_s: float
+        self,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        first_byte_s: float,
     ) -> Answer:
         """Send a request and wait for the head of its answer.
 
         `target` is path and query below the origin's own path. Raises ConnectFailed (never sent), AnswerTimeout,
         Cut or BadAnswer. A kept connection that turns out dead is replaced by a fresh one, silently.
         """
-        head = [f"{method} {self.origin.path}{target} HTTP/1.1\r\nhost: ".encode("latin-1"), self.origin.authority, b"\r\n"]
+        head = [
+            f"{method} {self.origin.path}{target} HTTP/1.1\r\nhost: ".encode("latin-1"),
+            self.origin.authority,
+            b"\r\n",
+        ]
         head += [b"%b: %b\r\n" % field for field in headers]
         head.append(b"content-length: %d\r\n\r\n" % len(body) if body or method == "POST" else b"\r\n")
         message = b"".join(head) + body
@@ -266,7 +289,9 @@ class HttpClient:
         except BaseException as error:
             self._slots.release()
             if isinstance(error, OSError | TimeoutError | ssl.SSLError):
-                raise ConnectFailed(f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}") from error
+                raise ConnectFailed(
+                    f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}"
+                ) from error
             raise
         self._all.add(connection)
         return connection, True

@@ -493,9 +493,9 @@ class ServerConnection(asyncio.Protocol):
         limits = self.server.limits
         if self._stalled_since is not None and now - self._stalled_since > limits.write_stall_s:
             self.abort()
-        elif self._deadline is not None and now > self._deadline:
-            self._time_out()
-        elif self._receiving is not None and now - self._body_started > limits.body_total_s:
+        elif (self._deadline is not None and now > self._deadline) or (
+            self._receiving is not None and now - self._body_started > limits.body_total_s
+        ):
             self._time_out()
 
     def _time_out(self) -> None:

@@ -41,7 +41,12 @@ _PRAGMAS: Final = (
 
 
 async def open_store(
-    url: str | Path, *, plans: Plans | None = None, clock: Clock | None = None, create: bool = True, serving: bool = False
+    url: str | Path,
+    *,
+    plans: Plans | None = None,
+    clock: Clock | None = None,
+    create: bool = True,
+    serving: bool = False,
 ) -> "SqliteStore":
     """Open the books at a path or sqlite:/// URL, making file and schema when they are not there.
 
@@ -136,7 +141,8 @@ class SqliteStore:
             return
         if version > SCHEMA_VERSION:
             raise StoreUnavailable(
-                f"the database {self.path} has schema {version}, newer than the {SCHEMA_VERSION} this farebox knows; upgrade it"
+                f"the database {self.path} has schema {version}, newer than the {SCHEMA_VERSION} known here; "
+                "upgrade farebox"
             )
         schema = files("farebox.store").joinpath("schema.sql").read_text()
         with self._writer:

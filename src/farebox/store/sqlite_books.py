@@ -24,6 +24,7 @@ from farebox.billing.ledger import (
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import DAY_US, Clock, day_start_us
 from farebox.errors import BrokenInvariant, StoreUnavailable
+from farebox.store.protocol import Row
 
 _CACHE_ROWS: Final = 50_000
 _ORDER: Final = (Settle, Transfer, Resize, Admit)
@@ -37,12 +38,18 @@ _SAVE_ACCOUNT: Final = (
     "tokens_full_ns = ? WHERE id = ?"
 )
 _HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
-_INSERT_HOLD: Final = f"INSERT INTO hold ({_HOLD_COLUMNS}, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_HOLD: Final = (
+    f"INSERT INTO hold ({_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
+_READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?"  # noqa: S608
+_READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?"  # noqa: S608
 _USAGE_COLUMNS: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
-    "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, charged_nanos, "
-    "shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, upstream_request_id, attempts, "
-    "streamed, first_byte_us, duration_us"
+    "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, "
+    "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, upstream_request_id, "
+    "attempts, streamed, first_byte_us, duration_us"
 )
 _INSERT_USAGE: Final = (
     f"INSERT INTO usage ({_USAGE_COLUMNS}) VALUES ({', '.join('?' * (_USAGE_COLUMNS.count(',') + 1))})"  # noqa: S608
@@ -120,7 +127,7 @@ class Books:
     def _now_us(self) -> int:
         """Read the clock, never before the end of the last closed day: no entry slips into a digest already taken."""
         if self._closed_until_us is None:
-            rows = self._connection.execute("SELECT max(day) FROM day_close").fetchall()
+            rows = self._rows("SELECT max(day) FROM day_close")
             self._closed_until_us = day_start_us(rows[0][0]) + DAY_US if rows[0][0] else 0
         return max(self._clock(), self._closed_until_us)
 
@@ -172,15 +179,15 @@ class Books:
 
     def _settle(self, command: Settle, now_us: int) -> Settled:
         # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
-        row = self._connection.execute(
-            f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}", (command.request_id,)
-        ).fetchall()
+        row = self._rows(_DELETE_HOLD, command.request_id)
         if not row:
             return self._settled_before(command)
         hold = Hold(*row[0])
         account = self._account(hold.account_id)
         if account is None:
-            raise BrokenInvariant(f"hold {command.request_id.hex()} names account {hold.account_id}, which is not there")
+            raise BrokenInvariant(
+                f"hold {command.request_id.hex()} names account {hold.account_id}, which is not there"
+            )
         answer = account.settle(hold, command, self._plans.get(account.plan), now_us * 1000)
         waived = command.cost_nanos if command.waive else 0
         self._connection.execute(_INSERT_USAGE, _usage_values(command, hold, answer, waived, now_us))
@@ -188,17 +195,18 @@ class Books:
         return answer
 
     def _settled_before(self, command: Settle) -> Settled:
-        rows = self._connection.execute(
-            "SELECT charged_nanos, shortfall_nanos FROM usage WHERE request_id = ?", (command.request_id,)
-        ).fetchall()
+        rows = self._rows("SELECT charged_nanos, shortfall_nanos FROM usage WHERE request_id = ?", command.request_id)
         if not rows:
             raise BrokenInvariant(f"request {command.request_id.hex()} was never admitted: nothing to settle")
         return Settled(rows[0][0], rows[0][1], now=False)
 
     def _post(self, transfer: Transfer, now_us: int) -> Posted:
-        if self._connection.execute("SELECT 1 FROM transfer WHERE id = ?", (transfer.id,)).fetchall():
+        if self._rows("SELECT 1 FROM transfer WHERE id = ?", transfer.id):
             return Posted(now=False)
-        for name, amount in ((transfer.debit_account, -transfer.amount_nanos), (transfer.credit_account, transfer.amount_nanos)):
+        for name, amount in (
+            (transfer.debit_account, -transfer.amount_nanos),
+            (transfer.credit_account, transfer.amount_nanos),
+        ):
             account_id = customer_id(name)
             if account_id is None:
                 continue
@@ -227,10 +235,7 @@ class Books:
     def _account(self, account_id: int) -> Account | None:
         account = self._accounts.get(account_id)
         if account is None:
-            rows = self._connection.execute(
-                f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?",  # noqa: S608
-                (account_id,),
-            ).fetchall()
+            rows = self._rows(_READ_ACCOUNT, account_id)
             if not rows:
                 return None
             account = self._accounts[account_id] = Account(*rows[0])
@@ -239,9 +244,7 @@ class Books:
     def _key_is_valid(self, command: Admit, now_us: int) -> bool:
         key = self._keys.get(command.key_id)
         if key is None:
-            rows = self._connection.execute(
-                "SELECT account_id, expires_at, revoked_at FROM api_key WHERE id = ?", (command.key_id,)
-            ).fetchall()
+            rows = self._rows("SELECT account_id, expires_at, revoked_at FROM api_key WHERE id = ?", command.key_id)
             if not rows:
                 return False
             key = self._keys[command.key_id] = rows[0]
@@ -249,17 +252,15 @@ class Books:
         return account_id == command.account_id and revoked_at is None and (expires_at is None or now_us < expires_at)
 
     def _hold(self, request_id: bytes) -> Hold | None:
-        rows = self._connection.execute(
-            f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?",  # noqa: S608
-            (request_id,),
-        ).fetchall()
+        rows = self._rows(_READ_HOLD, request_id)
         return Hold(*rows[0]) if rows else None
 
     def _was_seen(self, request_id: bytes) -> bool:
         return bool(
-            self._connection.execute(
-                "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1", (request_id,)
-            ).fetchall()
+            self._rows(
+                "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1",
+                request_id,
+            )
         )
 
     def _save(self, account: Account) -> None:
@@ -276,8 +277,11 @@ class Books:
             ),
         )
 
+    def _rows(self, sql: str, *params: Any) -> list[Row]:
+        return self._connection.execute(sql, params).fetchall()
+
     def _data_version(self) -> int:
-        return int(self._connection.execute("PRAGMA data_version").fetchall()[0][0])
+        return int(self._rows("PRAGMA data_version")[0][0])
 
 
 def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, now_us: int) -> tuple[Any, ...]:

@@ -117,7 +117,15 @@ class Pool:
         self.retries = 0
 
     async def send(
-        self, tries: Tries, method: str, target: str, headers: Headers, body: bytes, *, model: str | None, conversation: bytes
+        self,
+        tries: Tries,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes,
+        *,
+        model: str | None,
+        conversation: bytes,
     ) -> Answer:
         """Send a request until an upstream answers it, in success or with an error that is the client's to see.
 
@@ -144,7 +152,11 @@ class Pool:
             except UpstreamError as error:
                 self.note_failure(tries, error)
             else:
-                if answer.status not in _RETRIED and answer.status not in _OPERATORS_OWN and not 300 <= answer.status < 400:
+                if (
+                    answer.status not in _RETRIED
+                    and answer.status not in _OPERATORS_OWN
+                    and not 300 <= answer.status < 400
+                ):
                     upstream.succeeded()
                     return answer
                 await self._note_status(tries, answer)
@@ -203,7 +215,7 @@ class Pool:
 def _score(upstream: Upstream, conversation: bytes) -> float:
     digest = hashlib.blake2b(conversation + b"\0" + upstream.name.encode(), digest_size=8).digest()
     share = (int.from_bytes(digest, "big") + 1) / 2**64
-    return share ** (1.0 / max(upstream.weight, 1))
+    return float(share ** (1.0 / max(upstream.weight, 1)))
 
 
 def _seconds(value: bytes | None) -> float | None:
@@ -219,10 +231,19 @@ def _refusal(tries: Tries) -> Refusal:
     if tries.status == 529:
         return Overloaded("the model's provider is overloaded; try again shortly", retry_after_s=wait_s)
     if tries.status == 429:
-        refusal = Overloaded("the model's provider is at its rate limit; your own limits are not touched; try again shortly", retry_after_s=wait_s)
+        refusal = Overloaded(
+            "the model's provider is at its rate limit; your own limits are not touched; try again shortly",
+            retry_after_s=wait_s,
+        )
         refusal.status, refusal.wire_type = 429, "rate_limit_error"
         return refusal
     if tries.status in _OPERATORS_OWN:
-        return UpstreamFailed("the upstream does not accept this gateway at the moment; its operator has been told", retry_after_s=30)
+        return UpstreamFailed(
+            "the upstream does not accept this gateway at the moment; its operator has been told",
+            retry_after_s=30,
+        )
     reason = f"answered {tries.status}" if tries.status is not None else "did not answer"
-    return UpstreamFailed(f"the upstream {reason} after {tries.count} {'try' if tries.count == 1 else 'tries'}; nothing was charged", retry_after_s=wait_s)
+    return UpstreamFailed(
+        f"the upstream {reason} after {tries.count} {'try' if tries.count == 1 else 'tries'}; nothing was charged",
+        retry_after_s=wait_s,
+    )

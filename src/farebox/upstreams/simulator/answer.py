@@ -71,9 +71,7 @@ def plan(ask: Ask, knobs: Knobs, prompt: Input, message_id: str) -> Answer:
     text = f"I will use the tool {tool['name']}." if tool else _text(ask, knobs, wanted)
     text, stop = _stopped(text, ask.stop_sequences, len(text) if knobs.big_event else left)
     if knobs.refusal is not None:
-        stop = _stop(
-            "refusal", details={"type": "refusal", "category": "cyber", "explanation": "Refused by a knob."}
-        )
+        stop = _stop("refusal", details={"type": "refusal", "category": "cyber", "explanation": "Refused by a knob."})
     if text:
         spent = min(text_tokens(text), left)
         blocks.append(
@@ -125,9 +123,7 @@ def events(answer: Answer, knobs: Knobs) -> Iterator[Event]:
     every = max(1, answer.tokens // max(1, knobs.pings))
     produced = pinged = 0
     for index, block in enumerate(answer.blocks):
-        yield Event(
-            0, frame("content_block_start", _at(index, "content_block_start", content_block=block.opening))
-        )
+        yield Event(0, frame("content_block_start", _at(index, "content_block_start", content_block=block.opening)))
         for event in _deltas(block, index, knobs):
             if pinged < knobs.pings and produced >= pinged * every:
                 pinged += 1
@@ -157,9 +153,7 @@ def _shell(answer: Answer) -> dict[str, Any]:
     return {"model": answer.model, "id": answer.id, "type": "message", "role": "assistant"}
 
 
-_DELTA: Final = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
-)
+_DELTA: Final = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
 
 
 def _deltas(block: Block, index: int, knobs: Knobs) -> Iterator[Event]:
@@ -207,9 +201,7 @@ GROWTH_TOKENS: Final = 100
 def _from_the_future() -> Iterator[Event]:
     yield Event(0, b": a comment, as proxies send them\n\n")
     usage = {"input_tokens": 99, "output_tokens": 99}
-    yield Event(
-        0, frame("future_event", {"type": "future_event", "usage": usage, "message": {"usage": usage}})
-    )
+    yield Event(0, frame("future_event", {"type": "future_event", "usage": usage, "message": {"usage": usage}}))
 
 
 def _thinking(ask: Ask, knobs: Knobs, budget: int) -> Block | None:
@@ -266,9 +258,7 @@ def _chosen_tool(ask: Ask, knobs: Knobs) -> dict[str, Any] | None:
     wanted = choice.get("name") or knobs.tool
     named = [tool for tool in callable_tools if tool["name"] == wanted]
     mentioned = [tool for tool in callable_tools if f"use {tool['name']}" in ask.last_text]
-    asked = (
-        bool(knobs.tool) or choice.get("type") in ("any", "tool") or "use the tool" in ask.last_text.lower()
-    )
+    asked = bool(knobs.tool) or choice.get("type") in ("any", "tool") or "use the tool" in ask.last_text.lower()
     if asked or mentioned:
         return (named or mentioned or callable_tools)[0]
     return None
@@ -388,9 +378,7 @@ def _add_fallback(final: dict[str, Any], model: str) -> None:
     """Let a first hop decline and a second, of another model, answer: the prompt is paid in both."""
     declined = _hop("message", final) | {"output_tokens": 0}
     prompt = final["input_tokens"] + final["cache_creation_input_tokens"] + final["cache_read_input_tokens"]
-    served = _hop(
-        "fallback_message", {"input_tokens": prompt, "output_tokens": final["output_tokens"]}, model=model
-    )
+    served = _hop("fallback_message", {"input_tokens": prompt, "output_tokens": final["output_tokens"]}, model=model)
     final["iterations"] = [declined, served]
     final["input_tokens"] += prompt
 

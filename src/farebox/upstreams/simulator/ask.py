@@ -161,9 +161,7 @@ def _check_thinking(fields: dict[str, Any], model: Model) -> None:
         if not isinstance(budget, int):
             raise InvalidRequest("thinking.enabled.budget_tokens: Field required")
         if budget < 1024:
-            raise InvalidRequest(
-                "thinking.enabled.budget_tokens: Input should be greater than or equal to 1024"
-            )
+            raise InvalidRequest("thinking.enabled.budget_tokens: Input should be greater than or equal to 1024")
         if "max_tokens" in fields and fields["max_tokens"] <= budget:
             raise InvalidRequest("`max_tokens` must be greater than `thinking.budget_tokens`.")
 
@@ -215,8 +213,7 @@ def _check_messages(fields: dict[str, Any], model: Model) -> None:
         awaited = _check_tool_results(blocks, at, awaited)
     if messages[-1]["role"] == "assistant" and not model.takes_prefill:
         raise InvalidRequest(
-            "This model does not support assistant message prefill. The conversation must end with a user"
-            " message."
+            "This model does not support assistant message prefill. The conversation must end with a user message."
         )
     found = sum(1 for kind, block in walk(fields) if kind != "head" and block.get("cache_control"))
     if found > 4:
@@ -231,8 +228,7 @@ def _blocks(message: dict[str, Any], at: int, *, last: bool) -> list[dict[str, A
         raise InvalidRequest(f"messages.{at}.content: Input should be a valid list")
     if not content and not (last and message["role"] == "assistant"):
         raise InvalidRequest(
-            f"messages.{at}: all messages must have non-empty content except for the optional final assistant"
-            " message"
+            f"messages.{at}: all messages must have non-empty content except for the optional final assistant message"
         )
     if isinstance(content, str):
         return []

@@ -223,9 +223,7 @@ class Simulator:
     def _pace(self, knobs: Knobs) -> Pace:
         speed = DEMO_TOKENS_PER_S if self.speed is None else self.speed
         first_s = _FIRST_TOKENS / speed if speed else 0.0
-        return Pace(
-            first_s if knobs.ttft is None else knobs.ttft / 1000, speed if knobs.rate is None else knobs.rate
-        )
+        return Pace(first_s if knobs.ttft is None else knobs.ttft / 1000, speed if knobs.rate is None else knobs.rate)
 
     def _authenticate(self, request: Request) -> None:
         if self.api_key is None:
@@ -298,9 +296,7 @@ class Simulator:
         request.outcome = "gone" if exchange.gone else "finished"
 
     def _refuse(self, exchange: Exchange, request: Request, refusal: Refusal) -> None:
-        words = (
-            "Request exceeds the maximum size" if isinstance(refusal, RequestTooLarge) else refusal.message
-        )
+        words = "Request exceeds the maximum size" if isinstance(refusal, RequestTooLarge) else refusal.message
         error = {"type": refusal.wire_type, "message": words}
         body = {"type": "error", "error": error, "request_id": request.request_id}
         more = [(b"x-should-retry", b"true" if refusal.retry else b"false")]
@@ -332,9 +328,7 @@ def _version(request: Request) -> str:
 
 def _injected(error: str, knobs: Knobs) -> Refusal:
     status, _, kind = error.partition(":")
-    kind = kind or _ERROR_TYPES.get(
-        int(status), "api_error" if int(status) >= 500 else "invalid_request_error"
-    )
+    kind = kind or _ERROR_TYPES.get(int(status), "api_error" if int(status) >= 500 else "invalid_request_error")
     refusal = Refusal(_ERROR_WORDS.get(kind, f"Simulated {kind}"), retry_after_s=knobs.retry_after)
     refusal.status = int(status)
     refusal.wire_type = kind
@@ -349,9 +343,7 @@ def _page(query: str, models: list[dict[str, Any]]) -> dict[str, Any]:
     given = dict(item.partition("=")[::2] for item in query.split("&"))
     limit = given.get("limit", "20")
     if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
-        raise InvalidRequest(
-            "limit: Input should be greater than or equal to 1 and less than or equal to 1000"
-        )
+        raise InvalidRequest("limit: Input should be greater than or equal to 1 and less than or equal to 1000")
     ids = [model["id"] for model in models]
     if "after_id" in given and "before_id" in given:
         raise InvalidRequest("only one of `after_id` and `before_id` may be given")

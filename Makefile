@@ -1,0 +1,70 @@
+# Two commands matter: `make run` starts a demo, `make test` runs every test. Both set up what they need.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8080
+DATA ?= .data
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check format bench soak lock clean help
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; ANTHROPIC_API_KEY= for the real API)
+	@exec $(BIN)/farebox demo --port $(PORT) --data $(DATA)
+
+test: $(VENV)/.dev  ## Run every test, real clients included
+	@bash tests/clients/install.sh
+	$(BIN)/pytest
+
+check: $(VENV)/.dev  ## Lint, formatting, types, layers
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Format the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half an hour; QUICK=1 for a minute)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+soak: $(VENV)/.dev  ## The long versions: a million random operations, a thousand kills
+	@$(BIN)/python -m tests.soak $(SOAK)
+
+lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
+	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --upgrade"
+	$$compile --output-file requirements.lock pyproject.toml build.in
+	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
+
+clean:  ## Remove what was built; data stays
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .peers
+
+$(VENV)/bin/pip:
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	  echo "Python 3.11 or newer is needed; on Debian: apt-get install python3 python3-venv" >&2; exit 1
+	fi
+	if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then
+	  echo "Installing python3-venv ..."
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo)
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq python3-venv >/dev/null
+	fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing what farebox needs into $(VENV) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml $(VENV)/.runtime | $(VENV)/bin/pip
+	@echo "Installing what the tests need into $(VENV) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
