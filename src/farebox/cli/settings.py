@@ -72,7 +72,10 @@ def show(invocation: Invocation, *, models: bool) -> None:
             click.echo(f"{f'{name}.{key} = {quote(value)}':<44}{'# ' + origin if origin else ''}".rstrip())
     click.echo(f"# the books are in {read.database_path}")
     for upstream in tables["upstreams"]:
-        click.echo("upstream " + ", ".join(f"{key} {value}" for key, value in upstream.items() if value is not None))
+        models_served = upstream.pop("models")
+        told = [f"{key} = {quote(value)}" for key, value in upstream.items() if value]
+        told += [f"models {', '.join(models_served)}" if models_served else "all models"]
+        click.echo(f"upstream {{ {', '.join(told)} }}")
     for plan in tables["plans"]:
         earned = plan.pop("top_up_nanos")
         told = [f"{key} = {quote(value)}" for key, value in plan.items()]

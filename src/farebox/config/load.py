@@ -197,9 +197,7 @@ def _read_models(reader: Reader, tables: Any) -> tuple[Model, ...]:
         for key, name in [("id", table.id), *(("aliases", alias) for alias in table.aliases)]:
             owner = owners.setdefault(name, table.id)
             if owner != table.id or (key == "id" and any(model.id == name for model in models)):
-                reader.problem(
-                    (*path, key), f"is {show(name)}, which already means the model {owner}; names are unique"
-                )
+                reader.problem((*path, key), f"is {show(name)}, which is a name of the model {owner} already")
         models.append(read_model(reader, path, table))
     return tuple(models)
 

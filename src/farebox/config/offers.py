@@ -80,7 +80,7 @@ def read_plan(reader: Reader, path: Path, table: PlanTable) -> Plan:
 def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
     """Turn a model as written into exact prices. What is wrong with them goes to the reader's problems."""
     if table.max_output > table.context:
-        reader.problem((*path, "max_output"), f"is {table.max_output}; it cannot be more than context, {table.context}")
+        reader.problem((*path, "max_output"), f"is {table.max_output}; it is more than context, {table.context}")
     discount = _discount(reader, path, table)
     bands = tuple(
         Band(band.above, _tariff(reader, (*path, "bands", position), band.list, band.sell, discount))

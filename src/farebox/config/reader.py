@@ -45,7 +45,8 @@ class Reader:
     @property
     def problems(self) -> list[str]:
         """What was wrong, in the order of the lines."""
-        return [text for _, text in sorted(self._problems, key=lambda problem: problem[0])]
+        told = sorted(self._problems, key=lambda problem: problem[0])
+        return list(dict.fromkeys(text for _, text in told))
 
     def where(self, path: KeyPath) -> str:
         """Name the line or the variable that a value came from."""
