@@ -37,9 +37,7 @@ class Reply:
         return [name for name, _ in self.events() if name != "ping"]
 
     def text(self) -> str:
-        return "".join(
-            data["delta"].get("text", "") for name, data in self.events() if name == "content_block_delta"
-        )
+        return "".join(data["delta"].get("text", "") for name, data in self.events() if name == "content_block_delta")
 
 
 @dataclass

@@ -109,9 +109,7 @@ async def test_max_tokens_ends_the_text_exactly(ask: Ask, stream: bool) -> None:
 
 
 async def test_max_tokens_of_zero_warms_the_cache_and_says_nothing(ask: Ask) -> None:
-    message = (
-        await ask([{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}], max_tokens=0)
-    ).json()
+    message = (await ask([{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}], max_tokens=0)).json()
     assert (message["content"], message["stop_reason"], message["usage"]["output_tokens"]) == (
         [],
         "max_tokens",
@@ -246,9 +244,7 @@ BODIES: list[dict[str, Any]] = [
     body_of(LONG, system="Be brief."),
     body_of([{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral"}}], tools=[WEATHER]),
     body_of([{"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}]),
-    body_of(
-        [{"type": "document", "source": {"type": "base64", "data": "x", "media_type": "application/pdf"}}]
-    ),
+    body_of([{"type": "document", "source": {"type": "base64", "data": "x", "media_type": "application/pdf"}}]),
 ]
 
 
@@ -332,9 +328,7 @@ async def test_a_bad_request_is_refused_in_the_words_of_the_api(
     assert error["request_id"] == reply.headers["request-id"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b"[]", b'"text"', b'{"model":"\\ud800"}']
-)
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b"[]", b'"text"', b'{"model":"\\ud800"}'])
 async def test_a_body_that_is_not_an_object_of_json_is_refused(simulator: Simulator, body: bytes) -> None:
     reply = await receive(await send(simulator.port, body))
     assert (reply.status, reply.json()["error"]["type"]) == (400, "invalid_request_error")

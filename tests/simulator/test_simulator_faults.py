@@ -160,9 +160,7 @@ async def test_a_client_that_does_not_read_stops_production_until_it_does(simula
 
 
 async def test_full_speed_does_not_block_the_loop(simulator: Simulator) -> None:
-    connection = await send(
-        simulator.port, body_of("x", stream=True, max_tokens=120_000), "tokens=100000; delta=1"
-    )
+    connection = await send(simulator.port, body_of("x", stream=True, max_tokens=120_000), "tokens=100000; delta=1")
     receiving = asyncio.create_task(receive(connection))
     longest, last = 0.0, time.monotonic()
     while not receiving.done():
@@ -213,9 +211,7 @@ async def test_the_sdk_gets_through_a_bad_patch(simulator: Simulator) -> None:
     base = f"http://127.0.0.1:{simulator.port}"
     async with anthropic.AsyncAnthropic(api_key="k", base_url=base, max_retries=2) as client:
         said = "[[sim fail_first=2 error=429 retry_after=0]]"
-        message = await client.messages.create(
-            model=OPUS, max_tokens=50, messages=[{"role": "user", "content": said}]
-        )
+        message = await client.messages.create(model=OPUS, max_tokens=50, messages=[{"role": "user", "content": said}])
     assert message.id.startswith("msg_sim_")
     assert [request.status for request in simulator.requests] == [429, 429, 200]
 
@@ -301,9 +297,7 @@ async def test_hidden_thinking_takes_its_time_in_silence(ask: Ask) -> None:
 
 async def test_two_hundred_streams_at_once(simulator: Simulator) -> None:
     async def one(number: int) -> Reply:
-        return await receive(
-            await send(simulator.port, body_of(f"stream {number}", stream=True), "tokens=200")
-        )
+        return await receive(await send(simulator.port, body_of(f"stream {number}", stream=True), "tokens=200"))
 
     replies = await asyncio.gather(*[one(number) for number in range(200)])
     assert all(len(reply.text()) == 800 for reply in replies)

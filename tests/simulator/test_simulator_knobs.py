@@ -38,9 +38,7 @@ def test_faults_are_knobs() -> None:
 
 
 def test_knobs_are_read_from_header_and_message_and_the_later_wins() -> None:
-    knobs = read_knobs(
-        "tokens=5; crlf", "tokens=9 cut_after", magic_in("a [[sim tokens=7]] b [[sim tool=x]]")
-    )
+    knobs = read_knobs("tokens=5; crlf", "tokens=9 cut_after", magic_in("a [[sim tokens=7]] b [[sim tool=x]]"))
     assert (knobs.tokens, knobs.crlf, knobs.cut_after, knobs.tool) == (7, True, 3, "x")
     assert without_magic("a [[sim tokens=7]]") == "a"
     assert magic_in("simply [[nothing]]") == ""
@@ -162,9 +160,7 @@ async def test_pings_are_spread_over_the_stream(ask: Ask) -> None:
     assert names.index("ping") == 2
 
 
-async def test_the_sdk_reads_past_unknown_events(
-    simulator: Simulator, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_the_sdk_reads_past_unknown_events(simulator: Simulator, client: anthropic.AsyncAnthropic) -> None:
     async with client.messages.stream(
         model=OPUS,
         max_tokens=99,

@@ -92,25 +92,15 @@ def _answer(body: Any, knobs: Knobs = PLAIN) -> bool:
 def test_the_full_body_is_accepted() -> None:
     assert _answer(FULL)
     assert _answer(FULL | {"messages": FULL["messages"][:1]})
-    assert _answer(
-        {"model": "claude-opus-5-5", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
-    )
+    assert _answer({"model": "claude-opus-5-5", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]})
 
 
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=9)
-)
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=9)
 JSON = st.recursive(
     SCALARS,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["type", "text", "content", "name", "schema", "x"]), inner, max_size=3
-        )
+        | st.dictionaries(st.sampled_from(["type", "text", "content", "name", "schema", "x"]), inner, max_size=3)
     ),
     max_leaves=6,
 )
