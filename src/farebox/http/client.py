@@ -338,18 +338,20 @@ class ClientConnection(asyncio.Protocol):
             raise StaleConnection("the connection is closed")
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._size, self._bare, self._read_to_end = [], 0, head_only, False
-        self._waiter = self._loop.create_future()
+        waiter = self._waiter = self._loop.create_future()
         self.heard_at = self._loop.time()
         self._transport.write(message)
-        timer = self._loop.call_later(first_byte_s, self._time_out, first_byte_s)
+        timer = self._loop.call_later(first_byte_s, self._time_out, waiter, first_byte_s)
         try:
-            return await self._waiter
+            return await waiter
         except asyncio.CancelledError:
-            self.abort()
+            if self._waiter is waiter:
+                self.abort()
             raise
         finally:
             timer.cancel()
-            self._waiter = None
+            if self._waiter is waiter:  # a short answer may be over, and the connection busy for the next one
+                self._waiter = None
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -445,7 +447,7 @@ class ClientConnection(asyncio.Protocol):
             self._waiter.set_exception(error)
         self.abort()
 
-    def _time_out(self, first_byte_s: float) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(AnswerTimeout(f"no answer within {first_byte_s:g} s"))
+    def _time_out(self, waiter: "asyncio.Future[Answer]", first_byte_s: float) -> None:
+        if not waiter.done():
+            waiter.set_exception(AnswerTimeout(f"no answer within {first_byte_s:g} s"))
             self.abort()
