@@ -34,6 +34,10 @@ class Store(Protocol):
         """
         ...
 
+    async def is_served(self) -> bool:
+        """Tell whether a serving process has the books open now: holds of any other are nobody's."""
+        ...
+
     async def close(self) -> None:
         """Finish what was handed in, then close."""
         ...

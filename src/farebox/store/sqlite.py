@@ -68,6 +68,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, plans: Plans | None, clock: Clock, *, create: bool, serving: bool) -> None:
         self.path = path
+        self._lock_path = path.with_name(path.name + ".lock")
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,9 @@ class SqliteStore:
         """Tell whether another process has written since this was last asked (keys, plans, balances may differ)."""
         return await _hand_in(self._writing, self.books.changed_elsewhere)
 
+    async def is_served(self) -> bool:
+        return self._lock_fd is not None or self._locked_elsewhere()
+
     async def close(self) -> None:
         for work in (self._writing, self._reading):
             work.put(None)
@@ -112,8 +116,7 @@ class SqliteStore:
             self._lock_fd = None
 
     def _lock(self) -> int:
-        lock_path = self.path.with_name(self.path.name + ".lock")
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -123,6 +126,19 @@ class SqliteStore:
                 "Stop that one, or give this one a database of its own"
             ) from error
         return descriptor
+
+    def _locked_elsewhere(self) -> bool:
+        try:
+            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)  # gives the lock back
+        return False
 
     def _connect(self) -> apsw.Connection:
         try:

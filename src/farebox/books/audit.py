@@ -1,0 +1,395 @@
+"""The audit: everything the books say about themselves, worked out again from their entries (promise 7).
+
+Reads only, in pages, beside a server that is running: figures that must agree are read in one statement, which is one
+snapshot of the database, so that a call that ends meanwhile raises no false alarm.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+
+from farebox.billing.pricing import Catalogue
+from farebox.billing.usage import Line, Usage
+from farebox.books.days import FIRST, digest_day
+from farebox.books.prices import price_lists
+from farebox.clock import DAY_US, day_of, day_start_us
+from farebox.errors import StoreUnavailable
+from farebox.ids import show_request_id
+from farebox.store.protocol import Row, Store
+
+Progress = Callable[[str, int, int], None]
+"""Told the check, how far it has come and how far it has to go."""
+
+_PAGE: Final = 2_000
+_ACCOUNTS_PAGE: Final = 200
+_SHOWN: Final = 3
+_TRIGGER: Final = re.compile(r"^(CREATE TRIGGER (\w+) .*? END);$", re.MULTILINE | re.DOTALL)
+_usage: Final = msgspec.json.Decoder(Usage)
+_SETTLE_S: Final = 2.0
+"""A server that is starting ends the holds of the one before it in less time than this."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What one check came to: whether it holds, in words, and how many rows it looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    rows: int = 0
+
+
+class _Breaks:
+    """What a check found broken, counted; the first few in words."""
+
+    def __init__(self, name: str, noun: str) -> None:
+        self.name = name
+        self.noun = noun
+        self.count = 0
+        self.rows = 0
+        self.words: list[str] = []
+
+    def add(self, words: str) -> None:
+        self.count += 1
+        if len(self.words) < _SHOWN:
+            self.words.append(words)
+
+    def check(self) -> Check:
+        if not self.count:
+            return Check(self.name, ok=True, detail=f"{self.rows:,} {self.noun}", rows=self.rows)
+        more = f"; and {self.count - len(self.words):,} more" if self.count > len(self.words) else ""
+        return Check(self.name, ok=False, detail="; ".join(self.words) + more, rows=self.rows)
+
+
+async def audit(store: Store, *, on_progress: Progress | None = None, sample: int = 1) -> list[Check]:
+    """Check the books; every check is answered, whatever the others find.
+
+    `sample` re-prices one call in so many, chosen anew each time; everything else is always checked in full.
+    """
+    tell = on_progress or _tell_nobody
+    checks: list[Check] = []
+    parts: tuple[tuple[str, Callable[[], Awaitable[list[Check]]]], ...] = (
+        ("file", lambda: _file(store)),
+        ("triggers", lambda: _triggers(store)),
+        ("balances", lambda: _accounts(store, tell)),
+        ("zero sum", lambda: _zero_sum(store)),
+        ("live holds", lambda: _holds(store)),
+        ("settled once", lambda: _settled_once(store)),
+        ("who pays", lambda: _who_pays(store)),
+        ("price lists", lambda: _price_lists(store)),
+        ("prices", lambda: _prices(store, tell, sample)),
+        ("day digests", lambda: _days(store, tell)),
+    )
+    for name, part in parts:
+        try:
+            checks += await part()
+        except (StoreUnavailable, msgspec.MsgspecError) as error:
+            checks.append(Check(name, ok=False, detail=f"could not be checked: {error}"))
+    return checks
+
+
+async def _file(store: Store) -> list[Check]:
+    """Let the database check its own file: pages, indexes, CHECK constraints, foreign keys."""
+    said = [str(row[0]) for row in await store.fetch("PRAGMA integrity_check(10)")]
+    loose = await store.fetch("PRAGMA foreign_key_check")
+    integrity = _Breaks("file", "problems")
+    for words in said:
+        if words != "ok":
+            integrity.add(words)
+    references = _Breaks("references", "dangling references")
+    for table, _, parent, _ in loose:
+        references.add(f"a row of {table} names a row of {parent} that is not there")
+    return [integrity.check(), references.check()]
+
+
+async def _triggers(store: Store) -> list[Check]:
+    """See that what makes the books append-only is still there, word for word."""
+    breaks = _Breaks("triggers", "in force")
+    there: dict[str, str] = dict(await store.fetch("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+    for name, sql in _guards().items():
+        breaks.rows += 1
+        if name not in there:
+            breaks.add(f"{name} is gone")
+        elif " ".join(there[name].split()) != " ".join(sql.split()):
+            breaks.add(f"{name} has been changed")
+    return [breaks.check()]
+
+
+def _guards() -> dict[str, str]:
+    """Give the triggers that the schema makes, by name."""
+    schema = files("farebox.store").joinpath("schema.sql").read_text("utf-8")
+    return {found[2]: found[1] for found in _TRIGGER.finditer(schema)}
+
+
+_ACCOUNTS: Final = """
+    SELECT a.id, a.posted_nanos, a.held_nanos, a.open_holds, a.topped_up_nanos,
+      (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = 'customer:' || a.id)
+        - (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account = 'customer:' || a.id)
+        - (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = a.id),
+      coalesce(h.nanos, 0),
+      coalesce(h.holds, 0),
+      (SELECT coalesce(sum(amount_nanos), 0) FROM transfer
+        WHERE credit_account = 'customer:' || a.id AND code = 'deposit')
+        - (SELECT coalesce(sum(amount_nanos), 0) FROM transfer
+            WHERE debit_account = 'customer:' || a.id AND code = 'deposit')
+    FROM account a
+    LEFT JOIN (SELECT account_id, sum(amount_nanos) AS nanos, count(*) AS holds FROM hold GROUP BY account_id) h
+      ON h.account_id = a.id
+    WHERE a.id > ? ORDER BY a.id LIMIT ?
+"""
+
+
+async def _accounts(store: Store, tell: Progress) -> list[Check]:
+    """Work out every account's figures from its entries and holds."""
+    posted, held, count, topped, above = (
+        _Breaks(name, "accounts") for name in ("balances", "held amounts", "open holds", "top-ups", "never below zero")
+    )
+    total = int((await store.fetch("SELECT count(*) FROM account"))[0][0])
+    last = done = 0
+    while rows := await store.fetch(_ACCOUNTS, (last, _ACCOUNTS_PAGE)):
+        for row in rows:
+            _account(row, posted, held, count, topped, above)
+        done += len(rows)
+        last = rows[-1][0]
+        tell("accounts", done, max(done, total))
+    breaks = (posted, held, count, topped, above)
+    for one in breaks:
+        one.rows = done
+    return [one.check() for one in breaks]
+
+
+def _account(row: Row, posted: _Breaks, held: _Breaks, count: _Breaks, topped: _Breaks, above: _Breaks) -> None:
+    account_id, balance, on_hold, open_holds, topped_up, entries, holds, hold_count, deposits = row
+    if balance != entries:
+        posted.add(f"account {account_id} has {balance}, its entries say {entries}")
+    if on_hold != holds:
+        held.add(f"account {account_id} holds {on_hold}, its holds say {holds}")
+    if open_holds != hold_count:
+        count.add(f"account {account_id} counts {open_holds} holds, there are {hold_count}")
+    if topped_up != deposits:
+        topped.add(f"account {account_id} has topped up {topped_up}, its deposits say {deposits}")
+    if not 0 <= on_hold <= balance:
+        above.add(f"account {account_id} has {balance} and holds {on_hold}")
+
+
+_ZERO: Final = """
+    SELECT (SELECT coalesce(sum(posted_nanos), 0) FROM account),
+      (SELECT coalesce(sum(cost_nanos), 0) FROM usage),
+      -(SELECT coalesce(sum(shortfall_nanos), 0) FROM usage),
+      -(SELECT coalesce(sum(waived_nanos), 0) FROM usage),
+      (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account LIKE 'house:%')
+        - (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account LIKE 'house:%'),
+      (SELECT count(*) FROM usage) + (SELECT count(*) FROM transfer)
+"""
+
+
+async def _zero_sum(store: Store) -> list[Check]:
+    """Add up all balances and the house's accounts: earned, given away, taken in. They cancel out."""
+    *sums, rows = (await store.fetch(_ZERO))[0]
+    names = ("customers", "revenue", "shortfall", "waived", "other house accounts")
+    off = sum(sums)
+    detail = f"{rows:,} entries"
+    if off:
+        told = ", ".join(f"{name} {nanos}" for name, nanos in zip(names, sums, strict=True))
+        detail = f"off by {off} nano-dollars: {told}"
+    return [Check("zero sum", ok=off == 0, detail=detail, rows=rows)]
+
+
+_HELD: Final = "SELECT request_id, account_id, amount_nanos FROM hold"
+_LEFT: Final = (
+    "SELECT request_id, account_id, amount_nanos FROM hold "
+    "WHERE run_id IS NOT (SELECT id FROM run WHERE id = (SELECT max(id) FROM run) AND stopped_at IS NULL)"
+)
+
+
+async def _holds(store: Store) -> list[Check]:
+    """See that every hold belongs to the process that serves now; any other is stuck money."""
+    breaks = _Breaks("live holds", "holds")
+    breaks.rows = int((await store.fetch("SELECT count(*) FROM hold"))[0][0])
+    found = await _stuck(store)
+    if found:
+        await asyncio.sleep(_SETTLE_S)
+    still = {row[0] for row in await _stuck(store)} if found else set()
+    for request_id, account_id, nanos in found:
+        if request_id in still:
+            breaks.add(
+                f"{show_request_id(request_id)} holds {nanos} of account {account_id} for a process that is gone: "
+                "`farebox serve` ends it as it starts"
+            )
+    return [breaks.check()]
+
+
+async def _stuck(store: Store) -> list[Row]:
+    rows = await store.fetch(_HELD)
+    if not rows or not await store.is_served():
+        return rows
+    return await store.fetch(_LEFT)
+
+
+async def _settled_once(store: Store) -> list[Check]:
+    """See that no call is settled and held at once: the one deletes the other, in one transaction."""
+    breaks = _Breaks("settled once", "calls")
+    breaks.rows = await _count_calls(store)
+    for (request_id,) in await store.fetch("SELECT request_id FROM hold JOIN usage USING (request_id)"):
+        breaks.add(f"{show_request_id(request_id)} is settled, and held still")
+    return [breaks.check()]
+
+
+async def _count_calls(store: Store) -> int:
+    return int((await store.fetch("SELECT count(*) FROM usage"))[0][0])
+
+
+_PAYS: Final = """
+    SELECT request_id, kind, cost_nanos, charged_nanos, shortfall_nanos, waived_nanos FROM usage
+    WHERE cost_nanos <> charged_nanos + shortfall_nanos + waived_nanos
+      OR min(charged_nanos, shortfall_nanos, waived_nanos) < 0
+      OR (kind IN ('exact', 'estimated', 'late') AND waived_nanos <> 0)
+      OR (kind IN ('waived', 'failed', 'recovered') AND charged_nanos + shortfall_nanos <> 0)
+    LIMIT 1000
+"""
+
+
+async def _who_pays(store: Store) -> list[Check]:
+    """See that each cost was charged, short or waived to the last nano-dollar, and that nothing free was charged."""
+    breaks = _Breaks("who pays", "calls")
+    for request_id, kind, cost, charged, shortfall, waived in await store.fetch(_PAYS):
+        parts = f"{charged} charged, {shortfall} short, {waived} waived"
+        breaks.add(f"{show_request_id(request_id)} ({kind}) cost {cost}: {parts}")
+    breaks.rows = await _count_calls(store)
+    return [breaks.check()]
+
+
+async def _price_lists(store: Store) -> list[Check]:
+    """See that each version of the prices is still what it was when it came into force."""
+    breaks = _Breaks("price lists", "versions")
+    lists = await price_lists(store)
+    for version, sha256 in await store.fetch("SELECT version, sha256 FROM price_list ORDER BY version"):
+        breaks.rows += 1
+        if lists[version][0] != sha256:
+            breaks.add(f"version {version} has been changed")
+    return [breaks.check()]
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """What a usage row says about its price."""
+
+    request_id: bytes
+    kind: str
+    model: str
+    asked_model: str
+    price_version: int
+    input_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    cache_read_tokens: int
+    output_tokens: int
+    web_searches: int
+    detail: str | None
+    stop_reason: str | None
+    cost_nanos: int
+    list_nanos: int
+
+    @property
+    def usage(self) -> Usage:
+        """Give the usage as it was priced: the whole of it where it was kept, else what the columns say."""
+        return self.plain if self.detail is None else _usage.decode(self.detail)
+
+    @property
+    def plain(self) -> Usage:
+        line = Line(
+            self.model,
+            self.input_tokens,
+            self.cache_write_5m_tokens,
+            self.cache_write_1h_tokens,
+            self.cache_read_tokens,
+            self.output_tokens,
+        )
+        return Usage((line,), self.web_searches)
+
+
+_CALLS: Final = (
+    f"SELECT {', '.join(_Call.__struct_fields__)} FROM usage WHERE request_id > ? ORDER BY request_id LIMIT ?"  # noqa: S608
+)
+_CLASSES: Final = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
+
+
+async def _prices(store: Store, tell: Progress, sample: int) -> list[Check]:
+    """Price calls again: from the tokens of their rows, under the version pinned when they were admitted."""
+    breaks = _Breaks("prices", "calls")
+    catalogues = {version: catalogue for version, (_, catalogue) in (await price_lists(store)).items()}
+    total = await _count_calls(store)
+    last, done, turn = b"", 0, secrets.randbelow(sample)
+    while rows := await store.fetch(_CALLS, (last, _PAGE)):
+        for row in rows[(turn - done) % sample :: sample]:
+            breaks.rows += 1
+            if wrong := _wrong_price(_Call(*row), catalogues):
+                breaks.add(f"{show_request_id(row[0])} {wrong}")
+        done += len(rows)
+        last = rows[-1][0]
+        tell("prices", done, max(done, total))
+    return [breaks.check()]
+
+
+def _wrong_price(call: _Call, catalogues: dict[int, Catalogue]) -> str | None:
+    """Say what is wrong with the price of a call; None when it is right."""
+    catalogue = catalogues.get(call.price_version)
+    asked = catalogue.find(call.asked_model) if catalogue else None
+    if catalogue is None or asked is None:
+        return f"was priced under version {call.price_version}, which has no price for {call.asked_model!r}"
+    try:
+        usage = call.usage
+    except msgspec.MsgspecError as error:
+        return f"has a usage that cannot be read: {error}"
+    columns = call.plain
+    if any(usage.total(name) != columns.total(name) for name in _CLASSES):
+        return "has columns that differ from its usage in detail"
+    priced = catalogue.price(usage, asked)
+    right = [(priced.cost_nanos, priced.list_nanos)]
+    if call.stop_reason == "refusal" and (not call.output_tokens or call.detail):
+        right.append((0, 0))  # the upstream does not bill a refusal without output; one that broke was priced in full
+        if call.kind == "exact" and not call.output_tokens:
+            right.pop(0)
+    if (call.cost_nanos, call.list_nanos) in right:
+        return None
+    return f"cost {call.cost_nanos} (list {call.list_nanos}), its tokens say {right[0][0]} (list {right[0][1]})"
+
+
+async def _days(store: Store, tell: Progress) -> list[Check]:
+    """Work out the digest of each closed day again, and see that the chain has no gap and no end before its start."""
+    breaks = _Breaks("day digests", "days")
+    rows = await store.fetch(
+        "SELECT day, usage_rows, transfer_rows, previous_sha256, sha256 FROM day_close ORDER BY day"
+    )
+    expected_day, previous = rows[0][0] if rows else "", FIRST
+    if rows:
+        early = await store.fetch(
+            "SELECT (SELECT count(*) FROM usage WHERE at < ?) + (SELECT count(*) FROM transfer WHERE at < ?)",
+            (day_start_us(rows[0][0]),) * 2,
+        )
+        if early[0][0]:
+            breaks.add(f"{early[0][0]} entries are older than the first closed day, {rows[0][0]}")
+    for day, usage_rows, transfer_rows, chained_to, sha256 in rows:
+        breaks.rows += 1
+        if day != expected_day:
+            breaks.add(f"{expected_day} is missing")
+        if chained_to != previous:
+            breaks.add(f"{day} is not chained to the day before it")
+        digest = await digest_day(store, day, chained_to)
+        if (digest.usage_rows, digest.transfer_rows) != (usage_rows, transfer_rows):
+            breaks.add(
+                f"{day} had {usage_rows} calls and {transfer_rows} transfers, "
+                f"now {digest.usage_rows} and {digest.transfer_rows}"
+            )
+        elif digest.sha256 != sha256:
+            breaks.add(f"an entry of {day} has been changed")
+        expected_day, previous = day_of(day_start_us(day) + DAY_US), sha256
+        tell("day digests", breaks.rows, len(rows))
+    return [breaks.check()]
+
+
+def _tell_nobody(_name: str, _done: int, _total: int) -> None:
+    pass
