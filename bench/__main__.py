@@ -1,0 +1,137 @@
+"""Run the benchmark: interleaved rounds, one table, JSON when asked."""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+from bench import phases, report, tools
+from bench.phases import Figures, Target, Timing, measure_memory, measure_speed
+from bench.process import GATEWAY_CORE, LOAD_CORE, free_port, running
+from bench.stacks import STACKS, Place, Stack, terminator
+
+START_LIMIT_S = 120
+
+Phase = Callable[[Target, Timing], Figures]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The mock and the TLS terminator in front of it, for the whole benchmark."""
+
+    pid: int
+    port: int
+    tls_port: int
+    certificate: Path
+
+
+def main() -> None:
+    options = _options()
+    chosen = [s for s in STACKS if (s.name in options.only if options.only else s.quick or not options.quick)]
+    rounds = options.rounds or (1 if options.quick else 3)
+    timing = phases.QUICK if options.quick else phases.FULL
+    tools.debian_packages()
+    results: dict[str, list[Figures]] = {s.name: [] for s in chosen}
+    scratch = tools.PEERS / "run"  # on a real disk: fsync into a tmpfs would flatter whoever syncs
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    with ExitStack() as stack:
+        upstream = _start_upstream(stack, folder)
+        for number in range(rounds):
+            for chosen_stack in chosen:
+                tools.say(f"round {number + 1}/{rounds}: {chosen_stack.label}")
+                place = folder / f"{number}-{chosen_stack.name}"
+                place.mkdir()
+                results[chosen_stack.name].append(_one(chosen_stack, place, upstream, timing))
+    shutil.rmtree(folder)
+    if options.json:
+        print(json.dumps({"rounds": results, "summary": report.summary(results)}, indent=1))
+    else:
+        print(report.markdown(results))
+    if options.write:
+        report.write(options.write, results)
+
+
+def _options() -> argparse.Namespace:
+    names = [s.name for s in STACKS]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="every figure of every round, and the summary")
+    parser.add_argument("--quick", action="store_true", help="one round, short windows, nginx and Farebox only")
+    parser.add_argument("--rounds", type=int, help="3 unless told")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="some of: " + ",".join(names))
+    parser.add_argument("--write", type=Path, help="also put the table between the marks in this file")
+    options = parser.parse_args()
+    if unknown := set(options.only or ()) - set(names):
+        parser.error(f"--only {','.join(sorted(unknown))}: choose from {', '.join(names)}")
+    return options
+
+
+def _start_upstream(stack: ExitStack, folder: Path) -> Upstream:
+    certificate, key = tools.certificate()
+    port, tls_port = free_port(), free_port()
+    mock = running([str(tools.program("upstream")), str(port)], core=LOAD_CORE, log=folder / "upstream.log")
+    process = stack.enter_context(mock)
+    home = folder / "terminator"
+    home.mkdir()
+    command = terminator(Place(home, tls_port, f"http://127.0.0.1:{port}", certificate), key)
+    stack.enter_context(running(command, core=LOAD_CORE, log=folder / "terminator.log"))
+    return Upstream(process.pid, port, tls_port, certificate)
+
+
+def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figures:
+    """Measure one gateway once: speed in one process, memory in a fresh one."""
+    if stack.launch is None:
+        headers = {"x-api-key": "sk-ant-bench"}
+        load = tools.program("load")
+        return measure_speed(Target(upstream.port, "/v1/messages", headers, None, upstream.pid, load, folder), timing)
+    return _started(stack, folder / "speed", upstream, timing, measure_speed) | _started(
+        stack, folder / "memory", upstream, timing, measure_memory
+    )
+
+
+def _started(stack: Stack, folder: Path, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:
+    """Start a gateway, wait for its first answer, check it, measure it, stop it."""
+    assert stack.launch is not None
+    folder.mkdir()
+    base = f"https://localhost:{upstream.tls_port}" if stack.tls else f"http://127.0.0.1:{upstream.port}"
+    place = Place(folder, free_port(), base, upstream.certificate)
+    launch = stack.launch(place)
+    load, log = tools.program("load"), folder / "gateway.log"
+    started = time.monotonic()
+    with running(launch.argv, core=GATEWAY_CORE, log=log, env=launch.env, cwd=folder) as process:
+        target = Target(place.port, launch.path, launch.headers, process.pid, upstream.pid, load, folder)
+        try:
+            start_s = _first_answer(target, started, process)
+            phases.check(target)
+            time.sleep(1)
+            figures = {"start_s": start_s} | phase(target, timing)
+        except Exception:
+            tools.say(f"--- the end of {log}\n{log.read_text(errors='replace')[-3000:]}")
+            raise
+    if launch.verify:
+        launch.verify()
+    return figures
+
+
+def _first_answer(target: Target, started: float, process: Popen[bytes]) -> float:
+    """Return the seconds from `started` to the first request that succeeds."""
+    payload = phases.body(stream=False)
+    while time.monotonic() < started + START_LIMIT_S and process.poll() is None:
+        try:
+            status, _ = phases.ask(target, payload)
+            if status == 200:
+                return time.monotonic() - started
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise RuntimeError(f"it ended, or gave no answer within {START_LIMIT_S} s")
+
+
+if __name__ == "__main__":
+    main()
