@@ -98,7 +98,6 @@ class Streams:
         A long silence ends the waiting: the client then gets headers and keep-alives.
         """
         meter = relay.meter
-        await relay.news(self._limits.keep_alive_ping_s)
         while not (meter.events_seen or relay.ended or meter.broken) and relay.client_is_there:
             if relay.silent_for(asyncio.get_running_loop().time()) >= self._limits.keep_alive_ping_s - 1:
                 return
