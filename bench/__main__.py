@@ -39,7 +39,8 @@ def main() -> None:
     tools.debian_packages()
     results: dict[str, list[Figures]] = {s.name: [] for s in chosen}
     scratch = tools.PEERS / "run"  # on a real disk: fsync into a tmpfs would flatter whoever syncs
-    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # what an earlier run left when it failed
+    scratch.mkdir(parents=True)
     folder = Path(tempfile.mkdtemp(dir=scratch))
     with ExitStack() as stack:
         upstream = _start_upstream(stack, folder)
@@ -115,7 +116,11 @@ def _started(stack: Stack, folder: Path, upstream: Upstream, timing: Timing, pha
             tools.say(f"--- the end of {log}\n{log.read_text(errors='replace')[-3000:]}")
             raise
     if launch.verify:
-        launch.verify()
+        try:
+            launch.verify()
+        except tools.CommandFailed as failed:
+            tools.say(str(failed))
+            figures[f"{folder.name}_books_errors"] = 1
     return figures
 
 

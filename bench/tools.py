@@ -25,6 +25,10 @@ PORTKEY_NODE_SERVER = "1.13.8"
 """With the newest @hono/node-server, Portkey answers 500 to every stream on Node 20."""
 
 
+class CommandFailed(SystemExit):
+    """A command of ours failed; the message has its output."""
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -35,7 +39,7 @@ def run(argv: Sequence[str | Path], **env: str) -> str:
         [str(a) for a in argv], capture_output=True, text=True, env={**os.environ, **env}, check=False
     )
     if done.returncode:
-        raise SystemExit(f"bench: {' '.join(map(str, argv))} failed:\n{done.stdout}{done.stderr}")
+        raise CommandFailed(f"bench: {' '.join(map(str, argv))} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
