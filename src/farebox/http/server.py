@@ -298,8 +298,8 @@ class ServerConnection(asyncio.Protocol):
     """One client connection: feeds the parser, queues pipelined requests, serves them one at a time, in order."""
 
     __slots__ = (
-        "_body_started", "_current", "_deadline", "_discarding", "_header_bytes", "_loop", "_parser", "_peer",
-        "_queue", "_read_paused", "_receiving", "_stalled_since", "_transport", "_url",
+        "_bare_bytes", "_body_started", "_current", "_deadline", "_discarding", "_in_head", "_loop", "_parser",
+        "_peer", "_queue", "_read_paused", "_receiving", "_stalled_since", "_transport", "_url",
         "server", "write_paused",
     )  # fmt: skip
 
@@ -313,7 +313,8 @@ class ServerConnection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._receiving: Exchange | None = None
         self._url = b""
-        self._header_bytes = 0
+        self._in_head = False
+        self._bare_bytes = 0
         self._deadline: float | None = None
         self._body_started = 0.0
         self._stalled_since: float | None = None
@@ -348,21 +349,18 @@ class ServerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
-        if self._receiving is None:
-            self._header_bytes += len(data)
-            if self._current is None and self._header_bytes == len(data):
-                self._deadline = self._loop.time() + self.server.limits.header_timeout_s
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(InvalidRequest("this server does not switch protocols; send plain HTTP/1.1"))
+            self._ignore_upgrade()
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, Exception) else error)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"the request is not valid HTTP/1.1: {error}"))
         else:
-            if self._receiving is None and self._header_bytes > self.server.limits.header_bytes:
+            if self._bare_bytes > self.server.limits.header_bytes:  # without a byte of body: head or trailers
                 self._refuse(_headers_too_large(self.server.limits))
 
     def pause_writing(self) -> None:
@@ -379,24 +377,24 @@ class ServerConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._receiving = None
+        self._receiving = Exchange(self, self._peer)
+        self._in_head = True
+        self._deadline = self._loop.time() + self.server.limits.header_timeout_s
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._receiving is None:
-            self._receiving = Exchange(self, self._peer)
-        self._receiving.headers.append((name.lower(), value))
+        if self._in_head and self._receiving is not None:  # trailers are dropped (RFC 9110 6.5.1)
+            self._receiving.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        exchange = self._receiving or Exchange(self, self._peer)
-        self._receiving = exchange
+        exchange = self._receiving
+        assert exchange is not None
+        self._in_head = False
         exchange.method = self._parser.get_method().decode("ascii")
-        path, _, query = self._url.decode("latin-1").partition("?")
-        exchange.path, exchange.query = path, query
+        exchange.path, exchange.query = _target(self._url.decode("latin-1"))
         self._check_head(exchange)
-        exchange.http_1_0 = self._parser.get_http_version() == "1.0"
         exchange.keep_alive = self._parser.should_keep_alive()
         self._body_started = self._loop.time()
         self._deadline = self._body_started + self.server.limits.body_idle_s
@@ -409,6 +407,7 @@ class ServerConnection(asyncio.Protocol):
                 raise InvalidRequest(f"at most {self.server.limits.pipelined} requests may wait on one connection")
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         exchange = self._receiving
         if exchange is None or exchange.finished:
             return
@@ -422,13 +421,18 @@ class ServerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         exchange = self._receiving
         self._receiving = None
-        self._header_bytes = 0
+        self._bare_bytes = 0
         self._deadline = None
         if exchange is not None:
             exchange.request_complete = True
             exchange._wake()  # noqa: SLF001
 
     def _check_head(self, exchange: Exchange) -> None:
+        """Refuse what two servers might read as two different requests (RFC 9112 11.2), and what is too large."""
+        version = self._parser.get_http_version()
+        exchange.http_1_0 = version == "1.0"
+        if version not in {"1.0", "1.1"} or exchange.method == "CONNECT":
+            raise InvalidRequest("send plain HTTP/1.1 to the server itself; it is no proxy and speaks no other version")
         lengths = [value for name, value in exchange.headers if name == b"content-length"]
         encodings = [value for name, value in exchange.headers if name == b"transfer-encoding"]
         if lengths and encodings:
@@ -437,18 +441,29 @@ class ServerConnection(asyncio.Protocol):
             raise InvalidRequest("send content-length and transfer-encoding once at most (RFC 9112 6.3)")
         if encodings and encodings[0].strip().lower() != b"chunked":
             raise InvalidRequest("the only transfer-encoding accepted is chunked")
+        if encodings and exchange.http_1_0:
+            raise InvalidRequest("HTTP/1.0 has no transfer-encoding; send content-length (RFC 9112 6.1)")
         if lengths:
             exchange.content_length = int(lengths[0])
-        if len(exchange.headers) > 200:
-            raise _headers_too_large(self.server.limits)
-        if sum(1 for name, _ in exchange.headers if name == b"host") > 1:
+        limits = self.server.limits
+        if len(exchange.headers) > 200 or (
+            self._bare_bytes > limits.header_bytes and _head_bytes(exchange, self._url) > limits.header_bytes
+        ):
+            raise _headers_too_large(limits)
+        hosts = sum(1 for name, _ in exchange.headers if name == b"host")
+        if hosts > 1 or (not hosts and not exchange.http_1_0):
             raise InvalidRequest("send one host header (RFC 9112 3.2)")
 
     # the exchange's side
 
     def invite_body(self, exchange: Exchange) -> None:
         expect = exchange.header(b"expect")
-        if expect is not None and expect.lower() == b"100-continue" and self._transport is not None:
+        if (
+            expect is not None
+            and not exchange.http_1_0
+            and expect.lower() == b"100-continue"
+            and self._transport is not None
+        ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def resume_reading(self) -> None:
@@ -471,8 +486,11 @@ class ServerConnection(asyncio.Protocol):
         elif not exchange.keep_alive or self.server.closing:
             self.close_soon()
         elif self._queue:
-            self._current = self._queue.popleft()
-            self.server.serve(self._current, self._loop)
+            self._current = following = self._queue.popleft()
+            if following._failure is not None:  # noqa: SLF001
+                self.server.on_bad_request(following, following._failure)  # noqa: SLF001
+            else:
+                self.server.serve(following, self._loop)
         elif self._receiving is None:
             self._deadline = self.server.now + self.server.limits.keep_alive_s
 
@@ -494,12 +512,12 @@ class ServerConnection(asyncio.Protocol):
         if self._stalled_since is not None and now - self._stalled_since > limits.write_stall_s:
             self.abort()
         elif (self._deadline is not None and now > self._deadline) or (
-            self._receiving is not None and now - self._body_started > limits.body_total_s
+            self._receiving is not None and not self._in_head and now - self._body_started > limits.body_total_s
         ):
             self._time_out()
 
     def _time_out(self) -> None:
-        if self._discarding or (self._current is None and self._header_bytes == 0):
+        if self._discarding or (self._current is None and self._receiving is None):
             self.close_soon()
         elif self._read_paused:
             self._deadline = None  # we made it wait, not the client
@@ -507,20 +525,29 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(RequestTimeout("the request came too slowly; send it in one go"))
 
     def _refuse(self, error: Exception) -> None:
-        """Answer a request that cannot be read, then close: after a framing error nothing later can be trusted."""
+        """Answer a request that cannot be read, then close: after a framing error nothing later can be trusted.
+
+        Those before it are answered first: they were whole, and their answers are waited for.
+        """
         exchange = self._receiving or Exchange(self, self._peer)
         self._receiving = None
-        self._queue.clear()
         self._deadline = None
         self._discarding = True
         exchange.keep_alive = False
         if self._current is None:
             self._current = exchange
             self.server.on_bad_request(exchange, error)
-        elif self._current is exchange:
-            exchange._failed(error)  # noqa: SLF001  its handler is waiting for the body, or soon will
         else:
-            self._current.keep_alive = False  # an earlier request is being answered; then the connection closes
+            exchange._failed(error)  # noqa: SLF001  where it is the current one, its handler waits for the body or will
+            if exchange is not self._current and exchange not in self._queue:
+                self._queue.append(exchange)
+
+    def _ignore_upgrade(self) -> None:
+        """Answer a request to switch protocols as the plain one it also is (RFC 9110 7.8), then close."""
+        last = self._queue[-1] if self._queue else self._current
+        self._discarding = True
+        if last is not None:
+            last.keep_alive = False
 
     def _linger(self) -> None:
         """Close so that the client can still read its refusal: discard what it goes on sending, for a while.
@@ -533,6 +560,19 @@ class ServerConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + _LINGER_S
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
+
+
+def _target(url: str) -> tuple[str, str]:
+    """Split a request target into path and query; of the absolute form the host is left out (RFC 9112 3.2.2)."""
+    path, _, query = url.partition("?")
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme.lower() in {"http", "https"}:
+        path = "/" + rest.partition("/")[2]
+    return path, query
+
+
+def _head_bytes(exchange: Exchange, url: bytes) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in exchange.headers)
 
 
 def _too_large(limit: int) -> str:
