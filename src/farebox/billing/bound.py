@@ -41,23 +41,20 @@ class Demand(msgspec.Struct, frozen=True):
 
 def prompt_cost(model: Model, demand: Demand) -> int:
     """Bound the cost of the input, searches included, in nano-dollars: every token at the dearest class asked for."""
-    rates = model.tariff(demand.prompt_tokens, fast=demand.fast).sell
+    tokens = _most_tokens(model, demand)
+    rates = model.tariff(tokens, fast=demand.fast).sell
     rate = max(
         rates.input,
         rates.cache_read,
         rates.cache_write_5m if demand.caches else 0,
         rates.cache_write_1h if demand.caches_long else 0,
     )
-    # each search makes the model read its context again, grown by the results
-    tokens = demand.prompt_tokens
-    if demand.web_searches:
-        tokens = (demand.web_searches + 1) * model.context_tokens
     return _scaled(tokens * rate, model, demand) + demand.web_searches * (model.web_search or 0)
 
 
 def output_rate(model: Model, demand: Demand) -> int:
     """Give the price of output in nano-dollars per million tokens, all factors in, rounded up."""
-    rates = model.tariff(demand.prompt_tokens, fast=demand.fast).sell
+    rates = model.tariff(_most_tokens(model, demand), fast=demand.fast).sell
     return -(-rates.output * (model.geo_us_ppm if demand.geo_us else PPM) // PPM)
 
 
@@ -74,6 +71,13 @@ def affordable_tokens(rate: int, nanos: int) -> int:
 def estimated_output(visible_bytes: int) -> int:
     """Count output that was cut off, by the published rule."""
     return -(-visible_bytes // ESTIMATE_BYTES_PER_TOKEN)
+
+
+def _most_tokens(model: Model, demand: Demand) -> int:
+    """Bound the input of the whole call: each search makes the model read its context again, grown by the results."""
+    if demand.web_searches:
+        return (demand.web_searches + 1) * model.context_tokens
+    return demand.prompt_tokens
 
 
 def _scaled(rated: int, model: Model, demand: Demand) -> int:
