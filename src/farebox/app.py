@@ -167,7 +167,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
 
         async def tick() -> None:
-            streams.tick(loop.time())
+            now = loop.time()
+            streams.tick(now)
+            messages.tick(now)
 
         async def follow_changes() -> None:
             if await store.changed_elsewhere():

@@ -8,22 +8,18 @@ GitHub's token layout: typos and leaks are recognised offline.
 import hashlib
 import secrets
 import zlib
-from os import urandom
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BASE62_SET = frozenset(_BASE62)
 _SECRET_CHARS = 43
 _CHECK_CHARS = 6
+_LOW_62 = 2**62 - 1
 
 
 def new_request_id(now_us: int) -> bytes:
     """Make a UUIDv7 of 16 bytes for a request that begins now."""
-    millis = now_us // 1000
-    tail = int.from_bytes(urandom(10), "big")
-    value = (millis & (2**48 - 1)) << 80
-    value |= 0x7 << 76 | (tail >> 68 & 0xFFF) << 64
-    value |= 0b10 << 62 | (tail & (2**62 - 1))
-    return value.to_bytes(16, "big")
+    tail = secrets.randbits(74)
+    return ((now_us // 1000) << 80 | 0x7 << 76 | (tail >> 62) << 64 | 0b10 << 62 | tail & _LOW_62).to_bytes(16, "big")
 
 
 def show_request_id(request_id: bytes) -> str:

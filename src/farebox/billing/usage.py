@@ -40,6 +40,8 @@ class Usage(msgspec.Struct, frozen=True):
 
     def total(self, token_class: str) -> int:
         """Sum one token class over all lines."""
+        if len(self.lines) == 1:
+            return int(getattr(self.lines[0], token_class))
         return sum(getattr(line, token_class) for line in self.lines)
 
     @property
@@ -101,7 +103,9 @@ def read_usage(usage: WireUsage, model: str, *, long_cache_asked: bool = False) 
         if not isinstance(iterations, list) or not all(isinstance(entry, dict) for entry in iterations):
             raise UnusableUsage("usage.iterations is not a list of objects")
         lines = _lines_of_iterations(usage, iterations, top, long_cache_asked=long_cache_asked)
-    tools = usage.get("server_tool_use") or {}
+    tools = usage.get("server_tool_use")
+    if not tools:
+        return Usage(lines)
     if not isinstance(tools, dict):
         raise UnusableUsage("usage.server_tool_use is not an object")
     counts = {name: _count(tools, name) for name in tools}
@@ -148,39 +152,52 @@ def _combine(line: Line, other: Line, sign: int) -> Line:
 
 
 def _line(counts: WireUsage, usage: WireUsage, model: str, *, long_cache_asked: bool) -> Line:
-    writes = _count(counts, "cache_creation_input_tokens")
-    split = counts.get("cache_creation") or {}
-    if not isinstance(split, dict):
-        raise UnusableUsage("usage.cache_creation is not an object")
-    short_writes = _count(split, "ephemeral_5m_input_tokens")
-    long_writes = _count(split, "ephemeral_1h_input_tokens")
-    unsplit = max(0, writes - short_writes - long_writes)
-    other_ttls = (
-        sum(_count(split, name) for name in split if name.startswith("ephemeral_")) - short_writes - long_writes
-    )
-    if long_cache_asked:
-        long_writes += max(0, unsplit - other_ttls)
-    else:
-        short_writes += max(0, unsplit - other_ttls)
-    unknown = sum(_count(counts, name) for name in counts if name not in _KNOWN and name.endswith("_tokens"))
+    tokens = {"input_tokens": 0, "output_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+    unpriced = 0
+    for name, value in counts.items():
+        if name in tokens:
+            tokens[name] = 0 if value is None else _checked(name, value)
+        elif name not in _KNOWN and name.endswith("_tokens"):
+            unpriced += _count(counts, name)
+    writes, split = tokens["cache_creation_input_tokens"], counts.get("cache_creation")
+    short_writes, long_writes, other_writes = _split_writes(writes, split, long_cache_asked=long_cache_asked)
     return Line(
-        model=model,
-        input=_count(counts, "input_tokens"),
-        cache_write_5m=short_writes,
-        cache_write_1h=long_writes,
-        cache_read=_count(counts, "cache_read_input_tokens"),
-        output=_count(counts, "output_tokens"),
-        unpriced=unknown + other_ttls,
-        fast=usage.get("speed") == "fast",
-        geo_us=usage.get("inference_geo") == "us",
-        batch=usage.get("service_tier") == "batch",
+        model,
+        tokens["input_tokens"],
+        short_writes,
+        long_writes,
+        tokens["cache_read_input_tokens"],
+        tokens["output_tokens"],
+        unpriced + other_writes,
+        usage.get("speed") == "fast",
+        usage.get("inference_geo") == "us",
+        usage.get("service_tier") == "batch",
     )
+
+
+def _split_writes(writes: int, split: Any, *, long_cache_asked: bool) -> tuple[int, int, int]:
+    """Tell cache writes apart by their time to live: five minutes, one hour, any other."""
+    short_writes = long_writes = other_writes = 0
+    if split:
+        if not isinstance(split, dict):
+            raise UnusableUsage("usage.cache_creation is not an object")
+        short_writes = _count(split, "ephemeral_5m_input_tokens")
+        long_writes = _count(split, "ephemeral_1h_input_tokens")
+        if len(split) > 2:
+            other_writes = sum(_count(split, name) for name in split if name.startswith("ephemeral_"))
+            other_writes -= short_writes + long_writes
+    unsplit = max(0, writes - short_writes - long_writes - other_writes)
+    if long_cache_asked:
+        return short_writes, long_writes + unsplit, other_writes
+    return short_writes + unsplit, long_writes, other_writes
 
 
 def _count(counts: WireUsage, name: str) -> int:
     value = counts.get(name)
-    if value is None:
-        return 0
+    return 0 if value is None else _checked(name, value)
+
+
+def _checked(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < _LIMIT:
         raise UnusableUsage(f"usage.{name} is {value!r:.40}, not a count")
     return value

@@ -18,6 +18,7 @@ from farebox.billing.ledger import (
     Settle,
     Settled,
     Transfer,
+    Verdict,
     customer_account,
 )
 from farebox.store.protocol import Store
@@ -37,21 +38,24 @@ class Ledger:
         self.batches = 0
         self.commands = 0
 
-    async def admit(self, command: Admit) -> Admission:
-        """Hold money for a call, or say why not. Idempotent on request_id. Raises StoreUnavailable."""
-        return cast("Admission", await self._hand_in(command))
+    def admit(self, command: Admit) -> asyncio.Future[Admission]:
+        """Hold money for a call, or say why not. Idempotent on request_id. Raises StoreUnavailable.
 
-    async def resize(self, command: Resize) -> Resized:
+        When the caller is cancelled while it waits, a hold it can no longer learn of is ended at once.
+        """
+        return cast("asyncio.Future[Admission]", self._hand_in(command))
+
+    def resize(self, command: Resize) -> asyncio.Future[Resized]:
         """Grow or shrink a hold. Idempotent. Raises StoreUnavailable."""
-        return cast("Resized", await self._hand_in(command))
+        return cast("asyncio.Future[Resized]", self._hand_in(command))
 
-    async def settle(self, command: Settle) -> Settled:
+    def settle(self, command: Settle) -> asyncio.Future[Settled]:
         """End a hold and book the call. Once on request_id, whatever is delivered again. Raises StoreUnavailable."""
-        return cast("Settled", await self._hand_in(command))
+        return cast("asyncio.Future[Settled]", self._hand_in(command))
 
-    async def post(self, transfer: Transfer) -> Posted:
+    def post(self, transfer: Transfer) -> asyncio.Future[Posted]:
         """Move money between accounts. Once on the transfer's id. Raises StoreUnavailable."""
-        return cast("Posted", await self._hand_in(transfer))
+        return cast("asyncio.Future[Posted]", self._hand_in(transfer))
 
     async def drained(self) -> None:
         """Wait until everything handed in has been answered."""
@@ -81,13 +85,26 @@ class Ledger:
             answers: list[Answer | Exception] = await self._store.apply([command for command, _ in batch])
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
+        for (command, future), answer in zip(batch, answers, strict=True):
             if future.done():
-                continue
-            if isinstance(answer, Exception):
+                self._nobody_waits(command, answer)
+            elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    def _nobody_waits(self, command: Command, answer: Answer | Exception) -> None:
+        if isinstance(command, Admit) and isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
+            self._hand_in(
+                Settle(
+                    request_id=command.request_id,
+                    account_id=command.account_id,
+                    kind="waived",
+                    model=command.model,
+                    outcome="gateway_broke",
+                    status=0,
+                )
+            )
 
 
 def credit(transfer_id: str, account_id: int, amount_nanos: int, *, code: str, actor: str, memo: str) -> Transfer:

@@ -1,5 +1,6 @@
 """One call and what is known of it: from the key it came with to the usage it ended with."""
 
+import asyncio
 from enum import StrEnum
 
 import msgspec
@@ -36,34 +37,6 @@ class Outcome(StrEnum):
 class Call:
     """A call in the hands of the coroutine that serves it."""
 
-    __slots__ = (
-        "answer",
-        "answered_model",
-        "asked",
-        "body",
-        "caller",
-        "catalogue",
-        "conversation",
-        "demand",
-        "exchange",
-        "first_byte_at",
-        "held_nanos",
-        "message_id",
-        "model",
-        "output_rate",
-        "request_id",
-        "requests",
-        "shown_id",
-        "started_at",
-        "status",
-        "stop_reason",
-        "tokens",
-        "tries",
-        "usage",
-        "usage_is_final",
-        "visible_bytes",
-    )  # fmt: skip
-
     def __init__(
         self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float
     ) -> None:
@@ -92,6 +65,19 @@ class Call:
         self.answered_model = ""
         self.message_id: str | None = None
         self.stop_reason: str | None = None
+        self.hung_up = False
+        self.expired = False
+        """Its time was up: the drain after a hang-up, or the longest a call may take."""
+        self.task: asyncio.Task[None] | None = None
+        """Who serves it, while it may be stopped by `expire`."""
+        self._read: tuple[WireUsage, Usage | None] | None = None
+
+    def expire(self) -> None:
+        """Stop sending and relaying; whoever serves the call goes on to settle it."""
+        if self.task is not None:
+            self.expired = True
+            self.task.cancel()
+            self.task = None
 
     def usage_so_far(self) -> Usage | None:
         """Read the usage the upstream has reported, with output that was cut off counted by the published rule.
@@ -100,15 +86,20 @@ class Call:
         """
         if not self.usage:
             return None
-        counts = dict(self.usage)
+        counts = self.usage
         if not self.usage_is_final:
             reported = counts.get("output_tokens")
             seen = estimated_output(self.visible_bytes)
-            counts["output_tokens"] = max(reported if isinstance(reported, int) else 0, seen)
+            counts = {**counts, "output_tokens": max(reported if isinstance(reported, int) else 0, seen)}
+        elif self._read is not None and self._read[0] is counts:
+            return self._read[1]
         try:
-            return read_usage(counts, self.answered_model or self.model.id, long_cache_asked=self.demand.caches_long)
+            name = self.answered_model or self.model.id
+            usage = read_usage(counts, name, long_cache_asked=self.demand.caches_long)
         except UnusableUsage:
-            return None
+            usage = None
+        self._read = (counts, usage)
+        return usage
 
     def settlement(self, outcome: Outcome, now: float) -> tuple[Settle, Priced]:
         """Turn what is known into the command that ends the hold, and the price it was worked out from."""

@@ -75,6 +75,7 @@ class Messages:
         self._limits = limits
         self._clock = clock
         self._top_up_words = top_up_words
+        self._calls: set[Call] = set()
         self.in_flight = 0
 
     async def serve(self, exchange: Exchange, request_id: bytes) -> None:
@@ -226,39 +227,46 @@ class Messages:
         outcome = Outcome.GATEWAY_BROKE
         refusal: Refusal | None = None
         last = b""
-        loop = asyncio.get_running_loop()
-        hung_up = False
+        call.task = asyncio.current_task()
+        call.exchange.on_gone = lambda: self._hung_up(call)
+        self._calls.add(call)
         try:
-            async with asyncio.timeout(self._limits.call_s) as limit:
-
-                def on_gone() -> None:
-                    nonlocal hung_up
-                    hung_up = True
-                    limit.reschedule(loop.time() + self._limits.drain_s)
-                    self._streams.hung_up(call)
-
-                call.exchange.on_gone = on_gone
-                if call.exchange.gone:
-                    on_gone()
-                outcome, last = await self._send_and_relay(call)
+            if call.exchange.gone:
+                self._hung_up(call)
+            outcome, last = await self._send_and_relay(call)
         except Refusal as error:
             outcome, refusal = Outcome.UPSTREAM_BROKE, error
-        except TimeoutError:
-            outcome = Outcome.UPSTREAM_BROKE
-            if hung_up:
-                outcome = Outcome.CLIENT_GONE
-            else:
-                refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
+        except asyncio.CancelledError:
+            if not call.expired:
+                raise
+            outcome = Outcome.CLIENT_GONE if call.hung_up else Outcome.UPSTREAM_BROKE
+            refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
         finally:
-            call.exchange.on_gone = None
+            call.task = call.exchange.on_gone = None
+            self._calls.discard(call)
             if call.answer is not None and not (outcome is Outcome.FINISHED or outcome is Outcome.REFUSED_UPSTREAM):
                 call.answer.abandon()
             if refusal is not None:
                 call.status = refusal.status
-            if outcome is Outcome.FINISHED and hung_up:
+            if outcome is Outcome.FINISHED and call.hung_up:
                 outcome = Outcome.CLIENT_GONE
             settled = await self._settler.end(call, outcome)
         self._deliver(call, last, refusal, settled)
+
+    def tick(self, now: float) -> None:
+        """End calls that have taken too long. Called about once a second."""
+        oldest = now - self._limits.call_s
+        for call in [call for call in self._calls if call.started_at < oldest]:
+            call.expire()
+
+    def _hung_up(self, call: Call) -> None:
+        """Read on without the client, for as long as a drain may take."""
+        call.hung_up = True
+        self._streams.hung_up(call)
+        if self._limits.drain_s > 0:
+            asyncio.get_running_loop().call_later(self._limits.drain_s, call.expire)
+        else:
+            call.expire()
 
     async def _send_and_relay(self, call: Call) -> tuple[Outcome, bytes]:
         """Try upstreams until one answers; relay what it says. Answers the outcome and the last bytes, not yet sent.

@@ -21,9 +21,9 @@ class Relay:
     """Between one upstream answer and one client. `tick` must be called about once a second."""
 
     __slots__ = (
-        "_answer", "_exchange", "_keep_alive_s", "_loop", "_sent_at", "_stall_s", "_ticked_bytes", "_uncovered",
-        "_unsent", "_waiter", "ask_at", "covered_tokens", "delivered_bytes", "ended", "failure", "first_byte_at", "hidden_rate",
-        "hidden_tokens", "hung_up_at", "meter",
+        "_answer", "_exchange", "_keep_alive_s", "_loop", "_sent_at", "_stall_s", "_ticked_bytes",
+        "_uncovered", "_unsent", "_waiter", "ask_at", "covered_tokens", "delivered_bytes", "ended", "failure",
+        "first_byte_at", "hidden_rate", "hidden_tokens", "hung_up_at", "meter",
     )  # fmt: skip
 
     def __init__(

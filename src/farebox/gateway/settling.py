@@ -37,10 +37,20 @@ class Settler:
 
     async def end(self, call: Call, outcome: Outcome) -> Settled | None:
         """End a call's hold and book it. None when that could not be made durable: then nothing may be delivered."""
-        task = asyncio.create_task(self._settle(call, outcome))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        settle, priced = call.settlement(outcome, asyncio.get_running_loop().time())
+        try:
+            settled: Settled | None = await self._ledger.settle(settle)
+        except asyncio.CancelledError:
+            self.unsettled[settle.request_id] = settle  # it was handed in; once more changes nothing, and makes sure
+            raise
+        except FareboxError:
+            task = asyncio.create_task(self._insist(settle))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            settled = await asyncio.shield(task)
+        if settled is not None:
+            self._note(call, settle, settled, priced)
+        return settled
 
     async def retry(self) -> None:
         """End the holds that could not be ended before. Called by a job."""
@@ -49,6 +59,8 @@ class Settler:
                 await self._ledger.settle(settle)
             except StoreUnavailable:
                 return
+            except FareboxError as error:
+                self._alert("settlement_refused", request_id=request_id.hex(), error=str(error))
             self.unsettled.pop(request_id, None)
 
     async def drained(self) -> None:
@@ -56,24 +68,21 @@ class Settler:
         while self._running:
             await asyncio.wait(self._running)
 
-    async def _settle(self, call: Call, outcome: Outcome) -> Settled | None:
+    async def _insist(self, settle: Settle) -> Settled | None:
+        """Deliver a settlement again and again while the books cannot be written, for as long as patience lasts."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        settle, priced = call.settlement(outcome, now)
+        give_up_at = loop.time() + self._patience_s
         while True:
+            await asyncio.sleep(_PAUSE_S)
             try:
-                settled = await self._ledger.settle(settle)
-                break
+                return await self._ledger.settle(settle)
             except StoreUnavailable as error:
-                if loop.time() - now > self._patience_s:
+                if loop.time() > give_up_at:
                     self._give_up(settle, error)
                     return None
-                await asyncio.sleep(_PAUSE_S)
             except FareboxError as error:
                 self._give_up(settle, error)
                 return None
-        self._note(call, settle, settled, priced)
-        return settled
 
     def _give_up(self, settle: Settle, error: Exception) -> None:
         """Keep the hold's end for later, free of charge: what is not delivered is not paid."""

@@ -66,7 +66,7 @@ class Meter:
         self.events_seen = True
         for text in _VISIBLE.findall(data):
             self.visible_bytes += len(text)
-        if not self._held and b"message_" not in data and b"error" not in data:
+        if self.started and not self._held and b"message_" not in data and b"error" not in data:
             return data
         return self._look(data)
 
@@ -95,15 +95,17 @@ class Meter:
             name, payload = _fields(event)
             if name in _METERED and not self.finished:
                 self._meter(name, payload)
-                if self.broken is not None or self.error is not None:
-                    self.error_event = event
-                    break
-            if self.finished or name == b"message_delta" or (self._held and name == b"ping"):
-                self._held.append(event)
-                continue
-            passed += self._held  # more content follows, so what was held was not the end
-            self._held = []
-            passed.append(event)
+            elif not (self.started or name or _says_nothing(event)):
+                self.broken = "the stream does not begin with an event"
+            if self.broken is not None or self.error is not None:
+                self.error_event = event
+                return b"".join(passed)
+            if self._held and name.startswith(b"content_block") and not self.finished:
+                passed += self._held  # more content follows, so what was held was not the end
+                self._held = []
+            holding = self._held or self.finished or name == b"message_delta"
+            (self._held if holding else passed).append(event)
+        (self._held or passed).append(data[begin:])  # of three line ends in a row the last is no boundary
         return b"".join(passed)
 
     def _meter(self, name: bytes, payload: bytes) -> None:
@@ -126,6 +128,11 @@ class Meter:
                 self.error = event if isinstance(event, dict) else {}
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             self.broken = f"the event {name.decode()} cannot be read: {type(error).__name__}"
+
+
+def _says_nothing(event: bytes) -> bool:
+    """Tell whether an event is made of comments and of fields without content alone."""
+    return all(not line or line.startswith((b":", b"id", b"retry")) for line in event.splitlines())
 
 
 def _fields(event: bytes) -> tuple[bytes, bytes]:

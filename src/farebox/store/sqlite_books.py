@@ -48,8 +48,8 @@ _READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?"  #
 _USAGE_COLUMNS: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
     "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, "
-    "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, upstream_request_id, "
-    "attempts, streamed, first_byte_us, duration_us"
+    "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
+    "upstream_request_id, attempts, streamed, first_byte_us, duration_us"
 )
 _INSERT_USAGE: Final = (
     f"INSERT INTO usage ({_USAGE_COLUMNS}) VALUES ({', '.join('?' * (_USAGE_COLUMNS.count(',') + 1))})"  # noqa: S608
