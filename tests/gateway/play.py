@@ -85,7 +85,7 @@ class Heard:
     def events(self) -> list[tuple[str, dict[str, Any]]]:
         """Whole events that are named and carry JSON."""
         found = []
-        for part in self.data.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]:
+        for part in self.data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]:
             lines = dict(
                 line.split(b": ", 1) for line in part.split(b"\n") if b": " in line and not line.startswith(b":")
             )
