@@ -123,17 +123,17 @@ class Streams:
                 return Outcome.UPSTREAM_BROKE
             if meter.started and (not tightened or relay.produced_tokens > relay.ask_at):
                 tightened = True
-                if not await self._extend(call, relay):
-                    return Outcome.GATEWAY_BROKE
-                if not relay.is_covered and not meter.finished:
-                    return Outcome.OUT_OF_MONEY
+                ended = await self._extend(call, relay)
+                if ended is not None:
+                    return ended
                 continue
             await relay.news(None if meter.started else 1.0)
 
-    async def _extend(self, call: Call, relay: Relay) -> bool:
+    async def _extend(self, call: Call, relay: Relay) -> Outcome | None:
         """Bring the hold to what has been used and one more slice, or as near as the balance goes.
 
-        While the books cannot be asked the stream goes on within what it holds. False when it cannot any longer.
+        While the books cannot be asked the stream goes on within what it holds. Answers how the stream ends, if it
+        does. Output may have outrun a slice that was granted in full: then the next one is asked for, not an end made.
         """
         known, prompt = self._known_prompt(call, relay)
         most = call.demand.max_tokens
@@ -150,15 +150,15 @@ class Streams:
             except StoreUnavailable:
                 await asyncio.sleep(pause_s)
         else:
-            return False
+            return Outcome.GATEWAY_BROKE
         call.held_nanos = resized.amount_nanos
-        if target >= most and resized.amount_nanos >= wanted:
+        enough = resized.amount_nanos >= wanted
+        if target >= most and enough:
             relay.cover(float("inf"), float("inf"))
-        else:
-            covered = self._affordable(call, prompt)
-            enough = resized.amount_nanos >= wanted
-            relay.cover(covered, covered - self._limits.slice_tokens / 2 if enough else covered)
-        return True
+            return None
+        covered = self._affordable(call, prompt)
+        relay.cover(covered, covered - self._limits.slice_tokens / 2 if enough else covered)
+        return None if enough or relay.is_covered or relay.meter.finished else Outcome.OUT_OF_MONEY
 
     def _affordable(self, call: Call, prompt_nanos: int) -> int:
         return affordable_tokens(call.output_rate, call.held_nanos - prompt_nanos)
