@@ -166,7 +166,8 @@ class Books:
         return answer
 
     def _resize(self, command: Resize, now_us: int) -> Resized:
-        hold, account = self._hold(command.request_id), self._account(command.account_id)
+        hold = self._hold(command.request_id)
+        account = self._account(hold.account_id) if hold is not None else None
         if hold is None or account is None:
             return Resized(0, gone=True)
         answer = account.resize(hold, command, self._plans.get(account.plan), now_us * 1000)
