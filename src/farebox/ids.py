@@ -59,9 +59,9 @@ def key_is_well_formed(key: str, prefix: str) -> bool:
     return secrets.compare_digest(key[-_CHECK_CHARS:], _checksum(key[:-_CHECK_CHARS]))
 
 
-def key_hash(key: str) -> bytes:
+def key_hash(key: bytes) -> bytes:
     """Hash a key for storage and look-up. 256 random bits need no slow hash (OWASP ASVS 5 6.5.2)."""
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key).digest()
 
 
 def key_hint(key: str, prefix: str) -> str:

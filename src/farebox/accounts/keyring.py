@@ -13,6 +13,7 @@ from farebox.ids import key_hash, key_is_well_formed
 from farebox.store.protocol import Store
 
 _CACHED: Final = 50_000
+_CREDENTIALS: Final = 4
 _LOOK_UP: Final = (
     "SELECT k.id, k.account_id, k.expires_at, k.revoked_at, a.status, a.plan, a.requests_full_ns, a.tokens_full_ns "
     "FROM api_key k JOIN account a ON a.id = k.account_id WHERE k.hash = ?"
@@ -40,9 +41,11 @@ class KeyRing:
         self._prefix = prefix
         self._support_email = support_email
         self._callers: dict[bytes, Caller] = {}
+        self._generation = 0
 
     def forget(self) -> None:
         """Look everything up again: keys or accounts have changed."""
+        self._generation += 1
         self._callers.clear()
 
     async def authenticate(self, headers: Headers, now_us: int) -> Caller:
@@ -51,13 +54,11 @@ class KeyRing:
         Claude Code sends both headers with different values: the one that is a gateway key wins. Two valid keys of
         different accounts are refused rather than guessed between.
         """
-        keys, seen = self._keys(headers)
-        if not keys:
-            raise AuthenticationFailed(self._no_key_words(seen))
-        callers = [caller for key in keys if (caller := await self._look_up(key)) is not None]
+        sent = _sent(headers)
+        callers = [caller for text in sent if (caller := await self._look_up(text)) is not None]
         if not callers:
-            raise AuthenticationFailed("this API key is not known here; check it, or make a new one in the dashboard")
-        if len({caller.account_id for caller in callers}) > 1:
+            raise AuthenticationFailed(self._no_caller_words(sent))
+        if len(callers) > 1 and len({caller.account_id for caller in callers}) > 1:
             raise AuthenticationFailed("x-api-key and authorization carry keys of two accounts; send one of them")
         usable = [caller for caller in callers if caller.revoked_at_us is None]
         if not usable:
@@ -69,39 +70,45 @@ class KeyRing:
             raise PermissionDenied(f"this account is {caller.status}; write to {self._support_email}")
         return caller
 
-    def _keys(self, headers: Headers) -> tuple[list[str], bool]:
-        keys: list[str] = []
-        seen = False
-        for name, value in headers:
-            if name == b"x-api-key":
-                text = value.strip()
-            elif name == b"authorization" and value[:7].lower() == b"bearer ":
-                text = value[7:].strip()
-            else:
-                continue
-            key = text.decode("latin-1")
-            seen = seen or bool(key)
-            if key not in keys and key_is_well_formed(key, self._prefix):
-                keys.append(key)
-        return keys[:2], seen
+    def _no_caller_words(self, sent: list[bytes]) -> str:
+        if not sent:
+            return f"an API key is needed: send it as x-api-key or as authorization: Bearer {self._prefix}…"
+        if any(key_is_well_formed(text.decode("latin-1"), self._prefix) for text in sent):
+            return "this API key is not known here; check it, or make a new one in the dashboard"
+        return (
+            f"this is not an API key of this gateway: they begin with {self._prefix} and carry a checksum, "
+            "so a typo or a missing character shows; copy it again, or make a new one in the dashboard"
+        )
 
-    def _no_key_words(self, seen: bool) -> str:  # noqa: FBT001
-        if seen:
-            return (
-                f"this is not an API key of this gateway: they begin with {self._prefix} and carry a checksum, "
-                "so a typo or a missing character shows; copy it again, or make a new one in the dashboard"
-            )
-        return f"an API key is needed: send it as x-api-key or as authorization: Bearer {self._prefix}…"
-
-    async def _look_up(self, key: str) -> Caller | None:
-        digest = key_hash(key)
+    async def _look_up(self, text: bytes) -> Caller | None:
+        digest = key_hash(text)
         caller = self._callers.get(digest)
-        if caller is None:
-            rows = await self._store.fetch(_LOOK_UP, (digest,))
-            if not rows:
-                return None
-            caller = Caller(*rows[0])
+        if caller is not None:
+            return caller
+        if not key_is_well_formed(text.decode("latin-1"), self._prefix):
+            return None
+        generation = self._generation
+        rows = await self._store.fetch(_LOOK_UP, (digest,))
+        if not rows:
+            return None
+        caller = Caller(*rows[0])
+        if generation == self._generation:  # else something changed while we looked, perhaps this
             if len(self._callers) >= _CACHED:
                 self._callers.clear()
             self._callers[digest] = caller
         return caller
+
+
+def _sent(headers: Headers) -> list[bytes]:
+    """Collect the credentials of a request; an empty header counts as absent."""
+    sent: list[bytes] = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            text = value.strip()
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            text = value[7:].strip()
+        else:
+            continue
+        if text and text not in sent and len(sent) < _CREDENTIALS:
+            sent.append(text)
+    return sent

@@ -37,7 +37,7 @@ async def create_key(
     if not 0 < len(cleaned) <= NAME_CHARS or not cleaned.isprintable():
         raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS} printable characters, got {name[:40]!r}")
     text = new_key(prefix)
-    hashed = key_hash(text)
+    hashed = key_hash(text.encode())
     insert = "INSERT INTO api_key (account_id, name, hash, hint, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
     values = (account_id, cleaned, hashed, key_hint(text, prefix), now_us, expires_at_us)
     await store.write([(insert, values)])
@@ -56,7 +56,7 @@ async def find_key(store: Store, which: str) -> Key:
     if which.isascii() and which.isdigit() and len(which) < 19:
         found = await _select(store, "WHERE id = ?", (int(which),))
     else:
-        found = await _select(store, "WHERE hash = ?", (key_hash(which),))
+        found = await _select(store, "WHERE hash = ?", (key_hash(which.encode()),))
     if not found:
         shown = which if which.isdigit() else "of that text"
         raise NotFound(f"there is no key {shown}; `farebox key list` names their ids")

@@ -11,7 +11,7 @@ from farebox.billing.ledger import Settle
 from farebox.billing.pricing import Catalogue, Model, Priced
 from farebox.billing.ratelimit import Level
 from farebox.billing.usage import UnusableUsage, Usage, WireUsage, read_usage
-from farebox.gateway.wire import Asked
+from farebox.gateway.ask import Asked
 from farebox.http.client import Answer
 from farebox.http.server import Exchange
 from farebox.ids import show_request_id

@@ -18,8 +18,8 @@ from farebox.billing.bound import (
 )
 from farebox.billing.pricing import Model
 from farebox.errors import InvalidRequest
+from farebox.gateway.ask import Asked, refuse_duplicates
 from farebox.gateway.settings import Features
-from farebox.gateway.wire import Asked, present
 from farebox.http.server import Headers
 
 _MOST_SEARCHES: Final = 100
@@ -55,23 +55,21 @@ _source: Final = msgspec.json.Decoder(Source)
 _tools: Final = msgspec.json.Decoder(list[Tool])
 _any: Final = msgspec.json.Decoder(dict[str, Any])
 
-_REFUSED_FIELDS: Final = (
-    ("thread", "threads", "thread_unsupported_request"),
-    ("fallbacks", "fallbacks", None),
-    ("fallback_credit_token", "fallback_credit", None),
-    ("mcp_servers", "mcp", None),
-    ("compaction", "compaction", None),
-    ("container", "containers", None),
-    ("user_profile_id", "user_profiles", None),
-    ("billing_policy", "user_profiles", None),
-    ("workspace_id", "workspaces", None),
-)
-"""Request field, the switch that lets it through, and the API's own error code for it where there is one."""
-
-_REFUSED_HEADERS: Final = (
-    (b"anthropic-user-profile-id", "user_profiles"),
-    (b"anthropic-workspace-id", "workspaces"),
-)
+_REFUSED_FIELDS: Final = {
+    "thread": "threads",
+    "fallbacks": "fallbacks",
+    "fallback_credit_token": "fallback_credit",
+    "mcp_servers": "mcp",
+    "compaction": "compaction",
+    "container": "containers",
+    "user_profile_id": "user_profiles",
+    "billing_policy": "user_profiles",
+    "workspace_id": "workspaces",
+}
+"""Request fields, and the switches that let them through."""
+_ERROR_CODES: Final = {"thread": "thread_unsupported_request"}
+"""The API's own codes for refused fields, which its clients know how to answer."""
+_REFUSED_HEADERS: Final = {b"anthropic-user-profile-id": "user_profiles", b"anthropic-workspace-id": "workspaces"}
 _REFUSED_TOOLS: Final = (
     ("advisor_", "advisor"),
     ("mcp_toolset", "mcp"),
@@ -99,22 +97,25 @@ def demand_of(
     """Bound what a request can cost. Raises InvalidRequest for what is refused, naming field and reason."""
     _refuse_fields(asked, features, headers)
     weights = Weights()
+    tools: list[Tool] = []
     try:
-        if present(asked.messages):
-            for message in _messages.decode(asked.messages):
-                _weigh(message.content, weights, features)
-        if present(asked.system):
-            _weigh(asked.system, weights, features)
-        tools = _tools.decode(asked.tools) if present(asked.tools) else []
+        for message in _messages.decode(asked.messages):
+            _weigh(message.content, weights, features)
+        if "system" in asked.fields:
+            _weigh(asked.fields["system"], weights, features)
+        if (raw := asked.raw("tools")) is not None:
+            tools = _tools.decode(raw)
+            if any(tool.type != "custom" for tool in tools):
+                refuse_duplicates(raw)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"messages: {error}") from None
+        raise InvalidRequest(f"messages, system or tools: {str(error).replace('`', '')}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
     overhead = SERVER_PROMPT_TOKENS if tools else 64
     for tool in tools:
         overhead += _weigh_tool(tool, weights, features, model)
-    if present(asked.cache_control):
-        _note_cache(asked.cache_control, weights)
+    if "cache_control" in asked.fields:
+        _note_cache(asked.fields["cache_control"], weights)
     prompt = body_bytes - weights.embedded_bytes + weights.media_tokens + overhead
     return Demand(
         prompt_tokens=model.context_tokens if weights.unbounded else min(prompt, model.context_tokens),
@@ -129,30 +130,24 @@ def demand_of(
 
 def thinks_hidden(asked: Asked) -> bool:
     """Tell whether output may be produced that no event shows: thinking that is on, or not plainly off."""
-    if not present(asked.thinking):
-        return False
-    return b'"disabled"' not in bytes(asked.thinking)
+    thinking = asked.raw("thinking")
+    return thinking is not None and b'"disabled"' not in thinking
 
 
 def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
-    for field, switch, code in _REFUSED_FIELDS:
-        if not getattr(features, switch) and present(getattr(asked, field)):
+    for field in _REFUSED_FIELDS.keys() & asked.fields.keys():
+        if not getattr(features, _REFUSED_FIELDS[field]) and asked.raw(field) is not None:
             raise InvalidRequest(
                 f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out",
-                error_code=code,
+                error_code=_ERROR_CODES.get(field),
             )
-    if (
-        not features.compaction
-        and present(asked.context_management)
-        and b'"compact_' in bytes(asked.context_management)
-    ):
+    if not features.compaction and b'"compact_' in (asked.raw("context_management") or b""):
         raise InvalidRequest("context_management: compaction on the server is not offered here; leave out its edit")
     if asked.speed == "fast" and not features.fast:
         raise InvalidRequest("speed: fast mode is not offered here; leave it out")
     for name, value in headers:
-        for refused, switch in _REFUSED_HEADERS:
-            if name == refused and value.strip() and not getattr(features, switch):
-                raise InvalidRequest(f"{name.decode()}: this gateway has one account upstream; leave the header out")
+        if name in _REFUSED_HEADERS and value.strip() and not getattr(features, _REFUSED_HEADERS[name]):
+            raise InvalidRequest(f"{name.decode()}: this gateway has one account upstream; leave the header out")
 
 
 def _weigh(content: msgspec.Raw, weights: Weights, features: Features) -> None:
@@ -237,8 +232,9 @@ def conversation_of(asked: Asked, headers: Headers, account_id: int) -> bytes:
     for name, value in headers:
         if name == b"x-claude-code-session-id":
             return value[:64]
-    if present(asked.metadata):
-        found = _CLAUDE_CODE_SESSION.search(bytes(asked.metadata))
+    metadata = asked.raw("metadata")
+    if metadata is not None:
+        found = _CLAUDE_CODE_SESSION.search(metadata)
         if found is not None:
             return found.group(1)
     return b"%d" % account_id

@@ -11,10 +11,11 @@ from farebox.billing.ratelimit import spend, wait_ns
 from farebox.clock import Clock
 from farebox.errors import InvalidRequest, NotFound, RateLimited
 from farebox.gateway.answers import JSON
+from farebox.gateway.ask import read_request
 from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits
-from farebox.gateway.wire import client_headers, read_request, upstream_headers
+from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import UpstreamError
 from farebox.http.server import Exchange, Headers
 from farebox.ids import show_request_id

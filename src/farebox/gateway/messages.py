@@ -27,13 +27,14 @@ from farebox.errors import (
     Unavailable,
 )
 from farebox.gateway.answers import limit_headers
+from farebox.gateway.ask import read_request, with_max_tokens
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.demand import conversation_of, demand_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
-from farebox.gateway.wire import client_headers, read_request, upstream_headers, with_max_tokens
+from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.server import Exchange, Headers
 from farebox.money import format_usd
