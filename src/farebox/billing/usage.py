@@ -74,6 +74,7 @@ _KNOWN: Final = frozenset(
         "model",
     }
 )
+_LIFETIMES: Final = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _LIMIT: Final = 10**12
 """No real counter reaches this; an upstream that says so is not believed."""
 
@@ -183,9 +184,8 @@ def _split_writes(writes: int, split: Any, *, long_cache_asked: bool) -> tuple[i
             raise UnusableUsage("usage.cache_creation is not an object")
         short_writes = _count(split, "ephemeral_5m_input_tokens")
         long_writes = _count(split, "ephemeral_1h_input_tokens")
-        if len(split) > 2:
-            other_writes = sum(_count(split, name) for name in split if name.startswith("ephemeral_"))
-            other_writes -= short_writes + long_writes
+        if not split.keys() <= _LIFETIMES:
+            other_writes = sum(_count(split, name) for name in split.keys() - _LIFETIMES)
     unsplit = max(0, writes - short_writes - long_writes - other_writes)
     if long_cache_asked:
         return short_writes, long_writes + unsplit, other_writes
