@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 
 from farebox.cli.account import account
-from farebox.cli.books import ledger, usage
+from farebox.cli.books import audit, ledger, usage
 from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
@@ -18,7 +18,7 @@ from farebox.errors import FareboxError
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, key),
-    "Books": (usage, ledger),
+    "Books": (usage, ledger, audit),
     "Operate": (doctor, config, version),
 }
 _EXAMPLES = (

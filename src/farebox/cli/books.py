@@ -8,6 +8,8 @@ import click
 
 from farebox.accounts.accounts import find_account, list_accounts
 from farebox.billing.ledger import customer_account, customer_id
+from farebox.books.audit import Check
+from farebox.books.audit import audit as prove
 from farebox.books.reports import Call, Entry, calls, count_calls, entries, totals
 from farebox.cli.common import (
     MOMENT,
@@ -101,6 +103,46 @@ def ledger(
             _print_entries(found)
 
     run(work())
+
+
+@click.command()
+@click.option("--sample", metavar="N", type=click.IntRange(1), default=1, help="Re-price one call in N only.")
+@common_options
+@pass_invocation
+def audit(invocation: Invocation, sample: int) -> int:
+    """Prove the books: work out again all that they say.
+
+    Every balance, hold, digest and price, one line for each check. It reads only, and may run while the server
+    does. Exit code 1 when anything is not as it must be: stop, keep a copy, and find out why before going on.
+    """
+    config = invocation.config()
+
+    async def work() -> list[Check]:
+        async with open_books(config) as store:
+            return await prove(store, on_progress=_Told(invocation), sample=sample)
+
+    checks = run(work())
+    for check in checks:
+        if invocation.as_json:
+            print_json({"check": check.name, "ok": check.ok, "rows": check.rows, "detail": check.detail})
+        else:
+            mark = click.style("ok    ", fg="green") if check.ok else click.style("BROKEN", fg="red", bold=True)
+            click.echo(f"{mark}  {check.name:<14} {check.detail}")
+    broken = sum(not check.ok for check in checks)
+    if not invocation.as_json:
+        click.echo(f"{broken} of {len(checks)} checks are broken." if broken else f"All {len(checks)} checks hold.")
+    return 1 if broken else 0
+
+
+class _Told:
+    """Shows on stderr how far each long check has come, where somebody may be watching."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._shown = sys.stderr.isatty() and not invocation.as_json
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if self._shown and total > _PROGRESS_FROM:
+            click.echo(f"\r{name}: {done * 100 // total} %  " if done < total else f"\r{'':40}\r", err=True, nl=False)
 
 
 def _how_far(total: int) -> AbstractContextManager[Any]:

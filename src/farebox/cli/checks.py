@@ -1,6 +1,7 @@
 """The checks of `farebox doctor`. Each looks and tells; none changes anything."""
 
 import asyncio
+import errno
 import os
 import resource
 import shutil
@@ -285,7 +286,7 @@ def _check_port(name: str, host: str, port: int) -> Finding:
         advice = "use a port above 1023, or give the service CAP_NET_BIND_SERVICE"
         return Finding(name, "FAIL", f"{host}:{port} needs more rights", advice)
     except OSError as error:
-        if _answers(host, port):
+        if error.errno == errno.EADDRINUSE and _answers(host, port):
             advice = "fine if that is this server; another one needs another port"
             return Finding(name, "warn", f"{host}:{port} is in use by a server that answers", advice)
         return Finding(
