@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from farebox.billing.ledger import Answer as LedgerAnswer
-from farebox.billing.ledger import Command, Resize, Settle
+from farebox.billing.ledger import Command, Settle
 from farebox.errors import StoreUnavailable
 from farebox.http.client import Answer, UpstreamError
 from farebox.store.protocol import Store
@@ -181,30 +181,27 @@ async def books(stage: Stage, person: Person, *, had: int = 100 * USD, calls: in
 
 
 class TroubledStore:
-    """A store whose settlements can be held up, or fail for a while."""
+    """A store that keeps commands waiting, settlements unless told otherwise, or fails for a while."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.open = asyncio.Event()
-        """Settlements go through once this is set."""
+        """Commands that are held up go through once this is set."""
         self.open.set()
+        self.held_up: tuple[type, ...] = (Settle,)
         self.failing: tuple[type, ...] = ()
         """Commands of these kinds are not taken."""
         self.refused = 0
-        self.settling = asyncio.Event()
+        self.reached = asyncio.Event()
 
     async def apply(self, batch: Sequence[Command]) -> list[LedgerAnswer | Exception]:
         if any(isinstance(command, self.failing) for command in batch):
             self.refused += 1
             raise StoreUnavailable("the disk is full")
-        if any(isinstance(command, Settle) for command in batch):
-            self.settling.set()
+        if any(isinstance(command, self.held_up) for command in batch):
+            self.reached.set()
             await self.open.wait()
         return await self._store.apply(batch)
-
-
-SETTLES: Final = (Settle,)
-RESIZES: Final = (Resize,)
 
 
 def trouble(stage: Stage) -> TroubledStore:

@@ -55,6 +55,7 @@ async def test_without_a_drain_a_cut_stream_is_charged_by_the_published_rule(tmp
         output = -(-heard.visible_bytes // 4)
         assert output > 40
         assert (row["kind"], row["outcome"], row["output_tokens"]) == ("estimated", "client_gone", output)
+        assert row["status"] == 200
         assert row["charged_nanos"] == nanos(exact(input=heard.start_usage["input_tokens"], output=output))
         assert stage.simulator.requests[-1].outcome == "gone"
 
@@ -145,7 +146,7 @@ async def test_cancelling_a_task_while_it_settles_does_not_undo_the_settlement(s
     store = trouble(stage)
     store.open.clear()
     asking = asyncio.create_task(stage.ask(stage.alice, "[[sim tokens=40]]"))
-    await store.settling.wait()
+    await store.reached.wait()
     server = stage.gateway._server
     assert server is not None
     (task,) = server.tasks

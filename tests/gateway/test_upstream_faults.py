@@ -114,7 +114,8 @@ async def test_an_upstreams_own_refusal_comes_through_byte_for_byte_and_is_free(
     tmp_path: Path, status: int, *, stream: bool
 ) -> None:
     words = b'{"type":"error", "error": {"type":"theirs","message":"prompt is too long"}}'
-    head = b"HTTP/1.1 %d Whatever\r\ncontent-type: application/json\r\nrequest-id: req_theirs\r\ncontent-length: %d\r\n\r\n"
+    head = b"HTTP/1.1 %d Whatever\r\ncontent-type: application/json\r\nrequest-id: req_theirs\r\n"
+    head += b"content-length: %d\r\n\r\n"
     async with script([head % (status, len(words)), words]) as theirs:  # noqa: SIM117
         async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
             answer = await stage.post(stage.alice, message(stream=stream))

@@ -240,14 +240,16 @@ class Messages:
         except asyncio.CancelledError:
             if not call.expired:
                 raise
-            outcome = Outcome.CLIENT_GONE if call.hung_up else Outcome.UPSTREAM_BROKE
-            refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
+            outcome = Outcome.CLIENT_GONE
+            if not call.hung_up:
+                outcome = Outcome.UPSTREAM_BROKE
+                refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
         finally:
             call.task = call.exchange.on_gone = None
             self._calls.discard(call)
             if call.answer is not None and not (outcome is Outcome.FINISHED or outcome is Outcome.REFUSED_UPSTREAM):
                 call.answer.abandon()
-            if refusal is not None:
+            if refusal is not None and not call.exchange.started:
                 call.status = refusal.status
             if outcome is Outcome.FINISHED and call.hung_up:
                 outcome = Outcome.CLIENT_GONE

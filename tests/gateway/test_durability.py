@@ -1,0 +1,199 @@
+"""Promise 1: the last events of a stream, and a JSON answer as a whole, leave only after the charge is durable."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from farebox.billing.ledger import Admit, Resize, Settle
+from farebox.gateway.settling import Settler
+from tests.gateway.play import USD, books, envelope, eventually, exact, listen, nanos, trouble
+from tests.stage import Stage, open_stage
+
+
+def settler_of(stage: Stage, patience_s: float) -> Settler:
+    settler = stage.gateway._settler
+    assert settler is not None
+    settler._patience_s = patience_s
+    return settler
+
+
+async def test_the_end_of_a_stream_leaves_only_after_the_usage_row_is_on_disk(stage: Stage) -> None:
+    store = trouble(stage)
+    store.open.clear()
+    heard = await listen(stage, stage.alice, "[[sim tokens=60]]")
+    await store.reached.wait()
+    await asyncio.sleep(0.1)
+    assert heard.names[-1] == "content_block_stop"
+    assert not {"message_delta", "message_stop"} & set(heard.names)
+    assert not heard.ended
+    assert await stage.rows("SELECT 1 FROM usage") == []
+    store.open.set()
+    await heard.has(b"message_stop")
+    assert len(await stage.rows("SELECT 1 FROM usage")) == 1
+    await heard.end()
+    assert heard.names[-2:] == ["message_delta", "message_stop"]
+
+
+async def test_of_a_json_answer_no_byte_leaves_before_the_usage_row_is_on_disk(stage: Stage) -> None:
+    store = trouble(stage)
+    store.open.clear()
+    asking = asyncio.create_task(stage.ask(stage.alice))
+    await store.reached.wait()
+    await asyncio.sleep(0.1)
+    assert not asking.done()
+    assert await stage.rows("SELECT 1 FROM usage") == []
+    store.open.set()
+    assert (await asking)[0] == 200
+    assert len(await stage.rows("SELECT 1 FROM usage")) == 1
+
+
+async def test_a_stream_whose_charge_takes_a_while_to_be_written_is_delivered_and_charged_once(stage: Stage) -> None:
+    store = trouble(stage)
+    store.failing = (Settle,)
+    heard = await listen(stage, stage.alice, "[[sim tokens=60]]")
+    await asyncio.sleep(0.4)
+    assert "message_stop" not in heard.names
+    assert store.refused >= 1
+    store.failing = ()
+    await heard.end()
+    assert heard.names[-1] == "message_stop"
+    row = await books(stage, stage.alice)
+    assert row["charged_nanos"] == nanos(exact(input=row["input_tokens"], output=60))
+
+
+async def test_a_stream_whose_charge_cannot_be_written_is_not_finished_and_free(stage: Stage) -> None:
+    """Its hold is ended later, free of charge, once the books can be written again."""
+    store, settler = trouble(stage), settler_of(stage, 0.3)
+    store.failing = (Settle,)
+    heard = await (await listen(stage, stage.alice, "[[sim tokens=60]]")).end()
+    assert (heard.last[0], heard.last[1]["error"]["type"]) == ("error", "api_error")
+    assert not {"message_delta", "message_stop"} & set(heard.names)
+    assert len(settler.unsettled) == 1
+    assert any(event["event"] == "settlement_not_durable" for event in stage.events)
+    assert (await stage.balance(stage.alice))[1] > 0
+    store.failing = ()
+    await settler.retry()
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
+    assert row["waived_nanos"] == nanos(exact(input=row["input_tokens"], output=60))
+    assert settler.unsettled == {}
+
+
+async def test_a_json_answer_whose_charge_cannot_be_written_is_not_delivered_and_free(stage: Stage) -> None:
+    store, settler = trouble(stage), settler_of(stage, 0.3)
+    store.failing = (Settle,)
+    status, body = await stage.ask(stage.alice, "a secret answer")
+    assert (status, envelope(body)[0]) == (503, "api_error")
+    assert b"secret" not in body
+    store.failing = ()
+    await settler.retry()
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["charged_nanos"]) == ("waived", 0)
+
+
+async def test_while_the_books_stay_shut_later_retries_change_nothing(stage: Stage) -> None:
+    store, settler = trouble(stage), settler_of(stage, 0.1)
+    store.failing = (Settle,)
+    await stage.ask(stage.alice)
+    await settler.retry()
+    await settler.retry()
+    assert len(settler.unsettled) == 1
+    assert await stage.rows("SELECT 1 FROM usage") == []
+    store.failing = ()
+    await settler.retry()
+    await settler.retry()
+    await books(stage, stage.alice)
+
+
+async def test_a_settlement_delivered_again_after_it_was_written_charges_once(stage: Stage) -> None:
+    """As after a commit whose answer was lost."""
+    status, body = await stage.ask(stage.alice, "[[sim tokens=60]]")
+    ledger = stage.gateway.ledger
+    assert ledger is not None
+    assert status == 200
+    (request_id, cost), *_ = await stage.rows("SELECT request_id, cost_nanos FROM usage")
+    again = Settle(
+        request_id=request_id,
+        account_id=stage.alice.account_id,
+        kind="exact",
+        model="x",
+        outcome="finished",
+        status=200,
+        cost_nanos=5,
+    )
+    settled = await ledger.settle(again)
+    assert (settled.now, settled.charged_nanos) == (False, cost)
+    await books(stage, stage.alice)
+    assert json.loads(body)["usage"]["output_tokens"] == 60
+
+
+async def test_when_no_hold_can_be_written_the_call_is_refused_and_nothing_is_sent(stage: Stage) -> None:
+    store = trouble(stage)
+    store.failing = (Admit,)
+    status, body = await stage.ask(stage.alice)
+    assert (status, envelope(body)[0]) == (503, "api_error")
+    assert len(stage.simulator.requests) == 0
+    assert await stage.balance(stage.alice) == (100 * USD, 0)
+
+
+async def test_a_stream_goes_on_within_its_hold_while_an_extension_cannot_be_written(stage: Stage) -> None:
+    store = trouble(stage)
+    store.failing = (Resize,)
+    heard = await listen(stage, stage.alice, "[[sim tokens=6000 rate=20000 ttft=0]]", max_tokens=20_000)
+    await heard.until(lambda: heard.visible_bytes > 1000)
+    await asyncio.sleep(0.3)
+    assert not heard.ended
+    store.failing = ()
+    await heard.end()
+    row = await books(stage, stage.alice)
+    assert (heard.names[-1], row["kind"], row["output_tokens"]) == ("message_stop", "exact", 6000)
+
+
+async def test_a_stream_whose_hold_can_no_longer_be_extended_ends_free_of_charge(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.gateway.streaming._STORE_PAUSES_S", (0.01, 0.01))
+    store = trouble(stage)
+    store.failing = (Resize,)
+    heard = await (await listen(stage, stage.alice, "[[sim tokens=6000 rate=4000 ttft=0]]", max_tokens=20_000)).end()
+    row = await books(stage, stage.alice)
+    assert heard.last[0] == "error"
+    assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
+
+
+async def test_a_hold_that_a_dead_process_left_is_ended_free_before_the_doors_open(tmp_path: Path) -> None:
+    async with open_stage(tmp_path) as stage:
+        ledger = stage.gateway.ledger
+        assert ledger is not None
+        admit = Admit(bytes(16), stage.alice.account_id, 1, "claude-sonnet-4-6", 5 * USD, 5 * USD, 10, 1)
+        assert (await ledger.admit(admit)).held_nanos == 5 * USD
+        alice = stage.alice
+    async with open_stage(tmp_path) as stage:
+        row = await books(stage, alice)
+        assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("recovered", "gateway_died", 0)
+        assert any(event["event"] == "holds_recovered" for event in stage.events)
+
+
+async def test_a_call_that_is_cancelled_while_its_hold_is_written_gets_it_back_at_once(stage: Stage) -> None:
+    """The hold becomes durable though nobody waits for it any more."""
+    store, server = trouble(stage), stage.gateway._server
+    assert server is not None
+    store.held_up = (Admit,)
+    store.open.clear()
+    asking = asyncio.create_task(stage.ask(stage.alice))
+    await store.reached.wait()
+    for task in server.tasks:
+        task.cancel()
+    await asyncio.sleep(0.02)
+    store.open.set()
+
+    async def booked() -> bool:
+        return bool(await stage.rows("SELECT 1 FROM usage"))
+
+    await eventually(booked)
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
+    assert len(stage.simulator.requests) == 0
+    asking.cancel()
