@@ -228,17 +228,20 @@ class Account(msgspec.Struct):
         self._check()
         return Settled(charged, 0 if command.waive else command.cost_nanos - charged, now=True)
 
-    def post(self, amount_nanos: int, code: str) -> str | None:
-        """Move the balance by a transfer's amount (negative: a debit). Answers why it cannot be, or None when done."""
+    def refuses(self, amount_nanos: int) -> str | None:
+        """Say why the balance cannot move by an amount (negative: a debit); None when it can."""
         if -amount_nanos > self.free_nanos:
             return f"the free balance of account {self.id} is {self.free_nanos} nano-dollars, less than {-amount_nanos}"
         if self.posted_nanos + amount_nanos > MAX_NANOS:
             return f"account {self.id} would hold more than a 64-bit amount"
+        return None
+
+    def post(self, amount_nanos: int, code: str) -> None:
+        """Move the balance by an amount that it does not refuse."""
         self.posted_nanos += amount_nanos
         if code == "deposit":
             self.topped_up_nanos += amount_nanos
         self._check()
-        return None
 
     def _take_tokens(self, tokens: int, plan: Plan, now_ns: int) -> None:
         if tokens:

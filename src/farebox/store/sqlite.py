@@ -67,6 +67,7 @@ class SqliteStore:
     """Store (see store/protocol.py) on one SQLite file."""
 
     def __init__(self, path: Path, plans: Plans | None, clock: Clock, *, create: bool, serving: bool) -> None:
+        _check_version()
         self.path = path
         self._lock_path = path.with_name(path.name + ".lock")
         if not create and not path.exists():
@@ -187,6 +188,15 @@ class SqliteStore:
         except apsw.Error as error:
             raise StoreUnavailable(f"the database did not take the write: {error}") from error
         return changed
+
+
+def _check_version() -> None:
+    version = apsw.sqlite_lib_version()
+    if tuple(map(int, version.split("."))) < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise StoreUnavailable(
+            f"SQLite {version} could corrupt the books; {oldest} or newer is needed, which a newer apsw brings"
+        )
 
 
 def _work_off(work: "queue.SimpleQueue[Work | None]") -> None:

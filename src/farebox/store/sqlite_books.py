@@ -204,20 +204,25 @@ class Books:
     def _post(self, transfer: Transfer, now_us: int) -> Posted:
         if self._rows("SELECT 1 FROM transfer WHERE id = ?", transfer.id):
             return Posted(now=False)
-        for name, amount in (
+        debit, credit = (
             (transfer.debit_account, -transfer.amount_nanos),
             (transfer.credit_account, transfer.amount_nanos),
-        ):
+        )
+        legs: list[tuple[Account, int]] = []
+        for name, amount in (debit, credit):
             account_id = customer_id(name)
             if account_id is None:
                 continue
             account = self._account(account_id)
             if account is None:
                 raise BrokenInvariant(f"transfer {transfer.id} names account {account_id}, which is not there")
-            refused = account.post(amount, transfer.code)
-            if refused is not None:  # the debit comes first, so nothing has been moved yet
+            refused = account.refuses(amount)
+            if refused is not None:
                 return Posted(now=False, refused=refused)
-            self._dirty.add(account_id)
+            legs.append((account, amount))
+        for account, amount in legs:
+            account.post(amount, transfer.code)
+            self._dirty.add(account.id)
         self._connection.execute(
             _INSERT_TRANSFER,
             (
