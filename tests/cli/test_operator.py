@@ -17,21 +17,21 @@ CALL_FIELDS = {
 }  # fmt: skip
 
 
-def put_calls(database: Path, count: int) -> None:
+def put_calls(db: sqlite3.Connection, count: int) -> None:
     """Write usage rows as the gateway would, one a second."""
-    with sqlite3.connect(database) as db:
-        db.executemany(
-            "INSERT INTO usage (request_id, at, account_id, key_id, kind, model, asked_model, price_version, "
-            "input_tokens, output_tokens, cost_nanos, list_nanos, charged_nanos, shortfall_nanos, waived_nanos, "
-            "status, outcome, message_id) VALUES (?, ?, 1, 1, 'exact', 'm', 'm', 1, 10, 20, 7, 14, 7, 0, 0, "
-            "200, 'finished', ?)",
-            [(n.to_bytes(16, "big"), 1_700_000_000_000_000 + n * 1_000_000, f"msg_{n}") for n in range(count)],
-        )
+    db.executemany(
+        "INSERT INTO usage (request_id, at, account_id, key_id, kind, model, asked_model, price_version, "
+        "input_tokens, output_tokens, cost_nanos, list_nanos, charged_nanos, shortfall_nanos, waived_nanos, "
+        "status, outcome, message_id) VALUES (?, ?, 1, 1, 'exact', 'm', 'm', 1, 10, 20, 7, 14, 7, 0, 0, "
+        "200, 'finished', ?)",
+        [(n.to_bytes(16, "big"), 1_700_000_000_000_000 + n * 1_000_000, f"msg_{n}") for n in range(count)],
+    )
 
 
 def test_usage_gives_one_object_a_line_with_stable_names(farebox: Farebox, tmp_path: Path) -> None:
     farebox("account", "create", "alice@example.com")
-    put_calls(tmp_path / "farebox.db", 3)
+    with sqlite3.connect(tmp_path / "farebox.db") as db:
+        put_calls(db, 3)
     calls = farebox("usage", "--account", "alice@example.com", "--json").lines
     assert set(calls[0]) >= CALL_FIELDS
     assert [call["message_id"] for call in calls] == ["msg_0", "msg_1", "msg_2"]
@@ -42,7 +42,8 @@ def test_usage_gives_one_object_a_line_with_stable_names(farebox: Farebox, tmp_p
 
 def test_usage_is_limited_to_the_last_calls_unless_all_are_asked_for(farebox: Farebox, tmp_path: Path) -> None:
     farebox("account", "create", "alice@example.com")
-    put_calls(tmp_path / "farebox.db", 2_500)
+    with sqlite3.connect(tmp_path / "farebox.db") as db:
+        put_calls(db, 2_500)
     names = [call["message_id"] for call in farebox("usage", "--json", "--limit", "2").lines]
     assert names == ["msg_2498", "msg_2499"]
     assert len(farebox("usage", "--json").lines) == 50
@@ -57,7 +58,8 @@ def test_a_statement_ends_at_the_balance(farebox: Farebox, tmp_path: Path) -> No
     farebox("account", "create", "alice@example.com", "--credit", "1")
     farebox("account", "credit", "alice@example.com", "2", "--gift")
     farebox("account", "debit", "alice@example.com", "0.5")
-    put_calls(tmp_path / "farebox.db", 2)
+    with sqlite3.connect(tmp_path / "farebox.db") as db:
+        put_calls(db, 2)
     entries = farebox("ledger", "--account", "alice@example.com", "--json").lines
     assert [entry["code"] for entry in entries] == ["usage", "usage", "deposit", "promotion", "debit"]
     assert [entry["balance_nanos"] for entry in entries][-1] == 2_500_000_000 - 14
@@ -69,7 +71,8 @@ def test_a_statement_ends_at_the_balance(farebox: Farebox, tmp_path: Path) -> No
 def test_the_totals_of_all_accounts_are_zero(farebox: Farebox, tmp_path: Path) -> None:
     farebox("account", "create", "alice@example.com", "--credit", "1")
     farebox("account", "credit", "alice@example.com", "2", "--gift")
-    put_calls(tmp_path / "farebox.db", 2)
+    with sqlite3.connect(tmp_path / "farebox.db") as db:
+        put_calls(db, 2)
     totals = farebox("ledger", "--totals", "--json").json["totals_nanos"]
     assert sum(totals.values()) == 0
     assert totals["customers"] == 3_000_000_000 - 14

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from farebox.billing.pricing import PPM, check_names
-from farebox.config import Config, check_ready_to_serve, default_models, default_plans, load_config
+from farebox.config import Config, check_ready_to_serve, default_offer, load_config
 from farebox.config.load import SINGLE_TABLES, TABLE_LISTS, variable_name
 from farebox.config.offers import BandTable, PriceTable
 from farebox.errors import ConfigError
@@ -51,7 +51,7 @@ def test_every_default_that_the_example_shows_is_the_default(tmp_path: Path) -> 
     for name in (*SINGLE_TABLES, "server_limits"):
         assert getattr(shown, name) == getattr(real, name), name
     assert shown.plans.default == real.plans.default
-    sonnet = next(model for model in default_models() if model.id == "claude-sonnet-4-6")
+    sonnet = next(model for model in default_offer()[0] if model.id == "claude-sonnet-4-6")
     assert shown.models[0].rates == sonnet.rates
     plain = msgspec.structs.replace(shown.upstreams[0], connect_s=None, first_byte_s=None, stall_s=None)
     assert plain == load(tmp_path, EXAMPLE, KEY).upstreams[0]
@@ -297,7 +297,7 @@ def test_the_seed_catalogue_holds_to_the_cent() -> None:
         "claude-sonnet-4-6": ("1.50", "3", "7.50", "15"),
         "claude-haiku-4-5": ("0.40", "0.80", "2.00", "4.00"),
     }
-    models = {model.id: model for model in default_models()}
+    models = {model.id: model for model in default_offer()[0]}
     for name, prices in seed.items():
         rates = models[name].rates
         found = (rates.sell.input, rates.list.input, rates.sell.output, rates.list.output)
@@ -326,7 +326,7 @@ def test_the_seed_catalogue_holds_to_the_cent() -> None:
     ],
 )
 def test_todays_models_are_sold_at_half_of_the_public_list(name: str, prices: str) -> None:
-    model = next(model for model in default_models() if name in {model.id, *model.aliases})
+    model = next(model for model in default_offer()[0] if name in {model.id, *model.aliases})
     listed = [int(Decimal(price) * NANOS_PER_USD) for price in prices.split()]
     rates = model.rates
     assert list(msgspec.structs.astuple(rates.list)) == listed
@@ -334,7 +334,7 @@ def test_todays_models_are_sold_at_half_of_the_public_list(name: str, prices: st
 
 
 def test_the_catalogue_knows_bands_fast_prices_and_geography() -> None:
-    models = {model.id: model for model in default_models()}
+    models = {model.id: model for model in default_offer()[0]}
     check_names(models.values())
     above = models["claude-haiku-5-5"].tariff(100_001, fast=False)
     assert above.list.input == NANOS_PER_USD // 2
@@ -347,7 +347,7 @@ def test_the_catalogue_knows_bands_fast_prices_and_geography() -> None:
 
 
 def test_the_seed_plans_hold() -> None:
-    plans = {plan.name: plan for plan in default_plans()}
+    plans = {plan.name: plan for plan in default_offer()[1]}
     limits = {name: (plan.requests_per_minute, plan.tokens_per_minute) for name, plan in plans.items()}
     assert limits["free"] == (10, 40_000)
     assert limits["starter"] == (60, 200_000)

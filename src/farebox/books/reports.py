@@ -85,11 +85,13 @@ async def calls(
             (*params, limit - 1),
         )
         at, request_id = first[0] if first else (at, request_id)
+    # the cursor stands where the moment asked for does, or after it: one bound, so that each page begins at its place
+    owned, owner = ("account_id = ? AND", (account_id,)) if account_id is not None else ("", ())
     page = (
-        f"SELECT {_CALL_COLUMNS} FROM usage WHERE {where} AND (at, request_id) >= (?, ?) "  # noqa: S608
+        f"SELECT {_CALL_COLUMNS} FROM usage WHERE {owned} (at, request_id) >= (?, ?) "  # noqa: S608  fixed texts
         "ORDER BY at, request_id LIMIT ?"
     )
-    while rows := await store.fetch(page, (*params, at, request_id, _PAGE)):
+    while rows := await store.fetch(page, (*owner, at, request_id, _PAGE)):
         for row in rows:
             yield Call(*row)
         if len(rows) < _PAGE:

@@ -1,5 +1,6 @@
 """The command line: every command of `farebox`, what goes wrong in one clear line, and the exit codes."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(invocation, str(error))
         sys.exit(1)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has had enough; nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has had enough; nothing to tell
+        sys.exit(1)
+    except OSError as error:
+        fail(invocation, f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -62,10 +62,14 @@ def read_settings(file: Path | None) -> tuple[Config | None, list[Finding]]:
     """Read the configuration as the server would. Without one there is nothing more to check."""
     try:
         config = load_config(file, os.environ)
-        check_ready_to_serve(config)
     except ConfigError as error:
         return None, [Finding("settings", "FAIL", line) for line in str(error).splitlines()]
     findings = [Finding("settings", "ok", str(file) if file else "defaults and FAREBOX_* variables")]
+    try:
+        check_ready_to_serve(config)
+    except ConfigError as error:
+        problem = str(error).splitlines()[0].partition(";")[0].partition(". ")[0]
+        findings = [Finding("settings", "FAIL", problem, "`farebox config example` shows how one is written")]
     return config, findings + list(_check_secrets(file))
 
 
@@ -129,7 +133,7 @@ async def check_upstreams(config: Config) -> list[Finding]:
 
 
 async def _ask(upstream: UpstreamSettings) -> Finding:
-    name = f"→ {upstream.name}"[:12]
+    name = f"upstream {upstream.name}"
     if not upstream.base_url:
         return Finding(name, "ok", "simulator in this process")
     origin = read_origin(upstream.base_url)

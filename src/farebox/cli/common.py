@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import click
+import msgspec
 
 from farebox.clock import US_PER_S, steady_clock
 from farebox.config import Config, load_config
@@ -168,8 +169,8 @@ MOMENT: Final = MomentType()
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """Print one JSON object on one line, fast enough for a million of them."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -35,9 +35,9 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
             print_json(_as_json(finding))
             return
         mark = click.style(f"{finding.status:<4}", fg=_COLOURS[finding.status], bold=finding.status == "FAIL")
-        click.echo(f"{mark}  {finding.name:<12} {finding.found}")
+        click.echo(f"{mark}  {finding.name:<14} {finding.found}")
         if finding.advice:
-            click.echo(f"{'':18} {finding.advice}")
+            click.echo(f"{'':20} {finding.advice}")
 
     config, findings = read_settings(invocation.file())
     for finding in findings:

@@ -7,7 +7,6 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -92,19 +91,8 @@ def check_ready_to_serve(config: Config) -> None:
         )
 
 
-@cache
-def default_models() -> tuple[Model, ...]:
-    """Give the catalogue that a configuration without [[models]] sells."""
-    return _defaults()[0]
-
-
-@cache
-def default_plans() -> tuple[Plan, ...]:
-    """Give the plans that a configuration without [[plans]] offers."""
-    return _defaults()[1]
-
-
-def _defaults() -> tuple[tuple[Model, ...], tuple[Plan, ...]]:
+def default_offer() -> tuple[tuple[Model, ...], tuple[Plan, ...]]:
+    """Give the models that a configuration without [[models]] sells, and the plans of one without [[plans]]."""
     file = Path("catalogue.toml")
     text = resources.files("farebox.config").joinpath(file.name).read_text("utf-8")
     tables = tomllib.loads(text, parse_float=Decimal)
@@ -154,8 +142,11 @@ def _read_tables(
             if key not in names:
                 reader.unknown_keys((name,), {key: 0}, names, _belongs_elsewhere(key))
         read |= {type_: reader.fields((name,), table, type_) for type_ in types}
-    models = _read_models(reader, tables["models"]) if "models" in tables else default_models()
-    plans = _read_plans(reader, tables["plans"]) if "plans" in tables else default_plans()
+    models, plans = default_offer() if not {"models", "plans"} <= tables.keys() else ((), ())
+    if "models" in tables:
+        models = _read_models(reader, tables["models"])
+    if "plans" in tables:
+        plans = _read_plans(reader, tables["plans"])
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     database = read.get(DatabaseSettings)
     database_path = _database_path(reader, database.url, base) if database else None
