@@ -135,6 +135,9 @@ async def open_shop(path: Path, *, alice_nanos: int = 10**9) -> AsyncIterator[Sh
         if not await shop.count("account"):
             shop.alice = await shop.person("alice@example.com", alice_nanos)
             shop.bob = await shop.person("bob@example.com")
+        else:
+            shop.alice, shop.bob = 1, 2
+            shop.keys = dict(await store.fetch("SELECT account_id, id FROM api_key"))
         yield shop
     finally:
         await store.close()

@@ -74,6 +74,7 @@ async def audit(store: Store, *, on_progress: Progress | None = None, sample: in
     checks: list[Check] = []
     parts: tuple[tuple[str, Callable[[], Awaitable[list[Check]]]], ...] = (
         ("file", lambda: _file(store)),
+        ("references", lambda: _references(store)),
         ("triggers", lambda: _triggers(store)),
         ("balances", lambda: _accounts(store, tell)),
         ("zero sum", lambda: _zero_sum(store)),
@@ -93,17 +94,20 @@ async def audit(store: Store, *, on_progress: Progress | None = None, sample: in
 
 
 async def _file(store: Store) -> list[Check]:
-    """Let the database check its own file: pages, indexes, CHECK constraints, foreign keys."""
-    said = [str(row[0]) for row in await store.fetch("PRAGMA integrity_check(10)")]
-    loose = await store.fetch("PRAGMA foreign_key_check")
-    integrity = _Breaks("file", "problems")
-    for words in said:
+    """Let the database check its own file: pages, indexes, CHECK constraints."""
+    breaks = _Breaks("file", "problems")
+    for (words,) in await store.fetch("PRAGMA integrity_check(100)"):
         if words != "ok":
-            integrity.add(words)
-    references = _Breaks("references", "dangling references")
-    for table, _, parent, _ in loose:
-        references.add(f"a row of {table} names a row of {parent} that is not there")
-    return [integrity.check(), references.check()]
+            breaks.add(str(words))
+    return [breaks.check()]
+
+
+async def _references(store: Store) -> list[Check]:
+    """Let the database follow its foreign keys."""
+    breaks = _Breaks("references", "dangling references")
+    for table, _, parent, _ in await store.fetch("PRAGMA foreign_key_check"):
+        breaks.add(f"a row of {table} names a row of {parent} that is not there")
+    return [breaks.check()]
 
 
 async def _triggers(store: Store) -> list[Check]:
