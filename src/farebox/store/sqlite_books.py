@@ -1,4 +1,4 @@
-"""What a batch of ledger commands does to an SQLite file. Runs on the writer thread alone."""
+"""What a batch of ledger commands does to an SQLite file. One caller at a time; see SqliteStore."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -40,8 +40,10 @@ _SAVE_ACCOUNT: Final = (
 _HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
 _INSERT_HOLD: Final = (
     f"INSERT INTO hold ({_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = ?1) "
+    "ON CONFLICT DO NOTHING"
 )
+_WAS_SEEN: Final = "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1"
 _DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
 _READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?"  # noqa: S608
 _READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?"  # noqa: S608
@@ -88,17 +90,20 @@ class Books:
         return changed
 
     def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
-        """See Store.apply."""
+        """See Store.apply. Waits for the disk, and for another process that is writing."""
         try:
-            return list(self._transaction(batch))
+            answers = self.begin(batch)
+            self.commit()
         except (BrokenInvariant, apsw.ConstraintError) as error:
             if len(batch) == 1:
                 return [error if isinstance(error, BrokenInvariant) else BrokenInvariant(f"{error}: {batch[0]}")]
             return [answer for command in batch for answer in self.apply([command])]
         except apsw.Error as error:
             raise StoreUnavailable(f"the database did not take the batch: {error}") from error
+        return list(answers)
 
-    def _transaction(self, batch: Sequence[Command]) -> list[Answer]:
+    def begin(self, batch: Sequence[Command]) -> list[Answer]:
+        """Do everything a batch asks for but make it durable: `commit` must follow. Raises, with nothing done."""
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -114,15 +119,30 @@ class Books:
                         answers[index] = self._do(command, now_us)
             for account_id in self._dirty:
                 self._save(self._accounts[account_id])
-            connection.execute("COMMIT")
         except BaseException:
-            self.forget()
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._roll_back()
             raise
-        finally:
-            self._dirty.clear()
         return answers  # type: ignore[return-value]
+
+    @property
+    def wrote(self) -> bool:
+        """Whether the batch that was begun has changed anything that a commit must bring to the disk."""
+        return bool(self._dirty)
+
+    def commit(self) -> None:
+        """Make what was begun durable. Raises apsw.Error, with nothing done."""
+        try:
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._dirty.clear()
+
+    def _roll_back(self) -> None:
+        self.forget()
+        self._dirty.clear()
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _now_us(self) -> int:
         """Read the clock, never before the end of the last closed day: no entry slips into a digest already taken."""
@@ -144,25 +164,28 @@ class Books:
         account = self._account(command.account_id)
         if account is None or not self._key_is_valid(command, now_us):
             return Admission(Verdict.KEY_INVALID)
-        if self._was_seen(command.request_id):
-            return Admission(Verdict.DUPLICATE)
+        before = (account.held_nanos, account.open_holds, account.requests_full_ns, account.tokens_full_ns)
         answer = account.admit(command, self._plans.get(account.plan), now_us * 1000)
-        if answer.verdict is Verdict.ADMITTED:
-            self._connection.execute(
-                _INSERT_HOLD,
-                (
-                    command.request_id,
-                    command.account_id,
-                    command.key_id,
-                    command.model,
-                    answer.held_nanos,
-                    command.tokens,
-                    command.price_version,
-                    self.run_id,
-                    now_us,
-                ),
-            )
-            self._dirty.add(account.id)
+        if answer.verdict is not Verdict.ADMITTED:
+            return Admission(Verdict.DUPLICATE) if self._rows(_WAS_SEEN, command.request_id) else answer
+        self._connection.execute(
+            _INSERT_HOLD,
+            (
+                command.request_id,
+                command.account_id,
+                command.key_id,
+                command.model,
+                answer.held_nanos,
+                command.tokens,
+                command.price_version,
+                self.run_id,
+                now_us,
+            ),
+        )
+        if not self._connection.changes():  # seen before: held now, or settled already
+            account.held_nanos, account.open_holds, account.requests_full_ns, account.tokens_full_ns = before
+            return Admission(Verdict.DUPLICATE)
+        self._dirty.add(account.id)
         return answer
 
     def _resize(self, command: Resize, now_us: int) -> Resized:
@@ -260,14 +283,6 @@ class Books:
     def _hold(self, request_id: bytes) -> Hold | None:
         rows = self._rows(_READ_HOLD, request_id)
         return Hold(*rows[0]) if rows else None
-
-    def _was_seen(self, request_id: bytes) -> bool:
-        return bool(
-            self._rows(
-                "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1",
-                request_id,
-            )
-        )
 
     def _save(self, account: Account) -> None:
         self._connection.execute(
