@@ -1,14 +1,11 @@
 """What a request asks for, as far as money and routing go. It is decoded in part; the copy is never sent anywhere."""
 
-import json
 from typing import Any, Final
 
 import msgspec
 
 from farebox.errors import InvalidRequest
-
-Fields = dict[str, msgspec.Raw]
-"""A JSON object's values, undecoded, by name."""
+from farebox.gateway.duplicates import Fields, read_object, refuse_crowd
 
 
 class Asked(msgspec.Struct):
@@ -31,19 +28,18 @@ class Asked(msgspec.Struct):
         return None if raw == b"null" else raw
 
 
-_fields: Final = msgspec.json.Decoder(Fields)
 _text: Final = msgspec.json.Decoder(str)
 _optional_text: Final = msgspec.json.Decoder(str | None)
-_optional_count: Final = msgspec.json.Decoder(int | None)
+_count: Final = msgspec.json.Decoder(int)
 _optional_number: Final = msgspec.json.Decoder(float | None)
 _optional_flag: Final = msgspec.json.Decoder(bool | None)
-_TOO_DEEP: Final = "the body is nested too deeply; at most 500 levels are read"
 
 
 def read_request(body: bytes) -> Asked:
     """Decode what matters of a Messages request. Raises InvalidRequest in words that name the field."""
+    refuse_crowd(body)
     try:
-        fields = _fields.decode(body)
+        fields = read_object(body)
         if not body.isascii():
             body.decode()
     except msgspec.ValidationError as error:
@@ -53,16 +49,14 @@ def read_request(body: bytes) -> Asked:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not valid UTF-8: see byte {error.start}") from None
     except RecursionError:
-        raise InvalidRequest(_TOO_DEEP) from None
-    if not _is_compact(fields, len(body)):
-        refuse_duplicates(body)
+        raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
     temperature = _value(fields, "temperature", _optional_number)
     if temperature is not None and not 0 <= temperature <= 1:
         raise InvalidRequest(f"temperature must be 0…1, got {temperature:g}")
     return Asked(
         model=_value(fields, "model", _text, required=True),
         messages=_messages(fields),
-        max_tokens=_value(fields, "max_tokens", _optional_count),
+        max_tokens=_value(fields, "max_tokens", _count),
         stream=bool(_value(fields, "stream", _optional_flag)),
         speed=_value(fields, "speed", _optional_text),
         inference_geo=_value(fields, "inference_geo", _optional_text),
@@ -74,18 +68,6 @@ def with_max_tokens(body: bytes, max_tokens: int) -> bytes:
     """Insert max_tokens into a body that has none: the one change ever made to a body."""
     at = body.index(b"{") + 1
     return b'%b"max_tokens":%d,%b' % (body[:at], max_tokens, body[at:])
-
-
-def refuse_duplicates(text: bytes) -> None:
-    """Raise InvalidRequest when a field is given twice: whoever reads it second might read another price than we."""
-    try:
-        _strict.decode(text.decode())
-    except _DuplicateField as error:
-        raise InvalidRequest(f"{error}: the field is given twice; give it once") from None
-    except RecursionError:
-        raise InvalidRequest(_TOO_DEEP) from None
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
 def _value(fields: Fields, name: str, decoder: msgspec.json.Decoder[Any], *, required: bool = False) -> Any:
@@ -108,29 +90,3 @@ def _messages(fields: Fields) -> bytes:
     if messages[:1] != b"[" or not messages[1:-1].strip():
         raise InvalidRequest("messages: an array of at least one message is required")
     return messages
-
-
-def _is_compact(fields: Fields, size: int) -> bool:
-    """Tell whether the values found account for every byte of the body: then no field can have been given twice.
-
-    True of what the SDKs send, which is without white space and escapes between the values.
-    """
-    for name, value in fields.items():
-        size -= len(name) + memoryview(value).nbytes + 4  # two quotes, a colon, a comma
-    return size == 1
-
-
-class _DuplicateField(Exception):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise _DuplicateField(name[:100])
-        fields[name] = value
-    return fields
-
-
-_strict: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates)

@@ -18,11 +18,14 @@ from farebox.billing.bound import (
 )
 from farebox.billing.pricing import Model
 from farebox.errors import InvalidRequest
-from farebox.gateway.ask import Asked, refuse_duplicates
+from farebox.gateway.ask import Asked
+from farebox.gateway.duplicates import read_object, read_objects
 from farebox.gateway.settings import Features
 from farebox.http.server import Headers
 
 _MOST_SEARCHES: Final = 100
+_MOST_LEVELS: Final = 3
+"""Blocks within blocks. The API knows two; each costs a pass over all that is within."""
 
 
 class Source(msgspec.Struct):
@@ -39,17 +42,12 @@ class Block(msgspec.Struct):
     cache_control: msgspec.Raw = msgspec.Raw()
 
 
-class Message(msgspec.Struct):
-    content: msgspec.Raw = msgspec.Raw()
-
-
 class Tool(msgspec.Struct):
     type: str = "custom"
     max_uses: int | None = None
     cache_control: msgspec.Raw = msgspec.Raw()
 
 
-_messages: Final = msgspec.json.Decoder(list[Message])
 _blocks: Final = msgspec.json.Decoder(list[Block])
 _source: Final = msgspec.json.Decoder(Source)
 _tools: Final = msgspec.json.Decoder(list[Tool])
@@ -99,16 +97,18 @@ def demand_of(
     weights = Weights()
     tools: list[Tool] = []
     try:
-        for message in _messages.decode(asked.messages):
-            _weigh(message.content, weights, features)
+        for message in read_objects(asked.messages):
+            if "content" in message:
+                _weigh(message["content"], weights, features)
         if "system" in asked.fields:
             _weigh(asked.fields["system"], weights, features)
+        if (raw := asked.raw("thinking")) is not None:
+            read_object(raw)  # for what it refuses
         if (raw := asked.raw("tools")) is not None:
             tools = _tools.decode(raw)
-            if any(tool.type != "custom" for tool in tools):
-                refuse_duplicates(raw)
+            read_objects(raw)  # for what it refuses
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"messages, system or tools: {str(error).replace('`', '')}") from None
+        raise InvalidRequest(f"messages, system, thinking or tools: {str(error).replace('`', '')}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
     overhead = SERVER_PROMPT_TOKENS if tools else 64
@@ -131,7 +131,12 @@ def demand_of(
 def thinks_hidden(asked: Asked) -> bool:
     """Tell whether output may be produced that no event shows: thinking that is on, or not plainly off."""
     thinking = asked.raw("thinking")
-    return thinking is not None and b'"disabled"' not in thinking
+    if thinking is None:
+        return False
+    try:
+        return bool(_any.decode(thinking).get("type") != "disabled")
+    except msgspec.DecodeError:
+        return True
 
 
 def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
@@ -141,7 +146,8 @@ def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
                 f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out",
                 error_code=_ERROR_CODES.get(field),
             )
-    if not features.compaction and b'"compact_' in (asked.raw("context_management") or b""):
+    edits = asked.raw("context_management") or b""
+    if not features.compaction and (b'"compact_' in edits or b"\\u00" in edits):  # an escape may hide a letter
         raise InvalidRequest("context_management: compaction on the server is not offered here; leave out its edit")
     if asked.speed == "fast" and not features.fast:
         raise InvalidRequest("speed: fast mode is not offered here; leave it out")
@@ -150,12 +156,17 @@ def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
             raise InvalidRequest(f"{name.decode()}: this gateway has one account upstream; leave the header out")
 
 
-def _weigh(content: msgspec.Raw, weights: Weights, features: Features) -> None:
+def _weigh(content: msgspec.Raw, weights: Weights, features: Features, depth: int = 0) -> None:
     """Walk one content: a string, a list of blocks, or something a newer API knows."""
     raw = bytes(content)
     if raw[:1] != b"[":
         return
-    for block in _blocks.decode(raw):
+    if depth > _MOST_LEVELS:
+        raise InvalidRequest(f"content: blocks are nested too deeply; at most {_MOST_LEVELS} levels are read")
+    blocks = _blocks.decode(raw)
+    if any(bytes(block.source) or bytes(block.cache_control) for block in blocks):
+        read_objects(raw)  # for what it refuses
+    for block in blocks:
         if len(bytes(block.cache_control)) > 4:
             _note_cache(block.cache_control, weights)
         if block.type == "container_upload" and not features.files:
@@ -163,12 +174,13 @@ def _weigh(content: msgspec.Raw, weights: Weights, features: Features) -> None:
                 "container_upload: files of the upstream account are not offered here; send the content"
             )
         if len(bytes(block.source)) > 4:
-            _weigh_source(_source.decode(block.source), block, weights, features)
+            read_object(block.source)  # for what it refuses
+            _weigh_source(_source.decode(block.source), block, weights, features, depth)
         if block.type == "tool_result":
-            _weigh(block.content, weights, features)
+            _weigh(block.content, weights, features, depth + 1)
 
 
-def _weigh_source(source: Source, block: Block, weights: Weights, features: Features) -> None:
+def _weigh_source(source: Source, block: Block, weights: Weights, features: Features, depth: int) -> None:
     if source.type == "base64":
         size = len(bytes(source.data))
         weights.embedded_bytes += size
@@ -186,7 +198,7 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
         else:
             weights.unbounded = True
     elif source.type == "content":
-        _weigh(source.content, weights, features)
+        _weigh(source.content, weights, features, depth + 1)
 
 
 def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) -> int:
@@ -217,10 +229,11 @@ def _note_cache(cache_control: msgspec.Raw, weights: Weights) -> None:
         return
     weights.caches = True
     try:
+        read_object(raw)  # for what it refuses
         ttl = _any.decode(raw).get("ttl")
     except msgspec.DecodeError:
         ttl = None
-    if ttl not in {None, "5m"}:
+    if ttl is not None and ttl != "5m":
         weights.caches_long = True
 
 

@@ -12,6 +12,7 @@ from farebox.clock import Clock
 from farebox.errors import (
     FareboxError,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     Refusal,
@@ -59,6 +60,7 @@ class Routes:
             method, handler = self._find(exchange.path)
             if exchange.method != method and not (method == "GET" and exchange.method == "HEAD"):
                 raise MethodNotAllowed(f"{exchange.path} takes {method}, not {exchange.method}", method)
+            _refuse_coding(exchange)
             await handler(exchange, request_id)
         except Refusal as refusal:
             self._refuse(exchange, refusal, request_id)
@@ -136,6 +138,16 @@ class Routes:
         shown = show_request_id(request_id)
         headers = [*error_headers(refusal), (b"request-id", shown.encode()), *refusal.headers]
         exchange.respond(refusal.status, headers, error_body(refusal, shown))
+
+
+def _refuse_coding(exchange: Exchange) -> None:
+    """Refuse a compressed body by the API's own code for it: what it costs cannot be seen from outside."""
+    coding = exchange.header(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in {b"", b"identity"}:
+        raise InvalidRequest(
+            "content-encoding: compressed bodies are not taken here; send the body as it is",
+            error_code="request_body_encoding_unsupported",
+        )
 
 
 def _name(error: Exception) -> str:

@@ -441,6 +441,8 @@ class ServerConnection(asyncio.Protocol):
             raise InvalidRequest("send content-length and transfer-encoding once at most (RFC 9112 6.3)")
         if encodings and encodings[0].strip().lower() != b"chunked":
             raise InvalidRequest("the only transfer-encoding accepted is chunked")
+        if (lengths or encodings) and self._parser.should_upgrade():  # the parser would leave the body out
+            raise InvalidRequest("send a body without an upgrade header; this server speaks HTTP/1.1 alone")
         if encodings and exchange.http_1_0:
             raise InvalidRequest("HTTP/1.0 has no transfer-encoding; send content-length (RFC 9112 6.1)")
         if lengths:
