@@ -1,5 +1,6 @@
 """The free endpoints: what is sold (GET …/models), and the upstream's token count (POST …/count_tokens)."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -9,7 +10,7 @@ from farebox.accounts.keyring import Caller, KeyRing
 from farebox.billing.pricing import Catalogue, Model, Rates
 from farebox.billing.ratelimit import spend, wait_ns
 from farebox.clock import Clock
-from farebox.errors import InvalidRequest, NotFound, RateLimited
+from farebox.errors import InvalidRequest, NotFound, RateLimited, Refusal
 from farebox.gateway.answers import JSON
 from farebox.gateway.ask import read_request
 from farebox.gateway.demand import conversation_of
@@ -21,6 +22,8 @@ from farebox.http.server import Exchange, Headers
 from farebox.ids import show_request_id
 from farebox.money import decimal_usd
 from farebox.upstreams.pool import Pool, Tries
+
+Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 
 _ANSWER_BYTES: Final = 2**20
 _BUCKETS: Final = 50_000
@@ -49,7 +52,25 @@ class Listing:
 
     async def models(self, exchange: Exchange, request_id: bytes) -> None:
         """List the models that are sold, a page at a time, in the shape of the API plus prices."""
+        await self._serve(self._models, exchange, request_id)
+
+    async def model(self, exchange: Exchange, request_id: bytes) -> None:
+        """Describe one model, by id or alias."""
+        await self._serve(self._model, exchange, request_id)
+
+    async def count_tokens(self, exchange: Exchange, request_id: bytes) -> None:
+        """Pass a token count to the upstream: never charged, never refused for balance, on a limit of its own."""
+        await self._serve(self._count_tokens, exchange, request_id)
+
+    async def _serve(self, handler: Handler, exchange: Exchange, request_id: bytes) -> None:
         caller = await self._keys.authenticate(exchange.headers, self._clock())
+        try:
+            await handler(caller, exchange, request_id)
+        except Refusal as refusal:
+            refusal.headers = self._levels.headers(caller, self._clock())
+            raise
+
+    async def _models(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         query = parse_qs(exchange.query)
         limit = _limit(query)
         models = list(self._catalogue.models.values())
@@ -73,18 +94,14 @@ class Listing:
         }
         exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(body))
 
-    async def model(self, exchange: Exchange, request_id: bytes) -> None:
-        """Describe one model, by id or alias."""
-        caller = await self._keys.authenticate(exchange.headers, self._clock())
+    async def _model(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         name = exchange.path.rpartition("/models/")[2]
         model = self._catalogue.find(name)
         if model is None:
             raise NotFound(f"model: {name[:100]} is not sold here")
         exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(_describe(model)))
 
-    async def count_tokens(self, exchange: Exchange, request_id: bytes) -> None:
-        """Pass a token count to the upstream: never charged, never refused for balance, on a limit of its own."""
-        caller = await self._keys.authenticate(exchange.headers, self._clock())
+    async def _count_tokens(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         self._take_count(caller.account_id)
         body = await exchange.read_body(self._limits.body_bytes)
         asked = read_request(body)
