@@ -1,11 +1,12 @@
 """Run the benchmark: interleaved rounds, one table, JSON when asked."""
 
 import argparse
+import contextlib
+import fcntl
 import json
-import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,10 @@ def main() -> None:
     tools.debian_packages()
     results: dict[str, list[Figures]] = {s.name: [] for s in chosen}
     scratch = tools.PEERS / "run"  # on a real disk: fsync into a tmpfs would flatter whoever syncs
-    shutil.rmtree(scratch, ignore_errors=True)  # what an earlier run left when it failed
-    scratch.mkdir(parents=True)
-    folder = Path(tempfile.mkdtemp(dir=scratch))
+    scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(_alone())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)))
         upstream = _start_upstream(stack, folder)
         for number in range(rounds):
             for chosen_stack in chosen:
@@ -50,13 +51,24 @@ def main() -> None:
                 place = folder / f"{number}-{chosen_stack.name}"
                 place.mkdir()
                 results[chosen_stack.name].append(_one(chosen_stack, place, upstream, timing))
-    shutil.rmtree(folder)
     if options.json:
         print(json.dumps({"rounds": results, "summary": report.summary(results)}, indent=1))
     else:
         print(report.markdown(results))
     if options.write:
         report.write(options.write, results)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two benchmarks on the same cores would measure each other: the second waits."""
+    with (tools.PEERS / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tools.say("waiting for another benchmark to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _options() -> argparse.Namespace:

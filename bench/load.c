@@ -312,6 +312,8 @@ static void run_open(double rate, double warm_s, double window_s) {
         int64_t next = full || due > window_end ? window_end : due;
         turn(!begun && window_begin < next ? window_begin : next);
     }
+    for (; due < window_end && (idle_len || open_len < MOST_OPEN); due += step)
+        send_request(idle_len ? idle[--idle_len] : open_connection(), due);
     announce("end");
     drain(15);
     if (window_end > due) unanswered += (window_end - due) / step;
@@ -326,7 +328,7 @@ static void run_streams(int count, double warm_s, double window_s, double opened
     }
     while (with_event < count && now_ns() < limit) turn(now_ns() + NANOS / 100);
     run_window(warm_s, window_s);
-    drain(60); /* the upstream was told at "end" to finish all streams */
+    drain(30); /* the upstream was told at "end" to finish all streams */
 }
 
 static void read_request(const char *path) {

@@ -165,8 +165,8 @@ model_list:
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOG": "ERROR",
             "LITELLM_MODE": "PRODUCTION",
-            "AIOHTTP_CONNECTOR_LIMIT": "0",
-            "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "0",
+            "AIOHTTP_CONNECTOR_LIMIT": "4000",
+            "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "4000",
         },
     )
 
