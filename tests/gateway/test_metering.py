@@ -189,7 +189,7 @@ async def test_a_usage_that_cannot_be_believed_is_an_upstreams_fault_and_free(tm
     body = json.dumps({"id": "msg_1", "model": MODEL, "usage": usage}).encode()
     whole = [b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body]
     events = (
-        b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","model":"x","usage":{"input_tokens":3}}}\n\n'
+        b'event: message_start\ndata: {"message":{"id":"m","model":"x","usage":{"input_tokens":3}}}\n\n'
         b'event: content_block_delta\ndata: {"delta":{"type":"text_delta","text":"Hi"}}\n\n'
         b'event: message_delta\ndata: {"usage":%b}\n\nevent: message_stop\ndata: {}\n\n' % json.dumps(usage).encode()
     )
