@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import ssl
+import sys
+from collections.abc import Callable
 from typing import Final
 
 import prometheus_client
@@ -25,7 +27,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
 from farebox.http.server import Exchange, HttpServer
 from farebox.jobs import Jobs
-from farebox.logs import Logger, make_logger
+from farebox.logs import CallLines, Logger, make_logger
 from farebox.store.sqlite import SqliteStore, open_store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
@@ -55,7 +57,7 @@ async def start_gateway(
     Upstreams of kind "simulator" are served by `simulator`, or by one of their own. Raises StoreUnavailable or
     ConfigError; nothing is left open then.
     """
-    gateway = Gateway(config, logger or make_logger(config.log.level, config.log.format))
+    gateway = Gateway(config, logger)
     try:
         await gateway.start(simulator)
     except BaseException:
@@ -67,14 +69,16 @@ async def start_gateway(
 class Gateway:
     """A running gateway. `port` and `metrics_port` are those it listens on."""
 
-    def __init__(self, config: Config, logger: Logger) -> None:
+    def __init__(self, config: Config, logger: Logger | None) -> None:
         self.config = config
-        self.log = logger
+        self.log = logger or make_logger(config.log.level, config.log.format)
+        self._own_logger = logger is None
+        self._call_lines: CallLines | None = None
         self.port = 0
         self.metrics_port: int | None = None
         self.clock = steady_clock()
         self.metrics = Metrics()
-        self.jobs = Jobs(logger.error)
+        self.jobs = Jobs(self.log.error)
         self._ready = False
         self._stopped = asyncio.Event()
         self.store: SqliteStore | None = None
@@ -99,8 +103,7 @@ class Gateway:
         catalogue = await pin_prices(store, config.models, self.clock())
         keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator")
         pool = self.pool = await self._make_pool(simulator)
-        log_call = self.log.info if config.log.calls else self.log.debug
-        settler = self._settler = Settler(ledger, self.metrics, log_call=log_call, alert=self.log.error)
+        settler = self._settler = Settler(ledger, self.metrics, log_call=self._call_log(), alert=self.log.error)
         top_up_words = f"top up at {config.public_url}/dashboard"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
         levels = Levels(config.plans)
@@ -153,6 +156,8 @@ class Gateway:
             )
             await self.store.close()
             self.store = None
+        if self._call_lines is not None:
+            self._call_lines.flush()
         self._stopped.set()
         self.log.info("stopped")
 
@@ -170,6 +175,8 @@ class Gateway:
             now = loop.time()
             streams.tick(now)
             messages.tick(now)
+            if self._call_lines is not None:
+                self._call_lines.flush()
 
         async def follow_changes() -> None:
             if await store.changed_elsewhere():
@@ -191,6 +198,15 @@ class Gateway:
             ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
             ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
         ]
+
+    def _call_log(self) -> Callable[..., object]:
+        settings = self.config.log
+        if not settings.calls or settings.level in {"warning", "error"}:
+            return self.log.debug
+        if self._own_logger and settings.format == "json":
+            self._call_lines = CallLines(_write_stderr, self.clock)
+            return self._call_lines
+        return self.log.info
 
     async def _make_pool(self, simulator: Simulator | None) -> Pool:
         limits = self.config.limits
@@ -255,6 +271,11 @@ class Gateway:
         server = HttpServer(handle, on_bad_request=routes.bad_request)
         self.metrics_port = await _listen(server, *address)
         self._metrics_server = server
+
+
+def _write_stderr(lines: bytes) -> None:
+    sys.stderr.buffer.write(lines)
+    sys.stderr.buffer.flush()
 
 
 async def _listen(server: HttpServer, host: str, port: int) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 Clock = Callable[[], int]
 """Answers the present moment in microseconds since 1970, UTC."""
@@ -27,7 +28,13 @@ def steady_clock() -> Clock:
 
 def iso(at_us: int) -> str:
     """Write a moment as RFC 3339 in UTC with microseconds: 2026-11-22T10:30:00.000000Z."""
-    return datetime.fromtimestamp(at_us / US_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_us % US_PER_S:06d}Z"
+    second, micros = divmod(at_us, US_PER_S)
+    return f"{_second(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def day_of(at_us: int) -> str:

@@ -30,6 +30,11 @@ class Line(msgspec.Struct, frozen=True):
         """Tokens that went in, cached or not: what length bands look at."""
         return self.input + self.cache_write_5m + self.cache_write_1h + self.cache_read
 
+    @property
+    def limited_tokens(self) -> int:
+        """Tokens that count against a plan's tokens per minute: all but cache reads."""
+        return self.input + self.cache_write_5m + self.cache_write_1h + self.output + self.unpriced
+
 
 class Usage(msgspec.Struct, frozen=True):
     """All a call consumed: its lines, and what is billed by the piece."""
@@ -40,16 +45,22 @@ class Usage(msgspec.Struct, frozen=True):
 
     def total(self, token_class: str) -> int:
         """Sum one token class over all lines."""
-        if len(self.lines) == 1:
-            return int(getattr(self.lines[0], token_class))
         return sum(getattr(line, token_class) for line in self.lines)
+
+    def summed(self, model: str) -> Line:
+        """Add all lines up into one, for showing: it has no price of its own."""
+        return Line(
+            model,
+            *(
+                self.total(name)
+                for name in ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "unpriced")
+            ),
+        )
 
     @property
     def limited_tokens(self) -> int:
-        """Tokens that count against a plan's tokens per minute: all but cache reads."""
-        return sum(
-            line.input + line.cache_write_5m + line.cache_write_1h + line.output + line.unpriced for line in self.lines
-        )
+        """Tokens that count against a plan's tokens per minute."""
+        return sum(line.limited_tokens for line in self.lines)
 
 
 WireUsage = Mapping[str, Any]

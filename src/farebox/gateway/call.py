@@ -113,6 +113,7 @@ class Call:
             kind = "failed" if outcome is Outcome.REFUSED_UPSTREAM else "waived"
         elif not usage.lines:
             kind = "waived"
+        line = usage.lines[0] if len(usage.lines) == 1 else usage.summed(self.model.id)
         upstream = self.tries.upstream
         theirs = self.answer.header(b"request-id") if self.answer is not None else None
         settle = Settle(
@@ -125,13 +126,13 @@ class Call:
             cost_nanos=priced.cost_nanos,
             list_nanos=priced.list_nanos,
             waive=not outcome.paid_by_customer,
-            input_tokens=usage.total("input"),
-            cache_write_5m_tokens=usage.total("cache_write_5m"),
-            cache_write_1h_tokens=usage.total("cache_write_1h"),
-            cache_read_tokens=usage.total("cache_read"),
-            output_tokens=usage.total("output"),
+            input_tokens=line.input,
+            cache_write_5m_tokens=line.cache_write_5m,
+            cache_write_1h_tokens=line.cache_write_1h,
+            cache_read_tokens=line.cache_read,
+            output_tokens=line.output,
             web_searches=usage.web_searches,
-            limited_tokens=usage.limited_tokens,
+            limited_tokens=line.limited_tokens,
             detail=_detail(usage),
             stop_reason=self.stop_reason,
             message_id=self.message_id,
@@ -151,9 +152,10 @@ class Call:
 
 def _detail(usage: Usage) -> str | None:
     """Keep the whole usage where a row's columns cannot say it: several steps, factors, unknown counters."""
-    plain = len(usage.lines) <= 1 and not usage.unpriced_uses
-    if plain and not any(line.fast or line.geo_us or line.batch or line.unpriced for line in usage.lines):
-        return None
+    if len(usage.lines) <= 1 and not usage.unpriced_uses:
+        line = usage.lines[0] if usage.lines else None
+        if line is None or not (line.fast or line.geo_us or line.batch or line.unpriced):
+            return None
     return msgspec.json.encode(usage).decode()
 
 

@@ -336,9 +336,9 @@ class ClientConnection(asyncio.Protocol):
         """Send one request, wait for the head of its answer."""
         if self._transport is None:
             raise StaleConnection("the connection is closed")
-        self._parser = httptools.HttpResponseParser(self)
         self._headers, self._size, self._bare, self._read_to_end = [], 0, head_only, False
-        waiter = self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiter = waiter
         self.heard_at = self._loop.time()
         self._transport.write(message)
         timer = self._loop.call_later(first_byte_s, self._time_out, waiter, first_byte_s)
