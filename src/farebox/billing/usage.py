@@ -51,10 +51,12 @@ class Usage(msgspec.Struct, frozen=True):
         """Add all lines up into one, for showing: it has no price of its own."""
         return Line(
             model,
-            *(
-                self.total(name)
-                for name in ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "unpriced")
-            ),
+            self.total("input"),
+            self.total("cache_write_5m"),
+            self.total("cache_write_1h"),
+            self.total("cache_read"),
+            self.total("output"),
+            self.total("unpriced"),
         )
 
     @property
