@@ -261,3 +261,12 @@ async def test_a_json_answer_to_a_call_that_asked_for_a_stream_is_charged_too(tm
             assert await stage.ask(stage.alice, stream=True) == (200, body)
             row = await books(stage, stage.alice)
             assert (row["kind"], row["charged_nanos"]) == ("exact", nanos(exact(input=7, output=9)))
+
+
+async def test_an_upstream_that_does_not_sell_the_model_is_no_other_way_out(tmp_path: Path) -> None:
+    """So a long retry-after of the only one that does is handed on at once."""
+    upstreams = upstream("other", 9, models='["claude-opus-4-6"]') + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
+    async with open_stage(tmp_path, upstreams=upstreams) as stage:
+        answer = await stage.post(stage.alice, message("[[sim error=529 retry_after=45]]"))
+        assert (answer.status, answer.header(b"retry-after")) == (529, b"45")
+        assert len(stage.simulator.requests) == 1

@@ -90,6 +90,7 @@ class Tries:
         self.last: UpstreamError | None = None
         self.retry_after_s: float | None = None
         self.status: int | None = None
+        self.model: str | None = None
         self.upstream: Upstream | None = None
 
 
@@ -132,10 +133,11 @@ class Pool:
         Raises UpstreamFailed or Overloaded when no try is left. `tries` carries on from call to call, so that an answer
         that breaks before its first byte was passed on can be tried again by calling this again.
         """
+        tries.model = model
         if tries.count == 0:
             self._budget.call()
         while True:
-            upstream = self._choose(tries, model, conversation)
+            upstream = self._choose(tries, conversation)
             if upstream is None:
                 raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
             tries.count += 1
@@ -173,7 +175,7 @@ class Pool:
 
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
-        others = any(upstream.name not in tries.failed_at for upstream in self.upstreams)
+        others = any(upstream.name not in tries.failed_at for upstream in self._able(tries.model))
         patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
         if tries.count >= self._attempts or not (others or patient) or not self._budget.take():
             raise _refusal(tries)
@@ -187,10 +189,16 @@ class Pool:
         for upstream in self.upstreams:
             await upstream.client.close()
 
-    def _choose(self, tries: Tries, model: str | None, conversation: bytes) -> Upstream | None:
+    def _able(self, model: str | None) -> list[Upstream]:
+        """Give the upstreams that serve a model."""
+        return [
+            upstream for upstream in self.upstreams if not upstream.models or model is None or model in upstream.models
+        ]
+
+    def _choose(self, tries: Tries, conversation: bytes) -> Upstream | None:
         """Choose by rendezvous hashing: a conversation stays where its prompt cache is, weights are kept."""
         now = asyncio.get_running_loop().time()
-        able = [u for u in self.upstreams if not u.models or model is None or model in u.models]
+        able = self._able(tries.model)
         if len(able) == 1:
             return able[0]
         fresh = [u for u in able if u.name not in tries.failed_at] or able
