@@ -8,7 +8,7 @@ import pytest
 
 from farebox.billing.ledger import Admit, Resize, Settle
 from farebox.gateway.settling import Settler
-from tests.gateway.play import USD, books, envelope, eventually, exact, listen, nanos, trouble
+from tests.gateway.play import USD, books, envelope, eventually, exact, listen, message, nanos, trouble
 from tests.stage import Stage, open_stage
 
 
@@ -197,3 +197,19 @@ async def test_a_call_that_is_cancelled_while_its_hold_is_written_gets_it_back_a
     assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
     assert len(stage.simulator.requests) == 0
     asking.cancel()
+
+
+async def test_a_client_that_hangs_up_while_its_hold_is_extended_is_drained(stage: Stage) -> None:
+    """The upstream was made to wait for the client; once the client is gone it must not wait any longer."""
+    store = trouble(stage)
+    store.held_up = (Resize,)
+    store.open.clear()
+    answer = await stage.post(stage.alice, message("[[sim tokens=60000 delta=200]]", stream=True, max_tokens=100_000))
+    answer.pause()
+    await store.reached.wait()
+    await asyncio.sleep(0.3)
+    answer.abandon()
+    await asyncio.sleep(0.05)
+    store.open.set()
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["outcome"], row["output_tokens"]) == ("exact", "client_gone", 60_000)

@@ -77,7 +77,7 @@ class Relay:
         self.ask_at = min(ask_at, tokens)
         if self._uncovered and self.is_covered:
             self._send(self.take_uncovered())
-            if not self._exchange.backed_up:
+            if not (self.client_is_there and self._exchange.backed_up):
                 self._answer.resume()
 
     def take_uncovered(self) -> bytes:
