@@ -118,7 +118,7 @@ class Model:
         match command:
             case Admit():
                 answer: Any = self._admit(command, now_ns)
-                self.seen[answer.verdict] += 1
+                self.seen[answer.verdict.value] += 1
             case Resize():
                 answer = self._resize(command, now_ns)
                 self.seen["gone" if answer.gone else "resized"] += 1

@@ -1,8 +1,10 @@
 """The SQLite store: what the database itself refuses, durability, one server, other processes, a full disk."""
 
 import asyncio
+import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from farebox.billing.ledger import Verdict
 from farebox.books.ledger import Ledger, credit
 from farebox.errors import StoreConflict, StoreUnavailable
+from farebox.ids import new_request_id
 from farebox.store import sqlite
 from farebox.store.sqlite import OLDEST_SQLITE, database_path, open_store
 from tests.books.shop import NOON_US, PLANS, Shop
@@ -145,6 +148,55 @@ async def test_two_processes_that_write_at_once_lose_nothing(shop: Shop) -> None
     await tool.close()
 
 
+async def test_callers_cancelled_at_any_moment_leave_the_books_whole(shop: Shop) -> None:
+    """Even twice, and while their commit is on its way to the disk."""
+    dice = random.Random(7)
+
+    async def caller() -> None:
+        while True:
+            match dice.randrange(4):
+                case 0:
+                    await shop.store.write([("UPDATE account SET plan = 'pro' WHERE id = ?", (shop.bob,))])
+                case 1:
+                    await shop.store.changed_elsewhere()
+                case _:
+                    request_id = new_request_id(shop.now_us)
+                    await shop.store.apply([shop.admission(shop.alice, 10, request_id=request_id)])
+                    await shop.store.apply([shop.settlement(request_id, shop.alice, 1)])
+
+    for _ in range(60):
+        tasks = [asyncio.create_task(caller()) for _ in range(10)]
+        for task in tasks:
+            await asyncio.sleep(dice.random() / 1_000)
+            task.cancel()
+            if dice.random() < 0.5:
+                await asyncio.sleep(0)
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+    posted, held, count = await shop.balance(shop.alice)
+    assert (held, count) == (10 * count, await shop.count("hold"))
+    charged = "SELECT coalesce(sum(charged_nanos), 0), count(*) FROM usage"
+    assert (10**9 - posted, 10**9 - posted) == (await shop.store.fetch(charged))[0]
+    assert (await shop.admit(shop.alice, 10))[1].verdict is Verdict.ADMITTED
+
+
+async def test_a_commit_under_way_keeps_its_turn_however_often_its_caller_is_cancelled(shop: Shop) -> None:
+    """Else the next batch would begin on a connection whose last one has not ended."""
+    slow_disk = threading.Event()
+    shop.store._writing.put(slow_disk.wait)
+    task = asyncio.create_task(shop.store.apply([shop.admission(shop.alice, 10)]))
+    for _ in range(4):
+        await asyncio.sleep(0.01)
+        assert shop.store._turn.locked()
+        task.cancel()
+    slow_disk.set()
+    assert (await shop.admit(shop.alice, 10))[1].verdict is Verdict.ADMITTED
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await shop.balance(shop.alice) == (10**9, 20, 2)
+
+
 async def test_a_full_disk_answers_everybody_and_leaves_nothing_half_done(shop: Shop) -> None:
     request_id, _ = await shop.admit(shop.alice, 100)
     pages = shop.store._writer.pragma("page_count")
@@ -189,8 +241,10 @@ async def test_a_commit_that_fails_is_as_if_it_had_never_begun(shop: Shop) -> No
     assert (await shop.admit(shop.alice, 10**9 - 100))[1].verdict is Verdict.ADMITTED
 
 
-async def test_a_lock_held_for_too_long_is_an_answer_and_not_a_wait_for_ever(shop: Shop) -> None:
-    shop.store._writer.set_busy_timeout(50)
+async def test_a_lock_held_for_too_long_is_an_answer_and_not_a_wait_for_ever(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_MS", 50)
     intruder = raw(shop)
     intruder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match=r"busy|locked"):

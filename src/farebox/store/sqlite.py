@@ -7,6 +7,7 @@ processes (the command line) may write to the same file; `PRAGMA data_version` t
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import queue
@@ -128,7 +129,10 @@ class SqliteStore:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):  # cancelled once more: that changes nothing
+                    await asyncio.wait([running])
+            running.exception()  # nobody is left to be told
             raise
 
     def _patiently(self, task: Callable[[], T]) -> T:
