@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import ssl
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -219,7 +218,7 @@ class Gateway:
                 port = (simulator or self.simulator).port  # type: ignore[union-attr]
                 settings = _at(settings, f"http://127.0.0.1:{port}")  # noqa: PLW2901
             try:
-                upstreams.append(Upstream(settings, connect_s=limits.connect_s, tls=ssl.create_default_context()))
+                upstreams.append(Upstream(settings, connect_s=limits.connect_s))
             except ValueError as error:
                 raise ConfigError(f"upstream {settings.name!r}: {error}") from error
         return Pool(
