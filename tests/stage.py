@@ -1,7 +1,7 @@
 """A gateway to test: started in process from a configuration file, over SQLite on disk, with the simulator upstream."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ async def open_stage(
 
 
 def _recorder(events: list[dict[str, Any]]) -> Logger:
-    def record(_: Any, level: str, event: dict[str, Any]) -> dict[str, Any]:
+    def record(_: Any, level: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         events.append({**event, "level": level})
         raise structlog.DropEvent
 
