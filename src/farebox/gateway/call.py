@@ -133,7 +133,7 @@ class Call:
             output_tokens=line.output,
             web_searches=usage.web_searches,
             limited_tokens=line.limited_tokens,
-            detail=_detail(usage),
+            detail=_detail(usage, self.answered_model or self.model.id),
             stop_reason=self.stop_reason,
             message_id=self.message_id,
             upstream=upstream.name if upstream is not None else None,
@@ -150,11 +150,11 @@ class Call:
         return self.stop_reason == "refusal" and self.usage_is_final and self.usage.get("output_tokens") == 0
 
 
-def _detail(usage: Usage) -> str | None:
-    """Keep the whole usage where a row's columns cannot say it: several steps, factors, unknown counters."""
+def _detail(usage: Usage, model: str) -> str | None:
+    """Keep the whole usage where a row's columns cannot say it: several steps or models, factors, unknown counters."""
     if len(usage.lines) <= 1 and not usage.unpriced_uses:
         line = usage.lines[0] if usage.lines else None
-        if line is None or not (line.fast or line.geo_us or line.batch or line.unpriced):
+        if line is None or not (line.model != model or line.fast or line.geo_us or line.batch or line.unpriced):
             return None
     return msgspec.json.encode(usage).decode()
 
