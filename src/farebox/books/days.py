@@ -25,11 +25,11 @@ _USAGE: Final = (
     "cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, "
     "list_nanos, charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
     "upstream_request_id, attempts, streamed, first_byte_us, duration_us FROM usage "
-    "WHERE (at > ? OR (at = ? AND hex(request_id) > ?)) AND at < ? ORDER BY at, hex(request_id) LIMIT ?"
+    "WHERE (at, request_id) > (?, unhex(?)) AND at < ? ORDER BY at, request_id LIMIT ?"
 )
 _TRANSFERS: Final = (
     "SELECT at, id, debit_account, credit_account, amount_nanos, code, actor, memo FROM transfer "
-    "WHERE (at > ? OR (at = ? AND id > ?)) AND at < ? ORDER BY at, id LIMIT ?"
+    "WHERE (at, id) > (?, ?) AND at < ? ORDER BY at, id LIMIT ?"
 )
 
 
@@ -88,7 +88,7 @@ async def digest_day(store: Store, day: str, previous: str) -> Digest:
 async def _feed(store: Store, query: str, begin_us: int, sha: "hashlib._Hash") -> int:
     last: Row = (begin_us - 1, "")
     count = 0
-    while rows := await store.fetch(query, (last[0], last[0], last[1], begin_us + DAY_US, _PAGE)):
+    while rows := await store.fetch(query, (last[0], last[1], begin_us + DAY_US, _PAGE)):
         for row in rows:
             sha.update(msgspec.json.encode(row))
         count += len(rows)

@@ -1,0 +1,79 @@
+"""Day digests: each past day closed once, an hour after its end, and nothing gets into it afterwards."""
+
+import hashlib
+import json
+
+import pytest
+
+from farebox.books import days
+from farebox.books.days import FIRST, close_days, digest_day
+from farebox.books.ledger import credit
+from farebox.clock import DAY_US, day_of, day_start_us
+from tests.books.shop import NOON_US, Shop
+
+HOUR_US = 3_600 * 10**6
+MIDNIGHT_US = day_start_us(day_of(NOON_US)) + DAY_US
+
+
+async def test_a_day_is_closed_an_hour_after_its_end_and_only_once(shop: Shop) -> None:
+    assert await close_days(shop.store, MIDNIGHT_US + HOUR_US - 1) == []
+    assert await close_days(shop.store, MIDNIGHT_US + HOUR_US) == [day_of(NOON_US)]
+    assert await close_days(shop.store, MIDNIGHT_US + HOUR_US) == []
+    assert await shop.count("day_close") == 1
+
+
+async def test_days_without_entries_are_links_of_the_chain_too(shop: Shop) -> None:
+    closed = await close_days(shop.store, NOON_US + 4 * DAY_US)
+    assert closed == [day_of(NOON_US + n * DAY_US) for n in range(4)]
+    rows = await shop.store.fetch("SELECT previous_sha256, sha256, transfer_rows FROM day_close ORDER BY day")
+    assert [row[0] for row in rows] == [FIRST, *(row[1] for row in rows[:-1])]
+    assert [row[2] for row in rows] == [1, 0, 0, 0]
+
+
+async def test_books_without_entries_have_no_days(shop: Shop) -> None:
+    shop.store._writer.execute("DROP TRIGGER transfer_is_not_deleted; DELETE FROM transfer")
+    assert await close_days(shop.store, NOON_US + 9 * DAY_US) == []
+
+
+async def test_a_late_entry_lands_after_the_day_that_was_closed(shop: Shop) -> None:
+    """A clock that was set back must not change a digest that somebody has kept."""
+    await close_days(shop.store, MIDNIGHT_US + HOUR_US)
+    before = await digest_day(shop.store, day_of(NOON_US), FIRST)
+    shop.now_us = NOON_US
+    await shop.call(shop.alice, 1, 1)
+    await shop.ledger.post(credit("late", shop.bob, 5, code="credit", actor="test", memo=""))
+    moments = await shop.store.fetch("SELECT at FROM usage UNION ALL SELECT at FROM transfer WHERE id = 'late'")
+    assert [row[0] for row in moments] == [MIDNIGHT_US, MIDNIGHT_US]
+    assert await digest_day(shop.store, day_of(NOON_US), FIRST) == before
+
+
+async def test_a_digest_does_not_depend_on_how_it_is_paged(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(11):
+        await shop.call(shop.alice, number, 1)
+        await shop.ledger.post(credit(f"t{number}", shop.bob, 5, code="credit", actor="test", memo=""))
+        shop.now_us += number % 3  # some at the same moment
+    whole = await digest_day(shop.store, day_of(NOON_US), FIRST)
+    assert (whole.usage_rows, whole.transfer_rows) == (11, 12)
+    for page in (1, 2, 3, 5, 11):
+        monkeypatch.setattr(days, "_PAGE", page)
+        assert await digest_day(shop.store, day_of(NOON_US), FIRST) == whole
+
+
+async def test_a_digest_can_be_worked_out_with_nothing_but_the_rows(shop: Shop) -> None:
+    """As somebody would who trusts neither this code nor this machine: day, digest before, rows as JSON."""
+    day = day_of(NOON_US)
+    sha = hashlib.sha256(f"{day}\n{FIRST}\n".encode())
+    rows = await shop.store.fetch(
+        "SELECT at, id, debit_account, credit_account, amount_nanos, code, actor, memo FROM transfer"
+    )
+    sha.update(json.dumps(list(rows[0]), separators=(",", ":")).encode())
+    assert (await digest_day(shop.store, day, FIRST)).sha256 == sha.hexdigest()
+
+
+async def test_a_day_is_read_through_its_index(shop: Shop) -> None:
+    """A page in the middle of a busy day must not sort the rest of the day."""
+    for query, last in ((days._USAGE, ""), (days._TRANSFERS, "")):
+        plan = await shop.store.fetch("EXPLAIN QUERY PLAN " + query, (0, last, 1, 10))
+        words = " ".join(row[3] for row in plan)
+        assert "_by_time (" in words, words
+        assert "USE TEMP B-TREE FOR ORDER BY" not in words, words
