@@ -79,7 +79,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "max_tokens",
     ),
     "thinking as text": (ask(thinking="much"), "thinking"),
-    "a source as text": (ask(messages=[{"role": "user", "content": [{"type": "image", "source": "upload"}]}]), "messages"),
+    "a source as text": (
+        ask(messages=[{"role": "user", "content": [{"type": "image", "source": "upload"}]}]),
+        "messages",
+    ),
     "stream as text": (ask(stream="yes"), "stream"),
     "stream as a number": (ask(stream=1), "stream"),
     "10,000 levels at the top": (DEEP, "object"),
@@ -205,19 +208,20 @@ async def test_blocks_within_blocks_keep_nobody_else_waiting(shared: Stage, wher
 
 async def longest_wait(stage: Stage, body: bytes, words: str) -> float:
     """Send a body from somebody without a cent; answers how much computing in one go it caused."""
-    loop = asyncio.get_running_loop()
     slowest, last = 0.0, time.thread_time()
 
-    def look() -> None:
-        nonlocal slowest, last, timer
-        slowest, last = max(slowest, time.thread_time() - last), time.thread_time()
-        timer = loop.call_later(0.01, look)
+    async def look() -> None:
+        nonlocal slowest, last
+        while True:
+            slowest, last = max(slowest, time.thread_time() - last), time.thread_time()
+            await asyncio.sleep(0.01)
 
     data = request(stage.bob, body)
-    timer: asyncio.Handle = loop.call_soon(look)
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(0)
     check_refusal(await exchange(stage.gateway.port, data), 400, words)
-    look()
-    timer.cancel()
+    await asyncio.sleep(0.02)
+    looking.cancel()
     return slowest
 
 
