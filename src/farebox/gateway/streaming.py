@@ -198,9 +198,8 @@ class Streams:
             )
             return error_event("insufficient_balance", words, call.shown_id)
         if outcome is Outcome.GATEWAY_BROKE:
-            return error_event(
-                "overloaded_error", "the gateway is restarting; nothing was charged; try again", call.shown_id
-            )
+            why = "the gateway is restarting" if self._stopping else "the books cannot be written at the moment"
+            return error_event("overloaded_error", f"{why}; nothing was charged; try again", call.shown_id)
         error = (relay.meter.error or {}).get("error")
         if isinstance(error, dict) and error.get("type") not in _OPERATORS_OWN:
             return relay.meter.error_event
