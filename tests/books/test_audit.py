@@ -21,7 +21,7 @@ from farebox.store.sqlite import open_store
 from tests.books.shop import Shop, open_shop
 
 NAMES = [
-    "file", "references", "triggers", "balances", "held amounts", "open holds", "top-ups", "never below zero",
+    "file", "references", "triggers", "balances", "held amounts", "open holds", "top-ups", "above zero",
     "zero sum", "live holds", "settled once", "who pays", "price lists", "prices", "day digests",
 ]  # fmt: skip
 
@@ -165,7 +165,7 @@ SOLD = '"input":7500000000'
         ("UPDATE account SET topped_up_nanos = topped_up_nanos + 1 WHERE id = 2", {"top-ups"}),
         (
             "UPDATE account SET held_nanos = posted_nanos + 1 WHERE id = 2",
-            {"held amounts", "never below zero", "file"},
+            {"held amounts", "above zero", "file"},
         ),
         ("UPDATE account SET status = 'odd' WHERE id = 2", {"file"}),
         ("UPDATE api_key SET account_id = 4711 WHERE id = 1", {"references"}),

@@ -150,7 +150,7 @@ _ACCOUNTS: Final = """
 async def _accounts(store: Store, tell: Progress) -> list[Check]:
     """Work out every account's figures from its entries and holds."""
     posted, held, count, topped, above = (
-        _Breaks(name, "accounts") for name in ("balances", "held amounts", "open holds", "top-ups", "never below zero")
+        _Breaks(name, "accounts") for name in ("balances", "held amounts", "open holds", "top-ups", "above zero")
     )
     total = int((await store.fetch("SELECT count(*) FROM account"))[0][0])
     last = done = 0
