@@ -7,6 +7,7 @@ python -m tests.soak kill --kills 1000
 
 import argparse
 import asyncio
+import logging
 import random
 import sys
 import tempfile
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     chosen = parser.parse_args()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a server that was killed
     print(f"seed {chosen.seed}", flush=True)
     if chosen.what != "kill":
         print(asyncio.run(books(chosen.operations, chosen.seed)), flush=True)
