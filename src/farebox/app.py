@@ -24,7 +24,8 @@ from farebox.gateway.metrics import Metrics
 from farebox.gateway.routes import Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
-from farebox.http.server import Exchange, HttpServer
+from farebox.http.exchange import Exchange
+from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
 from farebox.store.sqlite import SqliteStore, open_store

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from farebox.errors import AuthenticationFailed, PermissionDenied
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 from farebox.ids import key_hash, key_is_well_formed
 from farebox.store.protocol import Store
 

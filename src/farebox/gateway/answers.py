@@ -8,7 +8,7 @@ import msgspec
 from farebox.billing.ratelimit import Level
 from farebox.clock import iso
 from farebox.errors import MethodNotAllowed, Refusal
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 JSON: Final = (b"content-type", b"application/json")
 _RETRY: Final = (b"x-should-retry", b"true")

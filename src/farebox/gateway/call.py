@@ -13,7 +13,7 @@ from farebox.billing.ratelimit import Level
 from farebox.billing.usage import UnusableUsage, Usage, WireUsage, read_usage
 from farebox.gateway.ask import Asked
 from farebox.http.client import Answer
-from farebox.http.server import Exchange
+from farebox.http.exchange import Exchange
 from farebox.ids import show_request_id
 from farebox.upstreams.pool import Tries
 

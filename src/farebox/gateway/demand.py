@@ -21,7 +21,7 @@ from farebox.errors import InvalidRequest
 from farebox.gateway.ask import Asked
 from farebox.gateway.duplicates import read_object, read_objects
 from farebox.gateway.settings import Features
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 _MOST_SEARCHES: Final = 100
 _MOST_LEVELS: Final = 3

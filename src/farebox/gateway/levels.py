@@ -6,7 +6,7 @@ from farebox.accounts.keyring import Caller
 from farebox.billing.plans import Plans
 from farebox.billing.ratelimit import Level, level
 from farebox.gateway.answers import limit_headers
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 _REMEMBERED: Final = 50_000
 

@@ -18,7 +18,7 @@ from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import UpstreamError
-from farebox.http.server import Exchange, Headers
+from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
 from farebox.money import decimal_usd
 from farebox.upstreams.pool import Pool, Tries

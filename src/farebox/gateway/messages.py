@@ -36,7 +36,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import Answer, BadAnswer, UpstreamError
-from farebox.http.server import Exchange, Headers
+from farebox.http.exchange import Exchange, Headers
 from farebox.money import format_usd
 from farebox.upstreams.pool import Pool, Tries
 

@@ -11,7 +11,7 @@ from typing import Final
 from farebox.billing.bound import TEXT_BYTES_PER_TOKEN
 from farebox.gateway.sse import Meter
 from farebox.http.client import Answer, Cut, Stalled, UpstreamError
-from farebox.http.server import Exchange
+from farebox.http.exchange import Exchange
 
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 COMMENT: Final = b": keep-alive\n\n"

@@ -21,7 +21,7 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import error_body, error_headers
 from farebox.gateway.metrics import Metrics
-from farebox.http.server import Exchange
+from farebox.http.exchange import Exchange
 from farebox.ids import new_request_id, show_request_id
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]

@@ -18,7 +18,7 @@ from farebox.gateway.demand import thinks_hidden
 from farebox.gateway.relay import Relay
 from farebox.gateway.settings import CallLimits
 from farebox.http.client import Answer, BadAnswer, UpstreamError
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 _STORE_PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
 """While the books cannot be written, an extension is asked for this often; about ten seconds in all."""

@@ -6,7 +6,7 @@ The request is decoded only in part, to bound its cost; the decoded copy is neve
 
 from typing import Final
 
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 REQUEST_HEADERS_DROPPED: Final = frozenset(
     {

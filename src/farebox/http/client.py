@@ -15,7 +15,7 @@ import httptools
 import msgspec
 
 from farebox.errors import FareboxError
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 
 _BUFFER_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 64 * 1024

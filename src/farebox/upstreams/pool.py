@@ -13,7 +13,7 @@ from typing import Final
 
 from farebox.errors import Overloaded, Refusal, UpstreamFailed
 from farebox.http.client import Answer, HttpClient, UpstreamError, read_origin
-from farebox.http.server import Headers
+from farebox.http.exchange import Headers
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})

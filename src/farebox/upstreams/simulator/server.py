@@ -16,14 +16,15 @@ from farebox.errors import (
     Refusal,
     RequestTooLarge,
 )
-from farebox.http.server import Exchange, Headers, HttpServer, ServerLimits
+from farebox.http.exchange import Exchange, Headers
+from farebox.http.server import HttpServer, ServerLimits
 from farebox.upstreams.simulator.answer import events, message, plan
 from farebox.upstreams.simulator.ask import VERSIONS, Ask, count_tokens, read_ask
 from farebox.upstreams.simulator.cache import PromptCache
 from farebox.upstreams.simulator.catalogue import MODELS, catalogue
 from farebox.upstreams.simulator.knobs import HEADER, Knobs, magic_in, on_try, read_knobs
 from farebox.upstreams.simulator.prose import hex_of
-from farebox.upstreams.simulator.stream import HTML, Delivery, Outcome, Pace, close
+from farebox.upstreams.simulator.stream import HTML, Delivery, Outcome, Pace
 
 BODY_BYTES: Final = 32 * 1024 * 1024
 DEMO_TOKENS_PER_S: Final = 60.0
@@ -204,7 +205,7 @@ class Simulator:
             return True
         if knobs.close_before:
             request.outcome = "cut"
-            close(exchange)
+            exchange.break_off(reset=False)
             return True
         if knobs.error is not None and knobs.error_after is None:
             raise _injected(knobs.error, knobs)

@@ -5,15 +5,13 @@ A client that has gone or reads slowly stops production at once, as the real API
 
 import asyncio
 import gzip
-import socket
-import struct
 import zlib
 from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
 
-from farebox.http.server import Exchange, Headers
+from farebox.http.exchange import Exchange, Headers
 from farebox.upstreams.simulator.answer import PING, Event, frame
 from farebox.upstreams.simulator.knobs import Knobs
 
@@ -197,11 +195,11 @@ class Delivery:
             self.outcome = "gone"
         elif fault == "cut":
             self.outcome = "cut"
-            close(self.exchange)
+            self.exchange.break_off(reset=False)
         elif fault == "reset":
             self.outcome = "cut"
             await self._drained()
-            reset(self.exchange)
+            self.exchange.break_off(reset=True)
         else:
             self._finish("cut")
         return False
@@ -224,18 +222,3 @@ def error_event(error: str | None) -> bytes:
     words = {"overloaded_error": "Overloaded", "api_error": "Internal server error"}
     body = {"type": "error", "error": {"type": kind, "message": words.get(kind, kind)}}
     return frame("error", body)
-
-
-def close(exchange: Exchange) -> None:
-    """Close the connection in order, though the response is not complete: what a dying proxy does."""
-    exchange.finished = True
-    exchange._connection.close_soon()  # noqa: SLF001  an exchange has no way to break HTTP; a simulator needs one
-
-
-def reset(exchange: Exchange) -> None:
-    """Reset the connection (RST): with no time to linger, the kernel sends one instead of a FIN."""
-    transport = exchange._connection._transport  # noqa: SLF001  as above
-    if transport is not None:
-        plug: socket.socket = transport.get_extra_info("socket")
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    exchange.abort()
