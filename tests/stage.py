@@ -33,7 +33,9 @@ class Person:
 class Stage:
     """A running gateway with its simulator, and the means to call it and to look at its books."""
 
-    def __init__(self, gateway: Gateway, simulator: Simulator, client: HttpClient, events: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, gateway: Gateway, simulator: Simulator, client: HttpClient, events: list[dict[str, Any]]
+    ) -> None:
         self.gateway = gateway
         self.simulator = simulator
         self.client = client
@@ -60,10 +62,20 @@ class Stage:
         return Person(account.id, email, key)
 
     async def post(
-        self, person: Person, body: Mapping[str, Any] | bytes, *, path: str = "/api/proxy/v1/messages", headers: Mapping[str, str] = {}
+        self,
+        person: Person,
+        body: Mapping[str, Any] | bytes,
+        *,
+        path: str = "/api/proxy/v1/messages",
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request as a customer; the answer's body is still to be read."""
-        fields = {"x-api-key": person.key, "anthropic-version": "2023-06-01", "content-type": "application/json", **headers}
+        fields = {
+            "x-api-key": person.key,
+            "anthropic-version": "2023-06-01",
+            "content-type": "application/json",
+            **(headers or {}),
+        }
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.client.request(
             "POST", path, [(name.encode(), value.encode()) for name, value in fields.items()], raw, first_byte_s=30
@@ -99,14 +111,20 @@ level = "info"
 [limits]
 retry_wait_s = 0.01
 {limits}
-{upstreams or '[[upstreams]]' + chr(10) + 'name = "sim"' + chr(10) + 'kind = "simulator"'}
+{upstreams or "[[upstreams]]" + chr(10) + 'name = "sim"' + chr(10) + 'kind = "simulator"'}
 {extra}
 """
 
 
 @asynccontextmanager
 async def open_stage(
-    directory: Path, extra: str = "", *, upstreams: str | None = None, limits: str = "", speed: float = 0, alice_usd: float = 100
+    directory: Path,
+    extra: str = "",
+    *,
+    upstreams: str | None = None,
+    limits: str = "",
+    speed: float = 0,
+    alice_usd: float = 100,
 ) -> AsyncIterator[Stage]:
     """Start a gateway and its simulator; end both."""
     path = directory / "farebox.toml"
