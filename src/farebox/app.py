@@ -1,6 +1,7 @@
 """The composition root: everything that lives long is made here, given what it needs, and ended here in turn."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 
+_COLLECT_AFTER: Final = 20_000
+"""New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
 _END_S: Final = 5.0
 """How long tasks get to end their calls once streams have been stopped."""
 
@@ -40,6 +43,7 @@ _END_S: Final = 5.0
 async def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT, then let calls in flight end. Answers the exit code."""
     gateway = await start_gateway(config)
+    _calm_collector()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -271,6 +275,16 @@ class Gateway:
         server = HttpServer(handle, on_bad_request=routes.bad_request)
         self.metrics_port = await _listen(server, *address)
         self._metrics_server = server
+
+
+def _calm_collector() -> None:
+    """Keep the garbage collector off what lives as long as the process, and let calls come and go between its rounds.
+
+    A call leaves no cycles behind; looking for them took 5 % of the time of a busy gateway.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def _write_stderr(lines: bytes) -> None:
