@@ -22,13 +22,10 @@ class Plans:
         self._plans = {plan.name: plan for plan in plans}
         if not self._plans:
             raise ValueError("at least one plan is needed")
+        self.default = next(iter(self._plans.values()))
 
     def __iter__(self) -> Iterator[Plan]:
         return iter(self._plans.values())
-
-    @property
-    def default(self) -> Plan:
-        return next(iter(self._plans.values()))
 
     def get(self, name: str) -> Plan:
         """Find a plan; an account whose plan is no longer offered gets the default one."""
