@@ -6,6 +6,7 @@ GitHub's token layout: typos and leaks are recognised offline.
 """
 
 import hashlib
+import os
 import secrets
 import zlib
 
@@ -13,13 +14,14 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _BASE62_SET = frozenset(_BASE62)
 _SECRET_CHARS = 43
 _CHECK_CHARS = 6
-_LOW_62 = 2**62 - 1
+_RANDOM_BITS = (2**12 - 1) << 64 | 2**62 - 1
 
 
 def new_request_id(now_us: int) -> bytes:
     """Make a UUIDv7 of 16 bytes for a request that begins now."""
-    tail = secrets.randbits(74)
-    return ((now_us // 1000) << 80 | 0x7 << 76 | (tail >> 62) << 64 | 0b10 << 62 | tail & _LOW_62).to_bytes(16, "big")
+    tail = int.from_bytes(os.urandom(10), "big")
+    fixed = (now_us // 1000) << 80 | 0x7 << 76 | 0b10 << 62
+    return (fixed | tail & _RANDOM_BITS).to_bytes(16, "big")
 
 
 def show_request_id(request_id: bytes) -> str:

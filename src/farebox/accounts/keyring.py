@@ -55,7 +55,12 @@ class KeyRing:
         different accounts are refused rather than guessed between.
         """
         sent = _sent(headers)
-        callers = [caller for text in sent if (caller := await self._look_up(text)) is not None]
+        callers = []
+        for text in sent:
+            digest = key_hash(text)
+            caller = self._callers.get(digest) or await self._look_up(text, digest)
+            if caller is not None:
+                callers.append(caller)
         if not callers:
             raise AuthenticationFailed(self._no_caller_words(sent))
         if len(callers) > 1 and len({caller.account_id for caller in callers}) > 1:
@@ -80,11 +85,7 @@ class KeyRing:
             "so a typo or a missing character shows; copy it again, or make a new one in the dashboard"
         )
 
-    async def _look_up(self, text: bytes) -> Caller | None:
-        digest = key_hash(text)
-        caller = self._callers.get(digest)
-        if caller is not None:
-            return caller
+    async def _look_up(self, text: bytes, digest: bytes) -> Caller | None:
         if not key_is_well_formed(text.decode("latin-1"), self._prefix):
             return None
         generation = self._generation

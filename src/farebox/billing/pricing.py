@@ -37,7 +37,7 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             + line.cache_write_1h * self.cache_write_1h
             + line.cache_read * self.cache_read
             + line.output * self.output
-            + line.unpriced * self.dearest
+            + (line.unpriced * self.dearest if line.unpriced else 0)
         )
 
 

@@ -166,22 +166,18 @@ def _combine(line: Line, other: Line, sign: int) -> Line:
 
 
 def _line(counts: WireUsage, usage: WireUsage, model: str, *, long_cache_asked: bool) -> Line:
-    tokens = {"input_tokens": 0, "output_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
     unpriced = 0
-    for name, value in counts.items():
-        if name in tokens:
-            tokens[name] = 0 if value is None else _checked(name, value)
-        elif name not in _KNOWN and name.endswith("_tokens"):
-            unpriced += _count(counts, name)
-    writes, split = tokens["cache_creation_input_tokens"], counts.get("cache_creation")
+    if not counts.keys() <= _KNOWN:
+        unpriced = sum(_count(counts, name) for name in counts.keys() - _KNOWN if name.endswith("_tokens"))
+    writes, split = _count(counts, "cache_creation_input_tokens"), counts.get("cache_creation")
     short_writes, long_writes, other_writes = _split_writes(writes, split, long_cache_asked=long_cache_asked)
     return Line(
         model,
-        tokens["input_tokens"],
+        _count(counts, "input_tokens"),
         short_writes,
         long_writes,
-        tokens["cache_read_input_tokens"],
-        tokens["output_tokens"],
+        _count(counts, "cache_read_input_tokens"),
+        _count(counts, "output_tokens"),
         unpriced + other_writes,
         usage.get("speed") == "fast",
         usage.get("inference_geo") == "us",
@@ -207,10 +203,8 @@ def _split_writes(writes: int, split: Any, *, long_cache_asked: bool) -> tuple[i
 
 def _count(counts: WireUsage, name: str) -> int:
     value = counts.get(name)
-    return 0 if value is None else _checked(name, value)
-
-
-def _checked(name: str, value: Any) -> int:
+    if value is None:
+        return 0
     if type(value) is not int or not 0 <= value < _LIMIT:
         raise UnusableUsage(f"usage.{name} is {value!r:.40}, not a count")
     return value

@@ -14,6 +14,8 @@ JSON: Final = (b"content-type", b"application/json")
 _RETRY: Final = (b"x-should-retry", b"true")
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 _LONG_WAIT_S: Final = 60
+_REQUESTS: Final = tuple(b"anthropic-ratelimit-requests-" + part for part in (b"limit", b"remaining", b"reset"))
+_TOKENS: Final = tuple(b"anthropic-ratelimit-tokens-" + part for part in (b"limit", b"remaining", b"reset"))
 
 
 def error_body(refusal: Refusal, request_id: str) -> bytes:
@@ -47,13 +49,11 @@ def error_headers(refusal: Refusal) -> Headers:
 def limit_headers(requests: Level | None, tokens: Level | None) -> Headers:
     """Give the rate-limit headers of the account's own plan (Messages API, "rate limits": response headers)."""
     headers: Headers = []
-    for name, level in ((b"requests", requests), (b"tokens", tokens)):
+    for (limit, remaining, reset), level in ((_REQUESTS, requests), (_TOKENS, tokens)):
         if level is not None:
-            headers += (
-                (b"anthropic-ratelimit-%b-limit" % name, b"%d" % level.limit),
-                (b"anthropic-ratelimit-%b-remaining" % name, b"%d" % level.remaining),
-                (b"anthropic-ratelimit-%b-reset" % name, _second(-(-level.full_at_us // 1_000_000))),
-            )
+            headers.append((limit, b"%d" % level.limit))
+            headers.append((remaining, b"%d" % level.remaining))
+            headers.append((reset, _second(-(-level.full_at_us // 1_000_000))))
     return headers
 
 

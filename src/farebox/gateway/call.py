@@ -2,6 +2,7 @@
 
 import asyncio
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -31,7 +32,10 @@ class Outcome(StrEnum):
     @property
     def paid_by_customer(self) -> bool:
         """Finished, or cut off by the client or its balance: charged. Broken by upstream or gateway: free."""
-        return self in {Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_MONEY}
+        return self in _PAID
+
+
+_PAID: Final = frozenset({Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_MONEY})
 
 
 class Call:

@@ -140,8 +140,8 @@ def thinks_hidden(asked: Asked) -> bool:
 
 
 def _refuse_fields(asked: Asked, features: Features, headers: Headers) -> None:
-    for field in _REFUSED_FIELDS.keys() & asked.fields.keys():
-        if not getattr(features, _REFUSED_FIELDS[field]) and asked.raw(field) is not None:
+    for field in asked.fields:
+        if field in _REFUSED_FIELDS and not getattr(features, _REFUSED_FIELDS[field]) and asked.raw(field) is not None:
             raise InvalidRequest(
                 f"{field}: this gateway does not offer it, since its cost cannot be bounded; leave it out",
                 error_code=_ERROR_CODES.get(field),

@@ -38,7 +38,7 @@ _lists_of_names: Final = msgspec.json.Decoder(list[dict[_Name, msgspec.Raw]], de
 def read_object(raw: bytes | msgspec.Raw) -> Fields:
     """Decode an object, one level deep. Raises InvalidRequest for a field given twice, DecodeError for no object."""
     fields = _object.decode(raw)
-    if _bytes_of(fields) != memoryview(raw).nbytes:
+    if _bytes_of(fields) != len(raw):
         _refuse_repeats(_names.decode(raw))
     return fields
 
@@ -49,7 +49,7 @@ def read_objects(raw: bytes | msgspec.Raw) -> list[Fields]:
     size = len(items) + 1  # brackets and commas
     for fields in items:
         size += _bytes_of(fields)
-    if size != memoryview(raw).nbytes:
+    if size != len(raw):
         for names in _lists_of_names.decode(raw):
             _refuse_repeats(names)
     return items
@@ -68,7 +68,7 @@ def _bytes_of(fields: Fields) -> int:
     """Count the bytes of an object written without white space and escaped names."""
     size = 1  # two braces, less the comma that the last field has not
     for name, value in fields.items():
-        size += len(name) + memoryview(value).nbytes + 4  # two quotes, a colon, a comma
+        size += len(name) + len(value) + 4  # two quotes, a colon, a comma
     return size
 
 

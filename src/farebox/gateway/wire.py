@@ -46,15 +46,15 @@ RESPONSE_PREFIXES_DROPPED: Final = (b"anthropic-ratelimit-", b"anthropic-priorit
 
 def upstream_headers(headers: Headers) -> Headers:
     """Choose what of a client's headers goes up; asks for an answer without compression."""
-    named = b",".join(value.lower() for name, value in headers if name == b"connection")
-    hop = frozenset(part.strip() for part in named.split(b",")) if named else frozenset()
-    kept = [
-        field
-        for field in headers
-        if field[0] not in REQUEST_HEADERS_DROPPED and (not hop or field[0] not in hop or field[0] == b"content-type")
-    ]
+    names = dict(headers).keys()
+    kept = [field for field in headers if field[0] not in REQUEST_HEADERS_DROPPED]
+    if b"connection" in names:
+        named = b",".join(value.lower() for name, value in headers if name == b"connection")
+        hop = {part.strip() for part in named.split(b",")} - {b"content-type"}
+        kept = [field for field in kept if field[0] not in hop]
+        names = dict(kept).keys()
     kept.append((b"accept-encoding", b"identity"))
-    if not any(name == b"anthropic-version" for name, _ in kept):
+    if b"anthropic-version" not in names:
         kept.append((b"anthropic-version", DEFAULT_VERSION))
     return kept
 

@@ -19,6 +19,7 @@ from farebox.http.exchange import Headers
 
 _BUFFER_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 64 * 1024
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class UpstreamError(FareboxError):
@@ -403,15 +404,20 @@ class ClientConnection(asyncio.Protocol):
 
     # the parser's side
 
+    def on_message_begin(self) -> None:
+        if self._waiter is None or self._waiter.done():  # it would be taken for the answer to the next request
+            raise BadAnswer("the upstream sent an answer that nobody asked for")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if self._answer is None:  # else it is a trailer, and those are dropped (RFC 9110 6.5.1)
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
             self._headers = []
             return
-        framed = any(name in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
+        framed = not _FRAMING.isdisjoint(dict(self._headers))
         self._read_to_end = not framed and status not in {204, 304} and not self._bare
         self._answer = Answer(self, status, self._headers)
         if self._waiter is not None and not self._waiter.done():

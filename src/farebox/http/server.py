@@ -259,8 +259,16 @@ class ServerConnection(asyncio.Protocol):
         exchange.http_1_0 = version == "1.0"
         if version not in {"1.0", "1.1"} or exchange.method == "CONNECT":
             raise InvalidRequest("send plain HTTP/1.1 to the server itself; it is no proxy and speaks no other version")
-        lengths = [value for name, value in exchange.headers if name == b"content-length"]
-        encodings = [value for name, value in exchange.headers if name == b"transfer-encoding"]
+        lengths: list[bytes] = []
+        encodings: list[bytes] = []
+        hosts = 0
+        for name, value in exchange.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                lengths.append(value)
+            elif name == b"transfer-encoding":
+                encodings.append(value)
         if lengths and encodings:
             raise InvalidRequest("send content-length or transfer-encoding, not both (RFC 9112 6.1)")
         if len(lengths) > 1 or len(encodings) > 1:
@@ -278,7 +286,6 @@ class ServerConnection(asyncio.Protocol):
             self._bare_bytes > limits.header_bytes and _head_bytes(exchange, self._url) > limits.header_bytes
         ):
             raise _headers_too_large(limits)
-        hosts = sum(1 for name, _ in exchange.headers if name == b"host")
         if hosts > 1 or (not hosts and not exchange.http_1_0):
             raise InvalidRequest("send one host header (RFC 9112 3.2)")
 

@@ -197,10 +197,10 @@ class Pool:
 
     def _choose(self, tries: Tries, conversation: bytes) -> Upstream | None:
         """Choose by rendezvous hashing: a conversation stays where its prompt cache is, weights are kept."""
-        now = asyncio.get_running_loop().time()
         able = self._able(tries.model)
         if len(able) == 1:
             return able[0]
+        now = asyncio.get_running_loop().time()
         fresh = [u for u in able if u.name not in tries.failed_at] or able
         healthy = [u for u in fresh if u.is_healthy(now)] or fresh
         weighted = [u for u in healthy if u.weight > 0] or healthy
