@@ -272,6 +272,12 @@ def test_a_relative_database_lies_beside_the_file_that_names_it(tmp_path: Path) 
     assert from_variable.database_path == Path.cwd() / "x.db"
 
 
+def test_an_upstream_may_name_its_models_by_alias(tmp_path: Path) -> None:
+    """Calls are sent by id, so an alias that stayed one would send none."""
+    config = load(tmp_path, UPSTREAM + 'models = ["claude-haiku-4-5-20251001", "claude-opus-4-6"]')
+    assert config.upstreams[0].models == ("claude-haiku-4-5", "claude-opus-4-6")
+
+
 def test_without_an_upstream_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no \[\[upstreams\]\]"):
         check_ready_to_serve(load(tmp_path, ""))

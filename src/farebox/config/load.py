@@ -205,7 +205,7 @@ def _read_plans(reader: Reader, tables: Any) -> tuple[Plan, ...]:
 def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tuple[UpstreamSettings, ...]:
     if tables == []:
         return ()
-    sold = {name for model in models for name in (model.id, *model.aliases)}
+    sold = {name: model.id for model in models for name in (model.id, *model.aliases)}
     upstreams: list[UpstreamSettings] = []
     for path, table in _read_list(reader, "upstreams", tables):
         if any(other.name == table.name for other in upstreams):
@@ -215,7 +215,8 @@ def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tup
                 near = difflib.get_close_matches(name, sold, 1)
                 hint = f"did you mean {near[0]}?" if near else "it must be the id of one of [[models]]"
                 reader.problem((*path, "models", position), f"is {show(name)}, which is not sold; {hint}")
-        upstreams.append(_check_upstream(reader, path, table, tables[int(path[1])]))
+        served = msgspec.structs.replace(table, models=tuple(sold.get(name, name) for name in table.models))
+        upstreams.append(_check_upstream(reader, path, served, tables[int(path[1])]))
     return tuple(upstreams)
 
 
