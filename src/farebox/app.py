@@ -223,7 +223,7 @@ class Gateway:
                 port = (simulator or self.simulator).port  # type: ignore[union-attr]
                 settings = _at(settings, f"http://127.0.0.1:{port}")  # noqa: PLW2901
             try:
-                upstreams.append(Upstream(settings, connect_s=limits.connect_s))
+                upstreams.append(Upstream(settings, connect_s=limits.connect_s, stall_s=limits.stall_s))
             except ValueError as error:
                 raise ConfigError(f"upstream {settings.name!r}: {error}") from error
         return Pool(

@@ -1,6 +1,7 @@
 """What the tests of the gateway share: listening to a stream, looking at the books, working out a price by hand."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -213,15 +214,28 @@ def trouble(stage: Stage) -> TroubledStore:
     return store
 
 
+WAIT: Final = b""
+"""In a script: say nothing more until the other side has gone."""
+
+
 class Script:
     """An upstream that says what it was told to, byte for byte, one script a request, the last one again and again."""
 
-    def __init__(self, *answers: Sequence[bytes]) -> None:
+    def __init__(self, *answers: Sequence[bytes], keep: bool = False) -> None:
         self.answers = [list(answer) for answer in answers]
+        self.keep = keep
         self.heard: list[bytes] = []
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request, or one after the other where connections are kept."""
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await self._answer(reader, writer)
+            while self.keep:
+                await self._answer(reader, writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(
             (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
@@ -229,16 +243,17 @@ class Script:
         self.heard.append(head + await reader.readexactly(length))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         for piece in answer:
+            if piece == WAIT:
+                await reader.read()
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0.002)
-        writer.close()
 
 
 @asynccontextmanager
-async def script(*answers: Sequence[bytes]) -> AsyncIterator[Script]:
-    """Serve a script; `upstreams_of` makes it the gateway's upstream."""
-    written = Script(*answers)
+async def script(*answers: Sequence[bytes], keep: bool = False) -> AsyncIterator[Script]:
+    """Serve a script; `upstream` makes it the gateway's."""
+    written = Script(*answers, keep=keep)
     server = await asyncio.start_server(written.serve, "127.0.0.1", 0)
     written.port = server.sockets[0].getsockname()[1]
     try:

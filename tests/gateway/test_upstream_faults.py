@@ -3,13 +3,27 @@
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from farebox.upstreams.simulator import Simulator
-from tests.gateway.play import books, envelope, exact, listen, message, nanos, script, upstream, usage_rows
-from tests.stage import Stage, open_stage
+from tests.gateway.play import (
+    WAIT,
+    Script,
+    books,
+    envelope,
+    exact,
+    listen,
+    message,
+    nanos,
+    script,
+    upstream,
+    usage_rows,
+)
+from tests.stage import MODEL, Stage, open_stage
 
 BEFORE = [
     ("error=429", 429, "rate_limit_error"),
@@ -270,3 +284,68 @@ async def test_an_upstream_that_does_not_sell_the_model_is_no_other_way_out(tmp_
         answer = await stage.post(stage.alice, message("[[sim error=529 retry_after=45]]"))
         assert (answer.status, answer.header(b"retry-after")) == (529, b"45")
         assert len(stage.simulator.requests) == 1
+
+
+def _whole(text: str) -> bytes:
+    usage = {"input_tokens": 5, "output_tokens": 5}
+    content = [{"type": "text", "text": text}]
+    body = json.dumps({"id": "msg_1", "model": MODEL, "content": content, "usage": usage}).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+@asynccontextmanager
+async def _scripted(
+    tmp_path: Path, *answers: Sequence[bytes], limits: str = "", keep: bool = False
+) -> AsyncIterator[tuple[Stage, Script]]:
+    async with (
+        script(*answers, keep=keep) as theirs,
+        open_stage(tmp_path, upstreams=upstream("theirs", theirs.port), limits=limits) as stage,
+    ):
+        yield stage, theirs
+
+
+@pytest.mark.parametrize("kept_back", [0, 1, 20, len(_whole("stray")) - 10])
+async def test_an_answer_nobody_asked_for_reaches_nobody(tmp_path: Path, kept_back: int) -> None:
+    stray = _whole("stray")
+    cut = len(stray) - kept_back
+    first, later = [_whole("first") + stray[:cut]], [stray[cut:] + _whole("later")]
+    async with _scripted(tmp_path, first, later, [_whole("later")], keep=True) as (stage, _):
+        assert b"first" in (await stage.ask(stage.alice))[1]
+        answers = await asyncio.gather(*(stage.ask(stage.alice) for _ in range(3)))
+        assert [b"later" in body for _, body in answers] == [True] * 3
+        idle = stage.gateway.pool.upstreams[0].client._idle if stage.gateway.pool else []
+        assert len(set(idle)) == len(idle)
+
+
+async def test_trailers_of_an_answer_do_not_become_headers(tmp_path: Path) -> None:
+    body = _whole("hello").partition(b"\r\n\r\n")[2]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = [head + b"%x\r\n%b\r\n0\r\nx-trailer: late\r\n\r\n" % (len(body), body)]
+    async with _scripted(tmp_path, answer) as (stage, _):
+        got = await stage.post(stage.alice, message())
+        assert (got.status, await got.read(2**20)) == (200, body)
+        assert got.header(b"x-trailer") is None
+
+
+@pytest.mark.parametrize("head", [b"500 Oops\r\n", b"200 OK\r\ncontent-type: application/json\r\n"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_an_answer_that_stalls_in_its_body_is_given_up_like_a_stream_that_does(
+    tmp_path: Path, head: bytes, path: str
+) -> None:
+    stalling = [b"HTTP/1.1 " + head + b"content-length: 100\r\n\r\n{", WAIT]
+    async with _scripted(tmp_path, stalling, limits="stall_s = 0.3") as (stage, _), asyncio.timeout(6):
+        answer = await stage.post(stage.alice, message(), path=path)
+        assert answer.status == 502
+        assert not await stage.rows("SELECT 1 FROM hold")
+        assert stage.gateway.pool is not None
+        assert not stage.gateway.pool.upstreams[0].client._idle
+
+
+@pytest.mark.parametrize("wait", [b"nan", b"inf", b"-5", b"1e999", b"0", b"soon"])
+async def test_a_retry_after_that_is_no_time_is_as_if_it_had_not_been_sent(tmp_path: Path, wait: bytes) -> None:
+    busy = [b"HTTP/1.1 503 Busy\r\nretry-after: " + wait + b"\r\ncontent-length: 0\r\n\r\n"]
+    async with _scripted(tmp_path, busy) as (stage, theirs):
+        answer = await stage.post(stage.alice, message())
+        assert (answer.status, answer.header(b"retry-after")) == (502, b"2")
+        assert len(theirs.heard) == 3

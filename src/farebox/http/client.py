@@ -104,6 +104,7 @@ class Answer:
         "_sink",
         "_size",
         "headers",
+        "stall_s",
         "status",
     )
 
@@ -111,6 +112,7 @@ class Answer:
         self._connection: ClientConnection | None = connection
         self.status = status
         self.headers = headers
+        self.stall_s = connection.stall_s
         self._early: list[bytes] = []
         self._size = 0
         self._sink: Sink | None = None
@@ -137,12 +139,16 @@ class Answer:
             self.resume()
 
     async def read(self, limit: int) -> bytes:
-        """Read the whole body. Raises UpstreamError when it breaks, or is larger than `limit`."""
+        """Read the whole body. Raises UpstreamError when it breaks, stalls or is larger than `limit`."""
         if self._ended and self._error is None and self._size <= limit:
             return b"".join(self._early)
         reader = _Reader(self, limit)
         self.attach(reader)
-        return await reader.done
+        try:
+            return await reader.whole()
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
 
     def pause(self) -> None:
         """Stop reading, so that the other side slows down."""
@@ -187,11 +193,30 @@ class Answer:
 
 class _Reader:
     def __init__(self, answer: Answer, limit: int) -> None:
-        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle
+        self.done: asyncio.Future[bytes] = self._loop.create_future()
         self._answer = answer
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
+
+    async def whole(self) -> bytes:
+        """Wait for the end, as long as something comes."""
+        self._timer = self._loop.call_later(self._answer.stall_s, self._look)
+        try:
+            return await self.done
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        """Give up when nothing has come for too long, or look again at the first moment when that can be so."""
+        patience_s = self._answer.stall_s - self._answer.silent_s(self._loop.time())
+        if patience_s > 0:
+            self._timer = self._loop.call_later(patience_s, self._look)
+        elif not self.done.done():
+            self.done.set_exception(Stalled(f"nothing came for {self._answer.stall_s:g} s"))
+            self._answer.abandon()
 
     def on_data(self, data: bytes) -> None:
         self._parts.append(data)
@@ -219,11 +244,13 @@ class HttpClient:
         connect_s: float,
         connections: int,
         idle_s: float = 30.0,
+        stall_s: float = 90.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.origin = origin
         self._connect_s = connect_s
         self._idle_s = idle_s
+        self.stall_s = stall_s
         self._tls = (tls or ssl.create_default_context()) if origin.scheme == "https" else None
         self._idle: list[ClientConnection] = []
         self._all: set[ClientConnection] = set()
@@ -328,6 +355,10 @@ class ClientConnection(asyncio.Protocol):
         self._bare = False
         self._read_to_end = False
         self.heard_at = loop.time()
+
+    @property
+    def stall_s(self) -> float:
+        return self._client.stall_s
 
     @property
     def usable(self) -> bool:

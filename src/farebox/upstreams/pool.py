@@ -23,21 +23,25 @@ _OPEN_AFTER: Final = 5
 _OPEN_S: Final = 10.0
 _LONGEST_OPEN_S: Final = 120.0
 _LONGEST_WAIT_S: Final = 8.0
+_LONGEST_RETRY_AFTER_S: Final = 10.0**9
 
 
 class Upstream:
     """One way up: its connections, its credential, and how it has been doing."""
 
-    def __init__(self, settings: UpstreamSettings, *, connect_s: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, settings: UpstreamSettings, *, connect_s: float, stall_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.name = settings.name
         self.weight = settings.weight
         self.models = frozenset(settings.models)
         self.first_byte_s = settings.first_byte_s
-        self.stall_s = settings.stall_s
+        self.stall_s = settings.stall_s or stall_s
         self.client = HttpClient(
             read_origin(settings.base_url),
             connect_s=settings.connect_s or connect_s,
             connections=settings.connections,
+            stall_s=self.stall_s,
             tls=tls,
         )
         self.credential: Headers = [(b"x-api-key", settings.api_key.reveal().encode("latin-1"))]
@@ -228,9 +232,10 @@ def _score(upstream: Upstream, conversation: bytes) -> float:
 
 def _seconds(value: bytes | None) -> float | None:
     try:
-        return float(value) if value is not None else None
+        seconds = float(value) if value is not None else 0.0
     except ValueError:
         return None
+    return seconds if 0 < seconds < _LONGEST_RETRY_AFTER_S else None  # nor "nan" nor "inf"
 
 
 def _refusal(tries: Tries) -> Refusal:
