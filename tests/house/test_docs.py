@@ -11,14 +11,17 @@ import click
 import msgspec
 import pytest
 
+from farebox.billing import bound
 from farebox.billing.ratelimit import Level
 from farebox.cli import cli
-from farebox.config.load import SINGLE_TABLES, TABLE_LISTS, load_config
+from farebox.config.load import SINGLE_TABLES, TABLE_LISTS, default_offer, load_config
 from farebox.config.offers import PriceTable
 from farebox.errors import MethodNotAllowed, Refusal
 from farebox.gateway import wire
 from farebox.gateway.answers import error_headers, limit_headers
 from farebox.gateway.metrics import Metrics
+from farebox.gateway.settings import CallLimits
+from farebox.http.server import ServerLimits
 from tests.house.pages import ROOT, codes, commands, pages, rows, section
 from tests.stage import open_stage
 
@@ -116,6 +119,54 @@ def test_every_refusal_is_in_the_table_of_errors() -> None:
     told = {(int(row[0]), codes(row[1])[0]) for row in table}
     assert told >= {(kind.status, kind.wire_type) for kind in refusals()}
     assert all(len(row) == 5 and row[4] for row in table)
+
+
+def test_the_readme_tells_the_prices_and_plans_in_force() -> None:
+    models, plans = default_offer()
+    sold = {model.id: model for model in models}
+    offers = {plan.name: plan for plan in plans}
+    told = rows(section((ROOT / "README.md").read_text(), "Prices and limits, unless you set your own"))
+    prices = [row for row in told if codes(row[0])]
+    for row in prices:
+        model = sold[codes(row[0])[0]]
+        rates = model.rates.sell
+        assert row[1:] == [f"{rates.input / 1e9:.2f}", f"{rates.output / 1e9:.2f}", f"{model.context_tokens:,}"]
+    assert [row[0] for row in told if row not in prices] == list(offers)
+    for name, *limits in (row for row in told if row not in prices):
+        plan = offers[name]
+        earned = "by hand" if plan.top_up_nanos is None else f"${plan.top_up_nanos // 10**9}"
+        figures = (plan.requests_per_minute, plan.tokens_per_minute, plan.concurrent)
+        assert limits == [*(f"{figure:,}" for figure in figures), earned]
+
+
+def test_the_figures_that_customers_are_told_are_those_in_force() -> None:
+    """Each with the words beside it in docs/billing.md."""
+    limits, doors = CallLimits(), ServerLimits()
+    text = " ".join((DOCS / "billing.md").read_text().replace("*", "").split())
+    for words in (
+        f"Pictures count as {bound.IMAGE_TOKENS:,} tokens each",
+        f"a PDF as {bound.PAGE_TOKENS:,} for each {bound.PAGE_BYTES:,} bytes",
+        f"Tools add {bound.SERVER_PROMPT_TOKENS:,}, a built-in tool {bound.TOOLSET_TOKENS:,} more",
+        f"a slice of {limits.slice_tokens:,} tokens",
+        f"at least {limits.slice_tokens // 8}.",
+        f"up to {limits.drain_s:g} seconds",
+        f"{limits.count_tokens_per_minute:,} a minute",
+        f"over {limits.body_bytes // 2**20} MiB",
+        f"over {doors.header_bytes // 2**10} KiB",
+    ):
+        assert words in text
+    assert bound.ESTIMATE_BYTES_PER_TOKEN == 4
+    assert "one output token for every four bytes" in text
+
+
+def test_every_room_of_the_house_is_on_the_map() -> None:
+    told = {
+        code.strip("/")
+        for row in rows(section((ROOT / "ARCHITECTURE.md").read_text(), "The rooms"))
+        for code in codes(row[0])
+    }
+    there = {path.name for path in (ROOT / "src" / "farebox").iterdir() if not path.name.startswith("_")}
+    assert told == there - {"py.typed"}
 
 
 async def test_every_metric_is_documented(tmp_path: Any) -> None:
