@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from farebox.billing.ledger import Verdict
 from farebox.books import days
 from farebox.books.days import FIRST, close_days, digest_day
 from farebox.books.ledger import credit
@@ -77,3 +78,16 @@ async def test_a_day_is_read_through_its_index(shop: Shop) -> None:
         words = " ".join(row[3] for row in plan)
         assert "_by_time (" in words, words
         assert "USE TEMP B-TREE FOR ORDER BY" not in words, words
+
+
+async def test_limits_go_by_the_clock_even_where_days_of_the_future_are_closed(shop: Shop) -> None:
+    """A server that once began with its clock days ahead must not be stopped for days when that is put right."""
+    await close_days(shop.store, NOON_US + 3 * DAY_US)
+    now_us = shop.now_us
+    for seconds, per_minute in ((0, 100_000), (30, 50_000)):
+        shop.now_us = now_us + seconds * 10**6
+        await shop.store.write([("UPDATE account SET requests_full_ns = ?", ((now_us + 60 * 10**6) * 1000,))])
+        _, admission = await shop.admit(shop.alice, 1)
+        assert admission.requests is not None
+        assert admission.verdict is (Verdict.ADMITTED if seconds else Verdict.REQUESTS_LIMITED)
+        assert admission.requests.remaining == (per_minute - 1 if seconds else 0)

@@ -11,9 +11,9 @@ from typing import Any
 import apsw
 import pytest
 
-from farebox.billing.ledger import Verdict
+from farebox.billing.ledger import Settled, Verdict
 from farebox.books.ledger import Ledger, credit
-from farebox.errors import StoreConflict, StoreUnavailable
+from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable
 from farebox.ids import new_request_id
 from farebox.store import sqlite
 from farebox.store.sqlite import OLDEST_SQLITE, database_path, open_store
@@ -308,3 +308,17 @@ async def test_an_sqlite_that_can_corrupt_its_wal_is_refused(tmp_path: Path, mon
 )
 def test_a_database_is_named_by_url_or_path(url: str, path: str) -> None:
     assert database_path(url) == Path(path)
+
+
+@pytest.mark.parametrize("odd", [{"stop_reason": {"no": "text"}}, {"list_nanos": 2**70}, {"message_id": "\ud800"}])
+async def test_a_value_that_fits_no_column_spoils_its_own_command_alone(shop: Shop, odd: dict[str, Any]) -> None:
+    first, _ = await shop.admit(shop.alice, 100)
+    second, _ = await shop.admit(shop.alice, 100)
+    answers = await asyncio.gather(
+        shop.ledger.settle(shop.settlement(first, shop.alice, **odd)),
+        shop.ledger.settle(shop.settlement(second, shop.alice, 7)),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], BrokenInvariant)
+    assert answers[1] == Settled(7, 0, now=True)
+    assert await shop.store.fetch("SELECT request_id FROM hold") == [(first,)]

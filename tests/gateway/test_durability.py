@@ -8,8 +8,20 @@ import pytest
 
 from farebox.billing.ledger import Admit, Resize, Settle
 from farebox.gateway.settling import Settler
-from tests.gateway.play import USD, books, envelope, eventually, exact, listen, message, nanos, trouble
-from tests.stage import Stage, open_stage
+from tests.gateway.play import (
+    USD,
+    books,
+    envelope,
+    eventually,
+    exact,
+    listen,
+    message,
+    nanos,
+    script,
+    trouble,
+    upstream,
+)
+from tests.stage import MODEL, Stage, open_stage
 
 
 def settler_of(stage: Stage, patience_s: float) -> Settler:
@@ -213,3 +225,30 @@ async def test_a_client_that_hangs_up_while_its_hold_is_extended_is_drained(stag
     store.open.set()
     row = await books(stage, stage.alice)
     assert (row["kind"], row["outcome"], row["output_tokens"]) == ("exact", "client_gone", 60_000)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_whose_figures_fit_no_column_ends_its_hold_all_the_same(tmp_path: Path, *, stream: bool) -> None:
+    step = {"type": "message", "model": MODEL, "input_tokens": 10**12 - 1, "output_tokens": 10**12 - 1}
+    usage = {"input_tokens": 1, "output_tokens": 1, "iterations": [step] * 2000}
+    whole = json.dumps({"id": "msg_1", "model": MODEL, "content": [], "usage": usage}).encode()
+    events = b"".join(
+        b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), json.dumps(event).encode())
+        for event in (
+            {"type": "message_start", "message": {"id": "msg_1", "model": MODEL, "usage": {"input_tokens": 1}}},
+            {"type": "message_delta", "delta": {"stop_reason": {"odd": 1}}, "usage": usage},
+            {"type": "message_stop"},
+        )
+    )
+    kind, body = (b"text/event-stream", events) if stream else (b"application/json", whole)
+    answer = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (kind, len(body), body)
+    async with (
+        script([answer]) as theirs,
+        open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage,
+    ):
+        status, said = await stage.ask(stage.alice, stream=stream)
+        assert status == (200 if stream else 503)
+        assert b"the charge could not be written" in said
+        assert b"iterations" not in said
+        row = await books(stage, stage.alice)
+        assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)

@@ -311,7 +311,7 @@ class Messages:
             usage = message["usage"]
             call.answered_model = str(message.get("model") or "")
             call.message_id = str(message.get("id") or "") or None
-            call.stop_reason = message.get("stop_reason")
+            call.stop_reason = str(message.get("stop_reason") or "") or None
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
             raise BadAnswer("the upstream's answer is not a message with usage") from None
         call.usage, call.usage_is_final = usage if isinstance(usage, dict) else {}, True

@@ -85,10 +85,22 @@ class Settler:
                 return None
 
     def _give_up(self, settle: Settle, error: Exception) -> None:
-        """Keep the hold's end for later, free of charge: what is not delivered is not paid."""
-        self.unsettled[settle.request_id] = msgspec.structs.replace(
-            settle, kind="waived", outcome=Outcome.GATEWAY_BROKE.value, waive=True
-        )
+        """Keep the hold's end for later, free of charge: what is not delivered is not paid.
+
+        An end that the books refuse for what it says is told without its figures, so that the hold ends all the same.
+        """
+        if isinstance(error, StoreUnavailable):
+            free = msgspec.structs.replace(settle, kind="waived", outcome=Outcome.GATEWAY_BROKE.value, waive=True)
+        else:
+            free = Settle(
+                request_id=settle.request_id,
+                account_id=settle.account_id,
+                kind="waived",
+                model=settle.model,
+                outcome=Outcome.GATEWAY_BROKE.value,
+                status=settle.status,
+            )
+        self.unsettled[settle.request_id] = free
         self._alert("settlement_not_durable", request_id=settle.request_id.hex(), error=str(error))
 
     def _note(self, call: Call, settle: Settle, settled: Settled, priced: Priced) -> None:

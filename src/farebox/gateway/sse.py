@@ -121,7 +121,8 @@ class Meter:
                 if event.get("usage"):
                     self.usage = merge_usage(self.usage, event["usage"])
                     self.usage_is_final = True
-                self.stop_reason = (event.get("delta") or {}).get("stop_reason") or self.stop_reason
+                reason = (event.get("delta") or {}).get("stop_reason")
+                self.stop_reason = str(reason) if reason else self.stop_reason
             elif name == b"message_stop":
                 self.finished = True
             else:

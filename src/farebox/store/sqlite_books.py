@@ -95,12 +95,13 @@ class Books:
         try:
             answers = self.begin(batch)
             self.commit()
-        except (BrokenInvariant, apsw.ConstraintError) as error:
+        except Exception as error:
+            if isinstance(error, apsw.Error) and not isinstance(error, apsw.ConstraintError):
+                raise StoreUnavailable(f"the database did not take the batch: {error}") from error
+            # a command that breaks an invariant, or with a value that fits no column: the others must not suffer for it
             if len(batch) == 1:
                 return [error if isinstance(error, BrokenInvariant) else BrokenInvariant(f"{error}: {batch[0]}")]
             return [answer for command in batch for answer in self.apply([command])]
-        except apsw.Error as error:
-            raise StoreUnavailable(f"the database did not take the batch: {error}") from error
         return list(answers)
 
     def begin(self, batch: Sequence[Command]) -> list[Answer]:
@@ -111,12 +112,13 @@ class Books:
             if version != self._seen_version or len(self._accounts) + len(self._keys) > _CACHE_ROWS:
                 self.forget()
                 self._seen_version = version
-            now_us = self._now_us()
+            now_us = self._clock()
+            at_us = max(now_us, self._first_open_us())
             answers: list[Answer | None] = [None] * len(batch)
             for kind in _ORDER:
                 for index, command in enumerate(batch):
                     if type(command) is kind:
-                        answers[index] = self._do(command, now_us)
+                        answers[index] = self._do(command, now_us, at_us)
             for account_id in self._dirty:
                 self._save(self._accounts[account_id])
         except BaseException:
@@ -144,21 +146,24 @@ class Books:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def _now_us(self) -> int:
-        """Read the clock, never before the end of the last closed day: no entry slips into a digest already taken."""
+    def _first_open_us(self) -> int:
+        """Give the end of the last closed day: no entry is older, so that none slips into a digest already taken.
+
+        Entries alone; limits go by the clock. A clock that once ran days ahead would else stop every bucket for days.
+        """
         if self._closed_until_us is None:
             rows = self._rows("SELECT max(day) FROM day_close")
             self._closed_until_us = day_start_us(rows[0][0]) + DAY_US if rows[0][0] else 0
-        return max(self._clock(), self._closed_until_us)
+        return self._closed_until_us
 
-    def _do(self, command: Command, now_us: int) -> Answer:
+    def _do(self, command: Command, now_us: int, at_us: int) -> Answer:
         if isinstance(command, Admit):
             return self._admit(command, now_us)
         if isinstance(command, Settle):
-            return self._settle(command, now_us)
+            return self._settle(command, now_us, at_us)
         if isinstance(command, Resize):
             return self._resize(command, now_us)
-        return self._post(command, now_us)
+        return self._post(command, at_us)
 
     def _admit(self, command: Admit, now_us: int) -> Admission:
         account = self._account(command.account_id)
@@ -201,7 +206,7 @@ class Books:
         self._dirty.add(account.id)
         return answer
 
-    def _settle(self, command: Settle, now_us: int) -> Settled:
+    def _settle(self, command: Settle, now_us: int, at_us: int) -> Settled:
         # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
         row = self._rows(_DELETE_HOLD, command.request_id)
         if not row:
@@ -214,7 +219,7 @@ class Books:
             )
         answer = account.settle(hold, command, self._plans.get(account.plan), now_us * 1000)
         waived = command.cost_nanos if command.waive else 0
-        self._execute(_INSERT_USAGE, _usage_values(command, hold, answer, waived, now_us))
+        self._execute(_INSERT_USAGE, _usage_values(command, hold, answer, waived, at_us))
         self._dirty.add(account.id)
         return answer
 
@@ -224,7 +229,7 @@ class Books:
             raise BrokenInvariant(f"request {command.request_id.hex()} was never admitted: nothing to settle")
         return Settled(rows[0][0], rows[0][1], now=False)
 
-    def _post(self, transfer: Transfer, now_us: int) -> Posted:
+    def _post(self, transfer: Transfer, at_us: int) -> Posted:
         if self._rows("SELECT 1 FROM transfer WHERE id = ?", transfer.id):
             return Posted(now=False)
         debit, credit = (
@@ -250,7 +255,7 @@ class Books:
             _INSERT_TRANSFER,
             (
                 transfer.id,
-                now_us,
+                at_us,
                 transfer.debit_account,
                 transfer.credit_account,
                 transfer.amount_nanos,
@@ -305,10 +310,10 @@ class Books:
         return int(self._rows("PRAGMA data_version")[0][0])
 
 
-def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, now_us: int) -> tuple[Any, ...]:
+def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, at_us: int) -> tuple[Any, ...]:
     return (
         command.request_id,
-        now_us,
+        at_us,
         hold.account_id,
         hold.key_id,
         command.kind,
