@@ -1,7 +1,8 @@
 """The ledger: hold, extend, settle, post. The only way to move money, and the batching under it.
 
-Group commit without a timer: while one batch is being made durable the next one gathers, so a lone caller waits for
-one sync and a crowd shares it. A command handed in is always answered: with its answer, or with StoreUnavailable.
+Group commit: while one batch is being made durable the next one gathers, so a lone caller waits for one sync and a
+crowd shares it. In a crowd a batch also waits a millisecond for those on their way: half as many syncs. A command
+handed in is always answered: with its answer, or with StoreUnavailable.
 """
 
 import asyncio
@@ -26,6 +27,9 @@ from farebox.store.protocol import Store
 T = TypeVar("T", bound=Answer)
 
 _BATCH: Final = 400
+_CROWD: Final = 8
+"""After a batch of so many, a smaller one waits a moment for company, as PostgreSQL's commit_delay does."""
+_COMPANY_S: Final = 0.001
 
 
 class Ledger:
@@ -35,6 +39,7 @@ class Ledger:
         self._store = store
         self._waiting: list[tuple[Command, asyncio.Future[Answer]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._last_batch = 0
         self.batches = 0
         self.commands = 0
 
@@ -73,9 +78,12 @@ class Ledger:
     async def _flush(self) -> None:
         try:
             while self._waiting:
+                if len(self._waiting) < self._last_batch and self._last_batch >= _CROWD:
+                    await asyncio.sleep(_COMPANY_S)
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
                 self.batches += 1
                 self.commands += len(batch)
+                self._last_batch = len(batch)
                 await self._apply(batch)
         finally:
             self._flusher = None
