@@ -18,6 +18,7 @@ from farebox.books.prices import pin_prices
 from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
+from farebox.gateway.counting import CountLimit
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
@@ -111,6 +112,7 @@ class Gateway:
         top_up_words = f"top up at {config.public_url}/dashboard"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
         levels = Levels(config.plans)
+        counts = CountLimit(config.limits.count_tokens_per_minute, self.clock)
         messages = Messages(
             keys=keys,
             ledger=ledger,
@@ -118,6 +120,7 @@ class Gateway:
             streams=streams,
             settler=settler,
             levels=levels,
+            counts=counts,
             catalogue=catalogue,
             features=config.features,
             limits=config.limits,
@@ -125,7 +128,13 @@ class Gateway:
             top_up_words=top_up_words,
         )
         listing = Listing(
-            keys=keys, pool=pool, catalogue=catalogue, levels=levels, limits=config.limits, clock=self.clock
+            keys=keys,
+            pool=pool,
+            catalogue=catalogue,
+            levels=levels,
+            counts=counts,
+            limits=config.limits,
+            clock=self.clock,
         )
         self._watch(keys, messages, streams, ledger)
         await self._open_doors(messages, listing)

@@ -219,7 +219,8 @@ async def test_pages_forwards_and_backwards_give_every_model_once(stage: Stage) 
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "limit=-1", "after_id=nobody", "before_id=nobody"]
+    "query",
+    ["limit=0", "limit=1001", "limit=x", f"limit={'9' * 5000}", "limit=-1", "after_id=nobody", "before_id=nobody"],
 )
 async def test_a_page_that_cannot_be_is_a_400(stage: Stage, query: str) -> None:
     answer, body = await send(stage, "GET", f"/v1/models?{query}", keyed(stage.bob))

@@ -8,7 +8,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.gateway.play import asked_upstream, books, envelope, exact, listen, message, nanos, trouble
+from farebox.billing.ledger import Admit
+from tests.gateway.play import (
+    asked_upstream,
+    books,
+    envelope,
+    eventually,
+    exact,
+    listen,
+    message,
+    nanos,
+    trouble,
+    usage_rows,
+)
 from tests.stage import Stage, open_stage
 
 
@@ -286,3 +298,23 @@ async def test_the_first_events_are_passed_on_though_the_upstream_then_falls_sil
         await heard.until(lambda: heard.names.count("content_block_delta") > 20, timeout_s=1)
         heard.hang_up()
         await books(stage, stage.alice)
+
+
+async def test_a_client_gone_before_anything_was_sent_gets_nothing_sent_and_pays_nothing(stage: Stage) -> None:
+    store = trouble(stage)
+    store.held_up = (Admit,)
+    store.open.clear()
+    asking = asyncio.create_task(stage.ask(stage.alice))
+    await store.reached.wait()
+    await stage.client.close()
+    await asyncio.sleep(0.1)
+    store.open.set()
+    await asyncio.wait([asking])
+
+    async def ended() -> bool:
+        return bool(await usage_rows(stage, stage.alice))
+
+    await eventually(ended)
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "client_gone", 0)
+    assert not stage.simulator.requests

@@ -145,3 +145,11 @@ async def test_a_retry_after_beyond_a_minute_is_marked_as_not_worth_an_automatic
     assert answer.status == 429
     assert int(answer.header(b"retry-after") or b"0") > 200
     assert answer.header(b"x-should-retry") == b"false"
+
+
+async def test_counts_made_for_a_customer_whose_balance_is_short_are_limited_like_its_own(tmp_path: Path) -> None:
+    async with open_stage(tmp_path, limits="count_tokens_per_minute = 3") as stage:
+        poor = await stage.person("poor@example.com", 0.0001)
+        assert {(await stage.ask(poor, max_tokens=60_000))[0] for _ in range(9)} == {402}
+        assert len(stage.simulator.requests) == 3
+        assert (await stage.post(poor, message(), path="/v1/messages/count_tokens")).status == 429

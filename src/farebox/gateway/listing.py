@@ -8,11 +8,11 @@ import msgspec
 
 from farebox.accounts.keyring import Caller, KeyRing
 from farebox.billing.pricing import Catalogue, Model, Rates
-from farebox.billing.ratelimit import spend, wait_ns
 from farebox.clock import Clock
 from farebox.errors import InvalidRequest, NotFound, RateLimited, Refusal
 from farebox.gateway.answers import JSON
 from farebox.gateway.ask import read_request
+from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits
@@ -26,7 +26,7 @@ from farebox.upstreams.pool import Pool, Tries
 Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 
 _ANSWER_BYTES: Final = 2**20
-_BUCKETS: Final = 50_000
+_LONGEST_NUMBER: Final = 4
 
 
 class Listing:
@@ -39,6 +39,7 @@ class Listing:
         pool: Pool,
         catalogue: Catalogue,
         levels: Levels,
+        counts: CountLimit,
         limits: CallLimits,
         clock: Clock,
     ) -> None:
@@ -48,7 +49,7 @@ class Listing:
         self._levels = levels
         self._limits = limits
         self._clock = clock
-        self._counting: dict[int, int] = {}
+        self._counts = counts
 
     async def models(self, exchange: Exchange, request_id: bytes) -> None:
         """List the models that are sold, a page at a time, in the shape of the API plus prices."""
@@ -102,7 +103,11 @@ class Listing:
         exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(_describe(model)))
 
     async def _count_tokens(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
-        self._take_count(caller.account_id)
+        if wait_s := self._counts.take(caller.account_id):
+            raise RateLimited(
+                f"count_tokens is limited to {self._counts.per_minute} a minute; try again in {wait_s} s",
+                retry_after_s=wait_s,
+            )
         body = await exchange.read_body(self._limits.body_bytes)
         asked = read_request(body)
         model = self._catalogue.find(asked.model)
@@ -130,21 +135,6 @@ class Listing:
         headers = client_headers(answer.headers) + self._headers(caller, request_id)[1:]
         exchange.respond(answer.status, headers, data)
 
-    def _take_count(self, account_id: int) -> None:
-        now_ns = self._clock() * 1000
-        full_at = max(now_ns, self._counting.get(account_id, 0))
-        per_minute = self._limits.count_tokens_per_minute
-        wait = wait_ns(full_at, now_ns, 1, per_minute)
-        if wait:
-            wait_s = -(-wait // 1_000_000_000)
-            raise RateLimited(
-                f"count_tokens is limited to {per_minute} a minute; try again in {wait_s} s",
-                retry_after_s=wait_s,
-            )
-        if len(self._counting) >= _BUCKETS:
-            self._counting = {account: state for account, state in self._counting.items() if state > now_ns}
-        self._counting[account_id] = spend(full_at, 1, per_minute)
-
     def _headers(self, caller: Caller, request_id: bytes) -> Headers:
         return [
             JSON,
@@ -155,7 +145,7 @@ class Listing:
 
 def _limit(query: dict[str, list[str]]) -> int:
     text = query.get("limit", ["20"])[0]
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+    if not text.isdecimal() or len(text) > _LONGEST_NUMBER or not 1 <= int(text) <= 1000:
         raise InvalidRequest(f"limit must be 1…1000, got {text[:20]!r}")
     return int(text)
 

@@ -29,6 +29,7 @@ from farebox.errors import (
 from farebox.gateway.answers import limit_headers
 from farebox.gateway.ask import read_request, with_max_tokens
 from farebox.gateway.call import Call, Outcome
+from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of, demand_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
@@ -59,6 +60,7 @@ class Messages:
         streams: Streams,
         settler: Settler,
         levels: Levels,
+        counts: CountLimit,
         catalogue: Catalogue,
         features: Features,
         limits: CallLimits,
@@ -71,6 +73,7 @@ class Messages:
         self._streams = streams
         self._settler = settler
         self._levels = levels
+        self._counts = counts
         self.catalogue = catalogue
         self._features = features
         self._limits = limits
@@ -163,6 +166,8 @@ class Messages:
 
     async def _count_tokens(self, call: Call) -> int | None:
         """Ask the upstream, which counts for free, when the bound by bytes is more than the balance."""
+        if self._counts.take(call.caller.account_id):
+            return None
         try:
             answer = await self._pool.send(
                 Tries(),
@@ -233,8 +238,9 @@ class Messages:
         self._calls.add(call)
         try:
             if call.exchange.gone:
-                self._hung_up(call)
-            outcome, last = await self._send_and_relay(call)
+                outcome = Outcome.CLIENT_GONE  # before a byte of it went upstream: nobody wants the answer any more
+            else:
+                outcome, last = await self._send_and_relay(call)
         except Refusal as error:
             outcome, refusal = Outcome.UPSTREAM_BROKE, error
         except asyncio.CancelledError:
