@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sqlite3
 from pathlib import Path
 
@@ -318,3 +319,21 @@ async def test_a_client_gone_before_anything_was_sent_gets_nothing_sent_and_pays
     row = await books(stage, stage.alice)
     assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "client_gone", 0)
     assert not stage.simulator.requests
+
+
+async def test_a_client_that_reads_so_slowly_that_the_time_is_up_pays_for_what_came(tmp_path: Path) -> None:
+    """Else a stream read slowly up to the longest time a call may take would be free."""
+    async with open_stage(tmp_path, limits="call_s = 2") as stage:
+        small = socket.socket()
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.connect(("127.0.0.1", stage.gateway.port))
+        reader, writer = await asyncio.open_connection(sock=small, limit=2**10)
+        body = json.dumps(message("[[sim tokens=64000]]", stream=True, max_tokens=64_000)).encode()
+        head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: {stage.alice.key}\r\ncontent-length: {len(body)}"
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        row = await books(stage, stage.alice)
+        assert (row["kind"], row["outcome"]) == ("estimated", "client_gone")
+        assert row["charged_nanos"] == nanos(exact(input=row["input_tokens"], output=row["output_tokens"])) > 0
+        assert row["output_tokens"] > 1000
+        writer.close()

@@ -70,6 +70,8 @@ class Call:
         self.message_id: str | None = None
         self.stop_reason: str | None = None
         self.hung_up = False
+        self.held_up_s = 0.0
+        """How long its stream stood still because the client did not read."""
         self.expired = False
         """Its time was up: the drain after a hang-up, or the longest a call may take."""
         self.task: asyncio.Task[None] | None = None

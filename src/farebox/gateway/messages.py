@@ -42,6 +42,8 @@ from farebox.money import format_usd
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
+_CLIENTS_SHARE: Final = 0.1
+"""A stream that stood still for its client for more than this share of the longest time ran out of it for that."""
 _TOKENS_PER_BYTE: Final = 4
 """A first guess for the token bucket, corrected once the upstream has counted."""
 _COUNT_MARGIN_PERMILLE: Final = 1_050
@@ -246,10 +248,7 @@ class Messages:
         except asyncio.CancelledError:
             if not call.expired:
                 raise
-            outcome = Outcome.CLIENT_GONE
-            if not call.hung_up:
-                outcome = Outcome.UPSTREAM_BROKE
-                refusal = Unavailable(f"the call took longer than {self._limits.call_s:g} s and was ended")
+            outcome, refusal = self._out_of_time(call)
         finally:
             call.task = call.exchange.on_gone = None
             self._calls.discard(call)
@@ -267,6 +266,15 @@ class Messages:
         oldest = now - self._limits.call_s
         for call in [call for call in self._calls if call.started_at < oldest]:
             call.expire()
+
+    def _out_of_time(self, call: Call) -> tuple[Outcome, Refusal | None]:
+        """Tell who broke a call that was ended for its time: else reading slowly would make every long stream free."""
+        if call.hung_up:
+            return Outcome.CLIENT_GONE, None
+        words = f"the call took longer than {self._limits.call_s:g} s and was ended"
+        if call.held_up_s < self._limits.call_s * _CLIENTS_SHARE:
+            return Outcome.UPSTREAM_BROKE, Unavailable(f"{words}; nothing was charged")
+        return Outcome.CLIENT_GONE, Unavailable(f"{words}, since its client read too slowly; what came is charged")
 
     def _hung_up(self, call: Call) -> None:
         """Read on without the client, for as long as a drain may take."""

@@ -21,9 +21,9 @@ class Relay:
     """Between one upstream answer and one client. `tick` must be called about once a second."""
 
     __slots__ = (
-        "_answer", "_exchange", "_keep_alive_s", "_loop", "_sent_at", "_stall_s", "_ticked_bytes",
-        "_uncovered", "_unsent", "_waiter", "ask_at", "covered_tokens", "delivered_bytes", "ended", "failure",
-        "first_byte_at", "hidden_rate", "hidden_tokens", "hung_up_at", "meter",
+        "_answer", "_exchange", "_held_up_at", "_held_up_s", "_keep_alive_s", "_loop", "_sent_at", "_stall_s",
+        "_ticked_bytes", "_uncovered", "_unsent", "_waiter", "ask_at", "covered_tokens", "delivered_bytes", "ended",
+        "failure", "first_byte_at", "hidden_rate", "hidden_tokens", "hung_up_at", "meter",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,8 @@ class Relay:
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
+        self._held_up_at: float | None = None
+        self._held_up_s = 0.0
         self._ticked_bytes = 0
         self._unsent: list[bytes] = []
         self._uncovered: list[bytes] = []
@@ -129,6 +131,11 @@ class Relay:
             self._answer.resume()
         self.wake()
 
+    def held_up_s(self) -> float:
+        """How long, in all, the upstream had to wait for a client that did not read."""
+        waiting = 0.0 if self._held_up_at is None else self._loop.time() - self._held_up_at
+        return self._held_up_s + waiting
+
     def cut(self) -> None:
         """Stop the upstream: nothing more of its answer is wanted."""
         self._answer.abandon()
@@ -180,6 +187,7 @@ class Relay:
         self.wake()
 
     def _resumed(self) -> None:
+        self._held_up_s, self._held_up_at = self.held_up_s(), None
         if not self._uncovered:
             self._answer.resume()
 
@@ -196,3 +204,5 @@ class Relay:
         self._exchange.write(data)
         if self._exchange.backed_up:
             self._answer.pause()
+            if self._held_up_at is None:
+                self._held_up_at = self._loop.time()

@@ -188,6 +188,7 @@ class Streams:
         call.message_id = meter.message_id
         call.stop_reason = meter.stop_reason
         call.first_byte_at = relay.first_byte_at
+        call.held_up_s = relay.held_up_s()
 
     def _last_events(self, call: Call, relay: Relay, outcome: Outcome) -> bytes:
         if outcome is Outcome.FINISHED:
