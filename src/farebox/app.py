@@ -44,11 +44,11 @@ _END_S: Final = 5.0
 async def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT, then let calls in flight end. Answers the exit code."""
     gateway = await start_gateway(config)
-    _calm_collector()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    _calm_collector()
     await stopping.wait()
     await gateway.stop()
     return 0
