@@ -18,6 +18,7 @@ from farebox.books.prices import pin_prices
 from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
+from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
@@ -112,6 +113,7 @@ class Gateway:
         top_up_words = f"top up at {config.public_url}/dashboard"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
         levels = Levels(config.plans)
+        bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)
         counts = CountLimit(config.limits.count_tokens_per_minute, self.clock)
         messages = Messages(
             keys=keys,
@@ -121,6 +123,7 @@ class Gateway:
             settler=settler,
             levels=levels,
             counts=counts,
+            bodies=bodies,
             catalogue=catalogue,
             features=config.features,
             limits=config.limits,
@@ -133,6 +136,7 @@ class Gateway:
             catalogue=catalogue,
             levels=levels,
             counts=counts,
+            bodies=bodies,
             limits=config.limits,
             clock=self.clock,
         )

@@ -5,9 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from farebox.accounts.keys import create_key
 from farebox.http.client import Answer
-from tests.gateway.play import books, envelope, listen, message
+from tests.gateway.play import books, envelope, eventually, listen, message
 from tests.stage import Person, Stage, open_stage
 
 
@@ -153,3 +155,38 @@ async def test_counts_made_for_a_customer_whose_balance_is_short_are_limited_lik
         assert {(await stage.ask(poor, max_tokens=60_000))[0] for _ in range(9)} == {402}
         assert len(stage.simulator.requests) == 3
         assert (await stage.post(poor, message(), path="/v1/messages/count_tokens")).status == 429
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("length", ["content-length: 3000000", "transfer-encoding: chunked"])
+async def test_bodies_that_never_end_take_no_more_memory_than_there_is_room_for(
+    tmp_path: Path, path: str, length: str
+) -> None:
+    """A customer without a cent could else fill the memory with a hundred connections."""
+    limits = "body_bytes = 4_000_000\nbodies_bytes = 20_000_000"
+    async with open_stage(tmp_path, limits=limits) as stage:
+        people = [stage.bob, stage.alice, *[await stage.person(f"{n}@example.com", 1) for n in range(5)]]
+        opened, told = [], []
+        for person in people:
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", stage.gateway.port)
+                head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {person.key}\r\n{length}\r\n\r\n"
+                writer.write(head.encode())
+                opened.append((reader, writer))
+        await asyncio.sleep(0.3)
+        for reader, writer in opened:
+            try:
+                async with asyncio.timeout(0.05):
+                    told.append((await reader.readline()).split()[1])
+            except TimeoutError:
+                told.append(b"waits")
+            writer.close()
+        most = 5 if "chunked" in length else 6
+        assert told.count(b"waits") == most
+        assert told[:2] == [b"waits", b"429"]
+        assert set(told) == {b"waits", b"429", b"529"}
+
+        async def there_is_room_again() -> bool:
+            return (await stage.ask(stage.alice))[0] == 200
+
+        await eventually(there_is_room_again)

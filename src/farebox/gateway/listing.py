@@ -12,6 +12,7 @@ from farebox.clock import Clock
 from farebox.errors import InvalidRequest, NotFound, RateLimited, Refusal
 from farebox.gateway.answers import JSON
 from farebox.gateway.ask import read_request
+from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
@@ -40,6 +41,7 @@ class Listing:
         catalogue: Catalogue,
         levels: Levels,
         counts: CountLimit,
+        bodies: Bodies,
         limits: CallLimits,
         clock: Clock,
     ) -> None:
@@ -50,6 +52,7 @@ class Listing:
         self._limits = limits
         self._clock = clock
         self._counts = counts
+        self._bodies = bodies
 
     async def models(self, exchange: Exchange, request_id: bytes) -> None:
         """List the models that are sold, a page at a time, in the shape of the API plus prices."""
@@ -108,6 +111,13 @@ class Listing:
                 f"count_tokens is limited to {self._counts.per_minute} a minute; try again in {wait_s} s",
                 retry_after_s=wait_s,
             )
+        room = self._bodies.take(caller.account_id, exchange)
+        try:
+            await self._count(caller, exchange, request_id)
+        finally:
+            self._bodies.give_back(caller.account_id, room)
+
+    async def _count(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         body = await exchange.read_body(self._limits.body_bytes)
         asked = read_request(body)
         model = self._catalogue.find(asked.model)

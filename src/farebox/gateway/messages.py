@@ -28,6 +28,7 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import limit_headers
 from farebox.gateway.ask import read_request, with_max_tokens
+from farebox.gateway.bodies import Bodies
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of, demand_of
@@ -63,6 +64,7 @@ class Messages:
         settler: Settler,
         levels: Levels,
         counts: CountLimit,
+        bodies: Bodies,
         catalogue: Catalogue,
         features: Features,
         limits: CallLimits,
@@ -76,6 +78,7 @@ class Messages:
         self._settler = settler
         self._levels = levels
         self._counts = counts
+        self._bodies = bodies
         self.catalogue = catalogue
         self._features = features
         self._limits = limits
@@ -90,7 +93,9 @@ class Messages:
         started_at = loop.time()
         caller = await self._keys.authenticate(exchange.headers, self._clock())
         call = Call(exchange, request_id, caller, self.catalogue, started_at)
+        room = 0
         try:
+            room = self._bodies.take(caller.account_id, exchange)
             self._parse(call, await exchange.read_body(self._limits.body_bytes))
             if self.in_flight >= self._limits.concurrent_calls:
                 raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
@@ -103,6 +108,8 @@ class Messages:
         except Refusal as refusal:
             refusal.headers = self._levels.headers(caller, self._clock())
             raise
+        finally:
+            self._bodies.give_back(caller.account_id, room)
 
     # parse
 

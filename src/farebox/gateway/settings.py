@@ -51,6 +51,8 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
 
     body_bytes: Annotated[int, Meta(ge=1024, le=1024**3)] = 32 * 1024**2
     """The largest request body; larger ones get 413."""
+    bodies_bytes: Annotated[int, Meta(ge=1024)] = 1024**3
+    """Request bodies of all calls under way together; more get 529. An account has a quarter of it, beyond that 429."""
     concurrent_calls: Count = 2000
     """Calls in flight over all accounts; more get 529. Each account also has its plan's limit."""
     drain_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
