@@ -74,12 +74,8 @@ def read_origin(url: str) -> Origin:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError(f"a base URL is https://host[:port][/path], got {url!r}")
-    return Origin(
-        parts.scheme,
-        parts.hostname,
-        parts.port or (443 if parts.scheme == "https" else 80),
-        parts.path.rstrip("/"),
-    )
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
 
 
 class Sink(Protocol):
@@ -96,17 +92,8 @@ class Answer:
     """A response whose head has arrived. Its body waits, bounded, until a sink is attached or it is read."""
 
     __slots__ = (
-        "_connection",
-        "_early",
-        "_ended",
-        "_error",
-        "_paused",
-        "_sink",
-        "_size",
-        "headers",
-        "stall_s",
-        "status",
-    )
+        "_connection", "_early", "_ended", "_error", "_paused", "_sink", "_size", "headers", "stall_s", "status",
+    )  # fmt: skip
 
     def __init__(self, connection: "ClientConnection", status: int, headers: Headers) -> None:
         self._connection: ClientConnection | None = connection
@@ -254,7 +241,8 @@ class HttpClient:
         self._tls = (tls or ssl.create_default_context()) if origin.scheme == "https" else None
         self._idle: list[ClientConnection] = []
         self._all: set[ClientConnection] = set()
-        self._slots = asyncio.Semaphore(connections)
+        self._free = asyncio.Semaphore(connections)
+        """One for each exchange that may run. A connection is opened only when none idles, so no more of them exist."""
 
     async def request(
         self,
@@ -293,18 +281,30 @@ class HttpClient:
         await asyncio.sleep(0)
 
     async def _acquire(self) -> tuple["ClientConnection", bool]:
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - self._idle_s
+        """Give a connection, and whether it is fresh. It counts as busy until `release` or `forget`."""
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(self._connect_s):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise ConnectFailed(f"no free connection to {self.origin.host} within {self._connect_s:g} s") from None
+        else:
+            await self._free.acquire()  # at once
+        oldest = asyncio.get_running_loop().time() - self._idle_s
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and connection.heard_at > oldest:
+                connection.busy = True
                 return connection, False
             connection.abort()
         try:
-            async with asyncio.timeout(self._connect_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise ConnectFailed(f"no free connection to {self.origin.host} within {self._connect_s:g} s") from None
+            return await self._open(), True
+        except BaseException:
+            self._free.release()
+            raise
+
+    async def _open(self) -> "ClientConnection":
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
@@ -314,23 +314,28 @@ class HttpClient:
                     ssl=self._tls,
                     server_hostname=self.origin.host if self._tls else None,
                 )
-        except BaseException as error:
-            self._slots.release()
-            if isinstance(error, OSError | TimeoutError | ssl.SSLError):
-                raise ConnectFailed(
-                    f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}"
-                ) from error
-            raise
+        except OSError as error:  # a refused certificate and a timeout are ones too
+            raise ConnectFailed(
+                f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}"
+            ) from error
+        if not connection.usable:
+            raise ConnectFailed(f"{self.origin.host}:{self.origin.port} closes connections at once")
+        connection.busy = True
         self._all.add(connection)
-        return connection, True
+        return connection
 
     def release(self, connection: "ClientConnection") -> None:
+        """Keep a connection whose exchange has ended."""
+        connection.busy = False
+        self._free.release()
         self._idle.append(connection)
 
     def forget(self, connection: "ClientConnection") -> None:
-        if connection in self._all:
-            self._all.discard(connection)
-            self._slots.release()
+        """Drop a connection that is lost."""
+        self._all.discard(connection)
+        if connection.busy:
+            connection.busy = False
+            self._free.release()
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
 
@@ -340,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answer", "_bare", "_client", "_headers", "_loop", "_parser", "_read_to_end", "_size", "_transport", "_waiter",
-        "heard_at",
+        "busy", "heard_at",
     )  # fmt: skip
 
     def __init__(self, client: HttpClient, loop: asyncio.AbstractEventLoop) -> None:
@@ -354,6 +359,8 @@ class ClientConnection(asyncio.Protocol):
         self._size = 0
         self._bare = False
         self._read_to_end = False
+        self.busy = False
+        """Whether an exchange has it."""
         self.heard_at = loop.time()
 
     @property
@@ -416,7 +423,7 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(BadAnswer(f"the upstream's answer is not valid HTTP/1.1: {error}"))
         else:
-            if self._answer is None and self._size > _HEADER_BYTES:
+            if self._size > _HEADER_BYTES:  # without a byte of body: head or trailers
                 self._fail(BadAnswer("the upstream's headers are too large"))
 
     def eof_received(self) -> bool:
@@ -458,6 +465,7 @@ class ClientConnection(asyncio.Protocol):
             self.abort()  # llhttp would wait for the body that a HEAD answer only announces
 
     def on_body(self, data: bytes) -> None:
+        self._size = 0
         if self._answer is not None:
             self._answer._data(data)  # noqa: SLF001
 
