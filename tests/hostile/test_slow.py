@@ -5,6 +5,7 @@ The limits are those of conftest.py, under a second; the server looks once a sec
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,27 @@ async def test_more_connections_than_allowed_are_closed_at_once(tmp_path: Path) 
         lines[0].writer.transport.abort()
         await asyncio.sleep(0.1)
         assert (await exchange(stage.gateway.port, list_models(stage), "GET")).status == 200
+
+
+async def test_a_client_that_never_reads_the_last_of_a_closing_connection_is_cut(shared: Stage) -> None:
+    """Else its connection would count for ever, and ten thousand of them would shut the doors."""
+    server = shared.gateway._server
+    assert server is not None
+    others = set(server.connections)
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    small.connect(("127.0.0.1", shared.gateway.port))
+    async with asyncio.timeout(LATE_S):
+        while not (fresh := set(server.connections) - others):  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+        transport = fresh.pop()._transport
+        assert transport is not None
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        head = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-api-key: {shared.alice.key}\r\n"
+        small.sendall(f"{head}\r\n{head}connection: close\r\n\r\n".encode())
+        while not transport.is_closing():  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+        assert transport.get_write_buffer_size() > 0
+        while set(server.connections) - others:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+    small.close()

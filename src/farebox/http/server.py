@@ -195,7 +195,8 @@ class ServerConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._stalled_since = None
+        closing = self._transport is not None and self._transport.is_closing()
+        self._stalled_since = self._loop.time() if closing else None
         if self._current is not None and self._current.on_resumed is not None:
             self._current.on_resumed()
 
@@ -343,8 +344,11 @@ class ServerConnection(asyncio.Protocol):
             self.close_soon()
 
     def close_soon(self) -> None:
+        """Close once what was written has been read; the sweep cuts a client that does not read it."""
         if self._transport is not None:
             self._transport.close()
+            if self._stalled_since is None:
+                self._stalled_since = self._loop.time()
 
     def close_if_idle(self) -> None:
         if self._current is None and not self._queue:
