@@ -349,3 +349,18 @@ async def test_a_retry_after_that_is_no_time_is_as_if_it_had_not_been_sent(tmp_p
         answer = await stage.post(stage.alice, message())
         assert (answer.status, answer.header(b"retry-after")) == (502, b"2")
         assert len(theirs.heard) == 3
+
+
+@pytest.mark.parametrize("knobs", ["html", "cut_after=0", "tokens=60; cut_after=8; events_per_chunk=1", "truncate=4"])
+async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(tmp_path: Path, knobs: str) -> None:
+    sick = Simulator(speed=0, knobs=knobs)
+    await sick.listen()
+    try:
+        upstreams = upstream("sick", sick.port, weight="1000") + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
+        async with open_stage(tmp_path, upstreams=upstreams) as stage:
+            for _ in range(8):
+                await (await listen(stage, stage.alice)).end()
+            assert len(sick.requests) == 5
+            assert len(stage.simulator.requests) >= 3
+    finally:
+        await sick.close()

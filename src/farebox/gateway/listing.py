@@ -138,6 +138,7 @@ class Listing:
             )
             try:
                 data = await answer.read(_ANSWER_BYTES)
+                self._pool.note_success(tries)
                 break
             except UpstreamError as error:
                 self._pool.note_failure(tries, error)

@@ -177,9 +177,10 @@ class Messages:
         """Ask the upstream, which counts for free, when the bound by bytes is more than the balance."""
         if self._counts.take(call.caller.account_id):
             return None
+        tries = Tries()
         try:
             answer = await self._pool.send(
-                Tries(),
+                tries,
                 "POST",
                 "/v1/messages/count_tokens",
                 upstream_headers(call.exchange.headers),
@@ -188,6 +189,7 @@ class Messages:
                 conversation=call.conversation,
             )
             counted = msgspec.json.decode(await answer.read(2**16)).get("input_tokens")
+            self._pool.note_success(tries)
         except (UpstreamError, Refusal, msgspec.DecodeError, AttributeError):
             return None
         return (
@@ -315,14 +317,22 @@ class Messages:
                     return Outcome.REFUSED_UPSTREAM, await answer.read(_ANSWER_BYTES)
                 content_type = (answer.header(b"content-type") or b"").lower()
                 if content_type.startswith(b"text/event-stream"):
-                    return await self._streams.relay(call, answer, self._answer_headers(call, answer))
-                if content_type.startswith(b"application/json"):
-                    return await self._whole(call, answer)
-                raise BadAnswer(f"the upstream answered {answer.status} with {content_type[:60].decode('latin-1')!r}")
+                    outcome, last = await self._streams.relay(call, answer, self._answer_headers(call, answer))
+                elif content_type.startswith(b"application/json"):
+                    outcome, last = await self._whole(call, answer)
+                else:
+                    kind = content_type[:60].decode("latin-1")
+                    raise BadAnswer(f"the upstream answered {answer.status} with {kind!r}")
             except UpstreamError as error:  # nothing has reached the client: another try may
                 answer.abandon()
                 self._pool.note_failure(call.tries, error)
                 await self._pool.prepare_retry(call.tries)
+                continue
+            if outcome is Outcome.FINISHED:
+                self._pool.note_success(call.tries)
+            elif outcome is Outcome.UPSTREAM_BROKE:
+                self._pool.note_failure(call.tries, BadAnswer("the stream broke"))
+            return outcome, last
 
     async def _whole(self, call: Call, answer: Answer) -> tuple[Outcome, bytes]:
         """Take in an answer that is one JSON body."""

@@ -19,9 +19,11 @@ from farebox.upstreams.settings import UpstreamSettings
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _OPERATORS_OWN: Final = frozenset({401, 402, 403})
 _ERROR_BODY_BYTES: Final = 2**20
-_OPEN_AFTER: Final = 5
-_OPEN_S: Final = 10.0
-_LONGEST_OPEN_S: Final = 120.0
+_RESTS_AFTER: Final = 5
+_REST_S: Final = 10.0
+_LONGEST_REST_S: Final = 120.0
+_PROBE_S: Final = 10.0
+"""A probe that has not ended by then lets another one go."""
 _LONGEST_WAIT_S: Final = 8.0
 _LONGEST_RETRY_AFTER_S: Final = 10.0**9
 
@@ -49,23 +51,36 @@ class Upstream:
         self.calls = 0
         self.failures = 0
         self.failures_in_a_row = 0
-        self.closed_until = 0.0
+        self.rests = 0
+        self.rests_until = 0.0
+        self.probed_until = 0.0
 
     def is_healthy(self, now: float) -> bool:
         """Whether calls go here. After a run of failures it rests, then one call at a time finds out."""
-        return now >= self.closed_until
+        return now >= self.rests_until and now >= self.probed_until
+
+    def takes(self, now: float) -> None:
+        """Take note of a call that goes here. The first after a rest is the probe that the others wait for."""
+        self.calls += 1
+        if self.rests and self.is_healthy(now):
+            self.probed_until = now + _PROBE_S
 
     def succeeded(self) -> None:
-        self.failures_in_a_row = 0
-        self.closed_until = 0.0
+        """Take note of a whole answer: whatever was before, it is well."""
+        self.failures_in_a_row = self.rests = 0
+        self.rests_until = self.probed_until = 0.0
 
     def failed(self, now: float) -> None:
-        """Count a failure that is the upstream's own; after five in a row it rests, each time longer."""
+        """Count a failure that is the upstream's own; after five in a row it rests, after each probe that fails longer.
+
+        Calls sent before it rested may fail while it does: those say nothing new.
+        """
         self.failures += 1
         self.failures_in_a_row += 1
-        if self.failures_in_a_row >= _OPEN_AFTER:
-            times = self.failures_in_a_row - _OPEN_AFTER + 1
-            self.closed_until = now + min(_OPEN_S * times, _LONGEST_OPEN_S)
+        if now >= self.rests_until and (self.rests or self.failures_in_a_row >= _RESTS_AFTER):
+            self.rests += 1
+            self.rests_until = now + min(_REST_S * self.rests, _LONGEST_REST_S)
+            self.probed_until = 0.0
 
 
 class RetryBudget:
@@ -134,6 +149,8 @@ class Pool:
     ) -> Answer:
         """Send a request until an upstream answers it, in success or with an error that is the client's to see.
 
+        How the answer ends is for the caller to note, by `note_success` or `note_failure`.
+
         Raises UpstreamFailed or Overloaded when no try is left. `tries` carries on from call to call, so that an answer
         that breaks before its first byte was passed on can be tried again by calling this again.
         """
@@ -146,7 +163,7 @@ class Pool:
                 raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
             tries.count += 1
             tries.upstream = upstream
-            upstream.calls += 1
+            upstream.takes(asyncio.get_running_loop().time())
             try:
                 answer = await upstream.client.request(
                     method,
@@ -163,10 +180,16 @@ class Pool:
                     and answer.status not in _OPERATORS_OWN
                     and not 300 <= answer.status < 400
                 ):
-                    upstream.succeeded()
+                    if answer.status >= 400:  # of others the end will tell
+                        upstream.succeeded()
                     return answer
                 await self._note_status(tries, answer)
             await self.prepare_retry(tries)
+
+    def note_success(self, tries: Tries) -> None:
+        """Remember that the try's upstream gave a whole, usable answer: its head alone proves little."""
+        assert tries.upstream is not None
+        tries.upstream.succeeded()
 
     def note_failure(self, tries: Tries, error: UpstreamError) -> None:
         """Remember that the try's upstream broke it."""
