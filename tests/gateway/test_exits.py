@@ -337,3 +337,18 @@ async def test_a_client_that_reads_so_slowly_that_the_time_is_up_pays_for_what_c
         assert row["charged_nanos"] == nanos(exact(input=row["input_tokens"], output=row["output_tokens"])) > 0
         assert row["output_tokens"] > 1000
         writer.close()
+
+
+async def test_a_prompt_longer_than_the_context_its_model_is_sold_with_is_held_for_in_full(stage: Stage) -> None:
+    """The upstream may take and bill a million tokens of a model that is sold with 200,000."""
+    poor = await stage.person("poor@example.com", 0.35, "enterprise")
+    assert (await stage.ask(poor, "word " * 640_000, max_tokens=100))[0] == 402
+    assert not await usage_rows(stage, poor)
+
+
+async def test_a_small_pdf_may_have_many_pages_so_they_are_counted_when_the_balance_is_small(stage: Stage) -> None:
+    poor = await stage.person("poor@example.com", 0.1)
+    pdf = {"type": "base64", "media_type": "application/pdf", "data": "A" * 6000}
+    said = [{"role": "user", "content": [{"type": "document", "source": pdf}]}]
+    assert (await stage.ask(poor, messages=said, max_tokens=100))[0] == 200
+    assert len(stage.simulator.requests) == 2  # the count, and the call

@@ -145,7 +145,7 @@ def test_the_figures_that_customers_are_told_are_those_in_force() -> None:
     text = " ".join((DOCS / "billing.md").read_text().replace("*", "").split())
     for words in (
         f"Pictures count as {bound.IMAGE_TOKENS:,} tokens each",
-        f"a PDF as {bound.PAGE_TOKENS:,} for each {bound.PAGE_BYTES:,} bytes",
+        f"a PDF, or a document by URL, as a whole context window of {bound.CONTEXT_TOKENS:,}",
         f"Tools add {bound.SERVER_PROMPT_TOKENS:,}, a built-in tool {bound.TOOLSET_TOKENS:,} more",
         f"a slice of {limits.slice_tokens:,} tokens",
         f"at least {limits.slice_tokens // 8}.",

@@ -13,10 +13,8 @@ from farebox.billing.pricing import PPM, Model
 
 IMAGE_TOKENS: Final = 4_784
 """The most one picture counts for (long side 2,576 px at 28 px a patch)."""
-PAGE_TOKENS: Final = 7_000
-"""The most one page of a PDF counts for: its picture and its text."""
-PAGE_BYTES: Final = 1_500
-"""No PDF page takes fewer bytes of base64 than this, page tree and content stream included."""
+CONTEXT_TOKENS: Final = 1_000_000
+"""The largest context window there is. A model sold with a smaller one may be given more, and billed for it."""
 SERVER_PROMPT_TOKENS: Final = 1_000
 """What the server adds for tools and structured output; published up to 804, unknown for the newest models."""
 TOOLSET_TOKENS: Final = 8_000

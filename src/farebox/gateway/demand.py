@@ -9,9 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from farebox.billing.bound import (
+    CONTEXT_TOKENS,
     IMAGE_TOKENS,
-    PAGE_BYTES,
-    PAGE_TOKENS,
     SERVER_PROMPT_TOKENS,
     TOOLSET_TOKENS,
     Demand,
@@ -30,7 +29,6 @@ _MOST_LEVELS: Final = 3
 
 class Source(msgspec.Struct):
     type: str = ""
-    media_type: str = ""
     data: msgspec.Raw = msgspec.Raw()
     content: msgspec.Raw = msgspec.Raw()
 
@@ -117,8 +115,9 @@ def demand_of(
     if "cache_control" in asked.fields:
         _note_cache(asked.fields["cache_control"], weights)
     prompt = body_bytes - weights.embedded_bytes + weights.media_tokens + overhead
+    most = max(model.context_tokens, CONTEXT_TOKENS)
     return Demand(
-        prompt_tokens=model.context_tokens if weights.unbounded else min(prompt, model.context_tokens),
+        prompt_tokens=most if weights.unbounded else min(prompt, most),
         max_tokens=max_tokens,
         caches=weights.caches or weights.caches_long,
         caches_long=weights.caches_long,
@@ -184,8 +183,9 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
     if source.type == "base64":
         size = len(bytes(source.data))
         weights.embedded_bytes += size
-        pages = size // PAGE_BYTES + 1
-        weights.media_tokens += pages * PAGE_TOKENS if source.media_type == "application/pdf" else IMAGE_TOKENS
+        weights.media_tokens += IMAGE_TOKENS
+        if block.type != "image":
+            weights.unbounded = True  # a PDF: compressed, hundreds of pages fit into a few kilobytes
     elif source.type == "file":
         if not features.files:
             raise InvalidRequest("source.file_id: files of the upstream account are not offered here; send the content")
