@@ -44,15 +44,24 @@ _END_S: Final = 5.0
 
 async def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT, then let calls in flight end. Answers the exit code."""
-    gateway = await start_gateway(config)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    _calm_collector()
-    await stopping.wait()
-    await gateway.stop()
+    await run_until_told(await start_gateway(config))
     return 0
+
+
+async def run_until_told(gateway: "Gateway") -> None:
+    """Wait for SIGTERM or SIGINT, then stop the gateway; a second signal ends the calls that are still in flight."""
+    told = asyncio.Event()
+
+    def tell() -> None:
+        if told.is_set():
+            gateway.hurry()
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, tell)
+    _calm_collector()
+    await told.wait()
+    await gateway.stop()
 
 
 async def start_gateway(
@@ -90,7 +99,7 @@ class Gateway:
         self.store: SqliteStore | None = None
         self.ledger: Ledger | None = None
         self.pool: Pool | None = None
-        self.simulator: Simulator | None = None
+        self._simulators: list[Simulator] = []
         self._server: HttpServer | None = None
         self._metrics_server: HttpServer | None = None
         self._settler: Settler | None = None
@@ -137,6 +146,7 @@ class Gateway:
             levels=levels,
             counts=counts,
             bodies=bodies,
+            features=config.features,
             limits=config.limits,
             clock=self.clock,
         )
@@ -163,8 +173,8 @@ class Gateway:
                 await server.shut()
         if self.pool is not None:
             await self.pool.close()
-        if self.simulator is not None:
-            await self.simulator.close()
+        for simulator in self._simulators:
+            await simulator.close()
         if self.ledger is not None:
             await self.ledger.drained()
         if self.store is not None:
@@ -177,6 +187,11 @@ class Gateway:
             self._call_lines.flush()
         self._stopped.set()
         self.log.info("stopped")
+
+    def hurry(self) -> None:
+        """While it stops: wait no longer for calls in flight."""
+        if self._server is not None:
+            self._server.hurry()
 
     async def stopped(self) -> None:
         """Wait until the gateway has been stopped."""
@@ -213,6 +228,7 @@ class Gateway:
             ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
             ("farebox_ledger_commands", "Commands given to the ledger", lambda: ledger.commands),
             ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
+            ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: pool.retries),
             ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
         ]
 
@@ -230,10 +246,7 @@ class Gateway:
         upstreams = []
         for settings in self.config.upstreams:
             if settings.kind == "simulator" and not settings.base_url:
-                if simulator is None and self.simulator is None:
-                    self.simulator = Simulator()
-                    await self.simulator.listen()
-                port = (simulator or self.simulator).port  # type: ignore[union-attr]
+                port = simulator.port if simulator else await self._simulate(settings.speed)
                 settings = _at(settings, f"http://127.0.0.1:{port}")  # noqa: PLW2901
             try:
                 upstreams.append(Upstream(settings, connect_s=limits.connect_s, stall_s=limits.stall_s))
@@ -247,6 +260,12 @@ class Gateway:
             retry_after_max_s=limits.retry_after_max_s,
             first_byte_s=limits.first_byte_s,
         )
+
+    async def _simulate(self, speed: float | None) -> int:
+        """Start a simulator that remembers no request (promise 9). Answers its port."""
+        simulator = Simulator(speed=speed, keep=0)
+        self._simulators.append(simulator)
+        return await simulator.listen()
 
     async def _open_doors(self, messages: Messages, listing: Listing) -> None:
         config = self.config

@@ -114,6 +114,20 @@ def test_the_demo_uses_the_real_api_when_there_is_a_key_for_it(tmp_path: Path) -
     assert "real" not in (tmp_path / "d" / "farebox.toml").read_text().replace("real API", "")
 
 
+def test_the_demo_answers_at_the_pace_it_is_told(tmp_path: Path) -> None:
+    """1,000 tokens take 17 s at the usual pace."""
+    with running("demo", "--port", "0", "--data", "d", "--speed", "0", "--json", cwd=tmp_path) as (_, line):
+        shown = json.loads(line)
+        begun = time.monotonic()
+        said = [{"role": "user", "content": "[[sim tokens=1000]]"}]
+        status, message = post(shown["base_url"], shown["api_key"], HELLO | {"max_tokens": 2000, "messages": said})
+        assert (status, message["usage"]["output_tokens"]) == (200, 1000)
+        assert time.monotonic() - begun < 5
+    assert "speed = 0.0\n" in (tmp_path / "d" / "farebox.toml").read_text()
+    refused = attempt("demo", "--speed", "-1", cwd=tmp_path)
+    assert (refused.returncode, "speed" in refused.stderr) == (2, True)
+
+
 def test_a_key_of_our_own_in_the_environment_is_not_taken_for_a_real_one(tmp_path: Path) -> None:
     own = {"ANTHROPIC_API_KEY": "sk-cc-mine"}
     with running("demo", "--port", "0", "--data", "d", "--json", cwd=tmp_path, **own) as (_, line):

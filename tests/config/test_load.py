@@ -65,8 +65,9 @@ def test_the_example_documents_every_setting_there_is() -> None:
             assert f"\n{field} = " in sections[name], f"[{name}] {field}"
     for name, type_ in TABLE_LISTS.items():
         for field in type_.__struct_fields__:
-            if field not in {"sell", "fast_sell"}:  # explained beside discount, with which they cannot stand
+            if field not in {"sell", "fast_sell", "speed"}:  # explained beside what they cannot stand with
                 assert f"\n{field} = " in sections[name], f"[[{name}]] {field}"
+    assert "speed = " in sections["upstreams"]
     for field in (*PriceTable.__struct_fields__, *BandTable.__struct_fields__, "sell = {", "fast_sell"):
         assert field in sections["models"], field
 
@@ -124,6 +125,11 @@ CASES = {
     ),
     "two upstreams of one name": (UPSTREAM * 2, 'farebox.toml:5: upstreams[2].name is "a" a second time'),
     "model that is not sold": (UPSTREAM + 'models = ["claude-opus-4-7x"]', "did you mean claude-opus-4-7?"),
+    "negative speed": (UPSTREAM + "speed = -1", "speed is -1; it must be a number of at least 0"),
+    "speed of a server elsewhere": (
+        UPSTREAM + 'base_url = "http://127.0.0.1:9"\nspeed = 0',
+        "speed is for upstreams of kind",
+    ),
     "negative weight": (UPSTREAM + "weight = -1", "weight is -1; it must be a whole number from 0 to 1000"),
     "no models": ("models = []", "must be written [[models]], once for each of them, and at least once"),
     "plan in capitals": (

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from farebox.app import start_gateway
+from farebox.config import load_config
+from farebox.http.client import HttpClient, Origin
 from tests.gateway.play import Heard, books, listen, message, script, upstream
-from tests.stage import MODEL, Person, Stage, open_stage
+from tests.stage import MODEL, Person, Stage, config_text, open_stage
 
 CANARY = "canary-7f3a9c"
 
@@ -103,6 +106,21 @@ async def test_what_the_upstream_says_is_not_stored_either(tmp_path: Path) -> No
             assert [(await stage.ask(stage.alice))[0] for _ in range(4)] == [400, 200, 502, 502]
             await books(stage, stage.alice, calls=4)
             assert _found(tmp_path, stage, CANARY, "sk-ant-theirs") in ([], ["farebox.toml: sk-ant-theirs"])
+
+
+async def test_a_simulator_in_process_remembers_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "farebox.toml").write_text(config_text(tmp_path) + "speed = 0\n")
+    gateway = await start_gateway(load_config(tmp_path / "farebox.toml", {}))
+    try:
+        (simulator,) = gateway._simulators
+        client = HttpClient(Origin("http", "127.0.0.1", simulator.port, ""), connect_s=5, connections=1)
+        headers = [(b"anthropic-version", b"2023-06-01"), (b"content-type", b"application/json")]
+        body = json.dumps(message(CANARY)).encode()
+        assert (await client.request("POST", "/v1/messages", headers, body, first_byte_s=5)).status == 200
+        assert not simulator.requests
+        await client.close()
+    finally:
+        await gateway.stop()
 
 
 async def test_a_call_is_logged_with_its_figures_and_its_request_id(stage: Stage) -> None:

@@ -1,10 +1,8 @@
 """`farebox demo`: a whole gateway to try, with a customer, a key and an upstream, and the lines to paste."""
 
-import asyncio
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -48,9 +46,10 @@ class Demo(msgspec.Struct, frozen=True):
 @click.option(
     "--data", envvar="DATA", type=click.Path(path_type=Path), default=Path(".data"), help="Where all is kept."
 )
+@click.option("--speed", type=click.FloatRange(0), help="The simulator's output tokens a second; 0: all at once.")
 @common_options
 @pass_invocation
-def demo(invocation: Invocation, host: str, port: int, data: Path) -> int:
+def demo(invocation: Invocation, host: str, port: int, data: Path, speed: float | None) -> int:
     """Serve a gateway to try, ready to be called.
 
     It has a customer with $5.00 and a key, and prints the lines to paste.
@@ -60,13 +59,13 @@ def demo(invocation: Invocation, host: str, port: int, data: Path) -> int:
     """
     import uvloop
 
-    return uvloop.run(_serve(invocation, host, port, data.absolute()))
+    return uvloop.run(_serve(invocation, host, port, data.absolute(), speed))
 
 
-async def _serve(invocation: Invocation, host: str, port: int, data: Path) -> int:
-    from farebox.app import start_gateway
+async def _serve(invocation: Invocation, host: str, port: int, data: Path, speed: float | None) -> int:
+    from farebox.app import run_until_told, start_gateway
 
-    config = prepare(data, host, port)
+    config = prepare(data, host, port, speed)
     async with open_books(config, create=True) as store:
         account = await _ensure_account(store)
         key = await _ensure_key(store, account, config.keys.prefix, _kept_key(data / "demo.json"))
@@ -83,26 +82,22 @@ async def _serve(invocation: Invocation, host: str, port: int, data: Path) -> in
         print_json(msgspec.to_builtins(shown))
     else:
         click.echo(welcome(shown, account, data))
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await stopping.wait()
-    await gateway.stop()
+    await run_until_told(gateway)
     return 0
 
 
-def prepare(data: Path, host: str, port: int) -> Config:
+def prepare(data: Path, host: str, port: int, speed: float | None = None) -> Config:
     """Write the demo's configuration and read it, as `farebox serve` would."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0))
+        _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0, speed))
     except OSError as error:
         raise ConfigError(f"{data}: cannot be written to: {error.strerror}; name another place with --data") from error
     return load_config(data / "farebox.toml", os.environ)
 
 
-def _settings(host: str, port: int) -> str:
-    upstream = 'name = "simulator"\nkind = "simulator"\n'
+def _settings(host: str, port: int, speed: float | None) -> str:
+    upstream = 'name = "simulator"\nkind = "simulator"\n' + (f"speed = {speed}\n" if speed is not None else "")
     if _real_key():
         url = os.environ.get("ANTHROPIC_UPSTREAM_URL", "")
         base_url = f"base_url = {json.dumps(url)}\n" if url else ""

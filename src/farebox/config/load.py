@@ -227,6 +227,8 @@ def _check_upstream(
         reader.problem((*path, "name"), "is empty; it is what logs and metrics call this upstream")
     if upstream.kind == "anthropic" and "api_key" not in table:
         reader.problem((*path, "api_key"), 'is missing; it must be "env:NAME", "file:PATH" or the key itself')
+    if upstream.speed is not None and (upstream.kind != "simulator" or upstream.base_url):
+        reader.problem((*path, "speed"), 'is for upstreams of kind "simulator" without a base_url; leave it out')
     url = upstream.base_url or (_ANTHROPIC_URL if upstream.kind == "anthropic" else "")
     if url:
         parts = urlsplit(url)

@@ -59,6 +59,7 @@ class HttpServer:
         self.now = 0.0
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._grace: asyncio.Timeout | None = None
 
     async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Open the doors; answers the port, which is chosen by the system when 0 was asked for."""
@@ -72,17 +73,27 @@ class HttpServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self, grace_s: float) -> bool:
-        """Stop accepting, let running exchanges end for at most `grace_s`; answers whether all of them did."""
+        """Stop accepting, let running exchanges end for at most `grace_s`; answers whether all of them did.
+
+        `hurry` ends the waiting.
+        """
         self.closing = True
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
-        ended = True
-        if self.tasks:
-            _, running = await asyncio.wait(self.tasks, timeout=grace_s)
-            ended = not running
-        return ended
+        running = set(self.tasks)
+        if running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s) as self._grace:
+                    await asyncio.wait(running)
+        self._grace = None
+        return all(task.done() for task in running)
+
+    def hurry(self) -> None:
+        """Let `close` wait no longer."""
+        if self._grace is not None and not self._grace.expired():
+            self._grace.reschedule(0)
 
     async def shut(self) -> None:
         """Cut what is still open. After `close`, when the owners of running exchanges have ended them."""

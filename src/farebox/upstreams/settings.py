@@ -28,3 +28,5 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Overrides `limits.first_byte_s` for this upstream."""
     stall_s: Annotated[float, Meta(gt=0)] | None = None
     """Overrides `limits.stall_s` for this upstream."""
+    speed: Annotated[float, Meta(ge=0)] | None = None
+    """Output tokens a second of a simulator in this process; 0: as fast as possible."""
