@@ -198,9 +198,10 @@ class Gateway:
         await self._stopped.wait()
 
     def _watch(self, keys: KeyRing, messages: Messages, streams: Streams, ledger: Ledger) -> None:
-        store, settler = self.store, self._settler
+        store, settler, pool = self.store, self._settler, self.pool
         assert store is not None
         assert settler is not None
+        assert pool is not None
         loop = asyncio.get_running_loop()
 
         async def tick() -> None:
