@@ -75,7 +75,8 @@ async def test_whatever_happens_to_a_crowd_of_calls_the_books_stay_true(tmp_path
         refusals = {row[0] for row in await stage.rows("SELECT message_id FROM usage WHERE stop_reason = 'refusal'")}
         assert finished.keys() <= {message_id for message_id, _ in paid} | refusals
         assert stage.gateway.metrics.shortfall_nanos == 0
-        assert not [event for event in stage.events if event["level"] == "error" and event["event"] != "pricing_doubt"]
+        told = {event["event"] for event in stage.events if event["level"] == "error"}
+        assert told <= {"pricing_doubt", "upstream_refuses_operator"}  # both are among what the crowd asks for
 
 
 async def _check(stage: Stage, person: Person, had: int, finished: dict[str, int]) -> None:

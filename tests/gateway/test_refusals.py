@@ -240,3 +240,28 @@ async def test_a_failure_of_the_gateway_itself_is_a_500_that_says_nothing_of_its
     assert b"secret" not in body
     assert "secret" not in repr(stage.events)
     assert any(event["event"] == "call_failed" for event in stage.events)
+
+
+async def test_fast_mode_is_refused_where_it_has_no_price(stage: Stage) -> None:
+    status, body = await stage.ask(stage.alice, speed="fast")
+    assert (status, b"fast mode is not sold with" in body) == (400, True)
+    assert not stage.simulator.requests
+
+
+async def test_counting_tokens_does_not_reach_into_the_operators_account(stage: Stage) -> None:
+    source = {"type": "file", "file_id": "file_somebody_elses"}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
+    answer = await stage.post(stage.alice, body, path="/api/proxy/v1/messages/count_tokens")
+    assert (answer.status, b"file_id" in await answer.read(2**16)) == (400, True)
+    assert not stage.simulator.requests
+
+
+async def test_an_upstream_without_funds_is_the_operators_matter(stage: Stage) -> None:
+    """The API tells an empty account by a 400 of its own; a customer gets a 502, the operator an alert."""
+    stage.simulator.knobs = "error=400:billing_error"
+    status, body = await stage.ask(stage.alice)
+    assert status == 502
+    assert b"billing" not in body
+    assert b"operator" in body
+    assert any(event["event"] == "upstream_refuses_operator" for event in stage.events)
+    assert (await stage.balance(stage.alice))[1] == 0

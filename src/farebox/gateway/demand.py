@@ -88,10 +88,22 @@ class Weights:
 
 
 def demand_of(
-    asked: Asked, body_bytes: int, model: Model, features: Features, headers: Headers, max_tokens: int
+    asked: Asked,
+    body_bytes: int,
+    model: Model,
+    features: Features,
+    headers: Headers,
+    max_tokens: int,
+    *,
+    counting: bool = False,
 ) -> Demand:
-    """Bound what a request can cost. Raises InvalidRequest for what is refused, naming field and reason."""
+    """Bound what a request can cost. Raises InvalidRequest for what is refused, naming field and reason.
+
+    `counting` is for requests that only count tokens: they need no bound on the uses of a tool.
+    """
     _refuse_fields(asked, features, headers)
+    if asked.speed == "fast" and model.fast_rates is None:
+        raise InvalidRequest(f"speed: fast mode is not sold with {model.id}; leave it out")
     weights = Weights()
     tools: list[Tool] = []
     try:
@@ -111,7 +123,7 @@ def demand_of(
         raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
     overhead = SERVER_PROMPT_TOKENS if tools else 64
     for tool in tools:
-        overhead += _weigh_tool(tool, weights, features, model)
+        overhead += _weigh_tool(tool, weights, features, model, counting=counting)
     if "cache_control" in asked.fields:
         _note_cache(asked.fields["cache_control"], weights)
     prompt = body_bytes - weights.embedded_bytes + weights.media_tokens + overhead
@@ -201,7 +213,7 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
         _weigh(source.content, weights, features, depth + 1)
 
 
-def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) -> int:
+def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model, *, counting: bool) -> int:
     """Take note of a tool; answers the tokens the server adds for it."""
     if len(bytes(tool.cache_control)) > 4:
         _note_cache(tool.cache_control, weights)
@@ -212,7 +224,7 @@ def _weigh_tool(tool: Tool, weights: Weights, features: Features, model: Model) 
             raise InvalidRequest(
                 f"tools: {tool.type} is not offered here, since its cost cannot be bounded; leave it out"
             )
-    if tool.type.startswith("web_search_"):
+    if tool.type.startswith("web_search_") and not counting:
         if model.web_search is None:
             raise InvalidRequest(f"tools: {tool.type} is not sold with {model.id}; leave it out")
         if tool.max_uses is None or not 0 < tool.max_uses <= _MOST_SEARCHES:

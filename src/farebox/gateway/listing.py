@@ -14,9 +14,9 @@ from farebox.gateway.answers import JSON
 from farebox.gateway.ask import read_request
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
-from farebox.gateway.demand import conversation_of
+from farebox.gateway.demand import conversation_of, demand_of
 from farebox.gateway.levels import Levels
-from farebox.gateway.settings import CallLimits
+from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import UpstreamError
 from farebox.http.exchange import Exchange, Headers
@@ -42,6 +42,7 @@ class Listing:
         levels: Levels,
         counts: CountLimit,
         bodies: Bodies,
+        features: Features,
         limits: CallLimits,
         clock: Clock,
     ) -> None:
@@ -53,6 +54,7 @@ class Listing:
         self._clock = clock
         self._counts = counts
         self._bodies = bodies
+        self._features = features
 
     async def models(self, exchange: Exchange, request_id: bytes) -> None:
         """List the models that are sold, a page at a time, in the shape of the API plus prices."""
@@ -123,6 +125,7 @@ class Listing:
         model = self._catalogue.find(asked.model)
         if model is None:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
+        demand_of(asked, len(body), model, self._features, exchange.headers, 0, counting=True)  # for what it refuses
         target = "/v1/messages/count_tokens" + (f"?{exchange.query}" if exchange.query else "")
         tries = Tries()
         conversation = conversation_of(asked, exchange.headers, caller.account_id)

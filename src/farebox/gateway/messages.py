@@ -43,6 +43,8 @@ from farebox.money import format_usd
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
+_OPERATORS_ACCOUNT: Final = (b"credit balance is too low", b"specified API usage limits", b'"billing_error"')
+"""The API's own 400s that speak of the operator's account (Messages API, "errors"): no business of a customer."""
 _CLIENTS_SHARE: Final = 0.1
 """A stream that stood still for its client for more than this share of the longest time ran out of it for that."""
 _TOKENS_PER_BYTE: Final = 4
@@ -287,7 +289,7 @@ class Messages:
 
     def _hung_up(self, call: Call) -> None:
         """Read on without the client, for as long as a drain may take."""
-        call.hung_up = True
+        call.hung_up = call.tries.abandoned = True
         self._streams.hung_up(call)
         if self._limits.drain_s > 0:
             asyncio.get_running_loop().call_later(self._limits.drain_s, call.expire)
@@ -313,8 +315,13 @@ class Messages:
             )
             try:
                 if answer.status >= 400:
-                    call.status = answer.status
-                    return Outcome.REFUSED_UPSTREAM, await answer.read(_ANSWER_BYTES)
+                    error_body = await answer.read(_ANSWER_BYTES)
+                    if not any(words in error_body for words in _OPERATORS_ACCOUNT):
+                        call.status = answer.status
+                        return Outcome.REFUSED_UPSTREAM, error_body
+                    self._pool.note_unfunded(call.tries)
+                    await self._pool.prepare_retry(call.tries)
+                    continue
                 content_type = (answer.header(b"content-type") or b"").lower()
                 if content_type.startswith(b"text/event-stream"):
                     outcome, last = await self._streams.relay(call, answer, self._answer_headers(call, answer))

@@ -16,6 +16,7 @@ from farebox.books.ledger import Ledger
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.metrics import Metrics
+from farebox.upstreams.pool import OPERATORS_OWN
 
 _PAUSE_S: Final = 0.25
 Log = Callable[..., Any]
@@ -120,6 +121,13 @@ class Settler:
                 request_id=call.shown_id,
                 account_id=settle.account_id,
                 nanos=settled.shortfall_nanos,
+            )
+        if call.tries.status in OPERATORS_OWN:
+            self._alert(
+                "upstream_refuses_operator",
+                request_id=call.shown_id,
+                upstream=settle.upstream,
+                status=call.tries.status,
             )
         for doubt in priced.doubts:
             metrics.doubts += 1

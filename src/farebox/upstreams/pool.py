@@ -17,7 +17,8 @@ from farebox.http.exchange import Headers
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-_OPERATORS_OWN: Final = frozenset({401, 402, 403})
+OPERATORS_OWN: Final = frozenset({401, 402, 403})
+"""Statuses that speak of the operator's account: never shown to a customer."""
 _ERROR_BODY_BYTES: Final = 2**20
 _RESTS_AFTER: Final = 5
 _REST_S: Final = 10.0
@@ -111,6 +112,8 @@ class Tries:
         self.status: int | None = None
         self.model: str | None = None
         self.upstream: Upstream | None = None
+        self.abandoned = False
+        """The client has gone: what is under way is read to its end, but nothing is tried again."""
 
 
 class Pool:
@@ -177,7 +180,7 @@ class Pool:
             else:
                 if (
                     answer.status not in _RETRIED
-                    and answer.status not in _OPERATORS_OWN
+                    and answer.status not in OPERATORS_OWN
                     and not 300 <= answer.status < 400
                 ):
                     if answer.status >= 400:  # of others the end will tell
@@ -200,11 +203,18 @@ class Pool:
         tries.failed_at.add(tries.upstream.name)
         tries.upstream.failed(asyncio.get_running_loop().time())
 
+    def note_unfunded(self, tries: Tries) -> None:
+        """Remember that the try's upstream refuses the operator's account, in whatever words."""
+        assert tries.upstream is not None
+        tries.last, tries.status, tries.retry_after_s = None, 402, None
+        tries.failed_at.add(tries.upstream.name)
+        tries.upstream.failed(asyncio.get_running_loop().time())
+
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
         others = any(upstream.name not in tries.failed_at for upstream in self._able(tries.model))
         patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
-        if tries.count >= self._attempts or not (others or patient) or not self._budget.take():
+        if tries.abandoned or tries.count >= self._attempts or not (others or patient) or not self._budget.take():
             raise _refusal(tries)
         self.retries += 1
         if others:
@@ -273,7 +283,7 @@ def _refusal(tries: Tries) -> Refusal:
         )
         refusal.status, refusal.wire_type = 429, "rate_limit_error"
         return refusal
-    if tries.status in _OPERATORS_OWN:
+    if tries.status in OPERATORS_OWN:
         return UpstreamFailed(
             "the upstream does not accept this gateway at the moment; its operator has been told",
             retry_after_s=30,
