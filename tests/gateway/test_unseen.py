@@ -1,12 +1,16 @@
 """Calls whose output cannot be seen, or is none: thinking that is left out, and prompts sent only to be cached."""
 
 import json
+from typing import Any
 
 from tests.gateway.play import books, exact, listen, nanos
 from tests.stage import Stage
 
-HIDDEN = {"thinking": {"type": "adaptive", "display": "omitted"}, "max_tokens": 60_000}
-WARM = {"system": [{"type": "text", "text": "x" * 6_000, "cache_control": {"type": "ephemeral"}}], "max_tokens": 0}
+HIDDEN: dict[str, Any] = {"thinking": {"type": "adaptive", "display": "omitted"}, "max_tokens": 60_000}
+WARM: dict[str, Any] = {
+    "system": [{"type": "text", "text": "x" * 6_000, "cache_control": {"type": "ephemeral"}}],
+    "max_tokens": 0,
+}
 
 
 async def test_hidden_thinking_ends_when_the_money_does_though_nothing_of_it_is_seen(stage: Stage) -> None:
