@@ -116,10 +116,11 @@ class Gateway:
         if orphans:
             self.log.warning("holds_recovered", count=orphans)
         catalogue = await pin_prices(store, config.models, self.clock())
-        keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator")
+        keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator of this gateway")
         pool = self.pool = await self._make_pool(simulator)
         settler = self._settler = Settler(ledger, self.metrics, log_call=self._call_log(), alert=self.log.error)
-        top_up_words = f"top up at {config.public_url}/dashboard"
+        operator = config.site.support_email or "the operator"
+        top_up_words = f"to top up, write to {operator}"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
         levels = Levels(config.plans)
         bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)

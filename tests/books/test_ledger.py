@@ -233,3 +233,15 @@ async def everything(shop: Shop) -> list[Any]:
     accounts = "SELECT id, posted_nanos, held_nanos, open_holds, topped_up_nanos, tokens_full_ns FROM account"
     queries = (accounts, "SELECT * FROM hold", "SELECT * FROM usage", "SELECT * FROM transfer")
     return [await shop.store.fetch(query) for query in queries]
+
+
+async def test_an_id_that_belongs_to_another_transfer_is_refused_not_taken_for_a_repeat(shop: Shop) -> None:
+    first = credit("bank-1", shop.alice, 25, code="credit", actor="test", memo="")
+    assert (await shop.ledger.post(first)).now
+    for other in (
+        credit("bank-1", shop.alice, 26, code="credit", actor="test", memo=""),
+        credit("bank-1", shop.bob, 25, code="credit", actor="test", memo=""),
+    ):
+        posted = await shop.ledger.post(other)
+        assert (posted.now, "another transfer" in (posted.refused or "")) == (False, True)
+    assert (await shop.ledger.post(first)).refused is None

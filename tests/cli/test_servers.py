@@ -96,7 +96,7 @@ def test_the_demo_prints_lines_that_can_be_pasted(tmp_path: Path) -> None:
         text = first
         while "Ctrl-C" not in text:
             text += process.stdout.readline()
-        lines = text.split("curl\n")[1].split("Python\n")[0]
+        lines = text.split("curl\n")[1].split("Python")[0]
         done = subprocess.run(["sh", "-c", lines], capture_output=True, text=True, check=False, timeout=30)
         assert "event: message_stop" in done.stdout, done
         exports = text.split("Claude Code\n")[1].split("What it cost")[0]

@@ -138,7 +138,7 @@ async def test_what_the_demo_prints_can_be_pasted(tmp_path: Path) -> None:
         assert shown["api_key"] in command[1]
         exports = dict(re.findall(r"^ *export (\w+)=(\S+)$", printed, re.MULTILINE))
         assert exports == {"ANTHROPIC_BASE_URL": shown["base_url"], "ANTHROPIC_API_KEY": shown["api_key"]}
-        python = re.search(r"^Python\n(.*?)^Claude Code", printed, re.MULTILINE | re.DOTALL)
+        python = re.search(r"^Python[^\n]*\n(.*?)^Claude Code", printed, re.MULTILINE | re.DOTALL)
         assert python is not None
         script = "\n".join(line.removeprefix("  ") for line in python[1].splitlines())
         ended = await run(sys.executable, "-c", script, env={}, cwd=tmp_path)

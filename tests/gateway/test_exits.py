@@ -234,7 +234,7 @@ async def test_a_stream_ends_when_the_money_does_and_the_balance_never_goes_belo
     row = await books(stage, carl, had=10**7)
     name, event = heard.last
     assert (name, event["error"]["type"]) == ("error", "insufficient_balance")
-    assert "dashboard" in event["error"]["message"]
+    assert "top up" in event["error"]["message"]
     assert "message_stop" not in heard.names
     assert (row["kind"], row["outcome"], row["shortfall_nanos"]) == ("estimated", "out_of_money", 0)
     output = -(-heard.visible_bytes // 4)
@@ -268,7 +268,7 @@ async def test_a_call_without_money_is_refused_before_anything_is_held_or_sent(s
     kind, words = envelope(body)
     assert (status, kind) == (402, "insufficient_balance")
     assert "$0.00" in words
-    assert "dashboard" in words
+    assert "top up" in words
     assert await stage.rows("SELECT 1 FROM usage UNION ALL SELECT 1 FROM hold") == []
     assert len(stage.simulator.requests) == 0
 

@@ -132,7 +132,7 @@ async def test_a_certificate_that_is_not_trusted_or_not_the_hosts_is_a_502_witho
             answer = await stage.post(stage.alice, message(stream=stream))
             kind, words = envelope(await answer.read(2**20))
             assert (answer.status, kind) == (502, "upstream_error")
-            assert words == "the upstream did not answer after 3 tries; nothing was charged"
+            assert words == "the upstream gave no usable answer after 3 tries; nothing was charged"
         row = await books(stage, stage.alice, calls=2)
         assert (row["kind"], row["charged_nanos"], row["outcome"]) == ("waived", 0, "upstream_broke")
         assert len(simulator.requests) == 0

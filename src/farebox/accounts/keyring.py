@@ -67,10 +67,10 @@ class KeyRing:
             raise AuthenticationFailed("x-api-key and authorization carry keys of two accounts; send one of them")
         usable = [caller for caller in callers if caller.revoked_at_us is None]
         if not usable:
-            raise AuthenticationFailed("this API key has been revoked; make a new one in the dashboard")
+            raise AuthenticationFailed(f"this API key has been revoked; for a new one write to {self._support_email}")
         caller = usable[0]
         if caller.expires_at_us is not None and now_us >= caller.expires_at_us:
-            raise AuthenticationFailed("this API key has expired; make a new one in the dashboard")
+            raise AuthenticationFailed(f"this API key has expired; for a new one write to {self._support_email}")
         if caller.status != "active":
             raise PermissionDenied(f"this account is {caller.status}; write to {self._support_email}")
         return caller
@@ -79,10 +79,10 @@ class KeyRing:
         if not sent:
             return f"an API key is needed: send it as x-api-key or as authorization: Bearer {self._prefix}…"
         if any(key_is_well_formed(text.decode("latin-1"), self._prefix) for text in sent):
-            return "this API key is not known here; check it, or make a new one in the dashboard"
+            return f"this API key is not known here; check it, or write to {self._support_email} for a new one"
         return (
             f"this is not an API key of this gateway: they begin with {self._prefix} and carry a checksum, "
-            "so a typo or a missing character shows; copy it again, or make a new one in the dashboard"
+            "so a typo or a missing character shows; copy it again"
         )
 
     async def _look_up(self, text: bytes, digest: bytes) -> Caller | None:

@@ -125,7 +125,7 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """The answer to a Transfer: `now` is false when it had been posted before, `refused` says why it cannot be."""
+    """The answer to a Transfer: `now` is false when it had been posted before; `refused` says why it cannot be."""
 
     now: bool
     refused: str | None = None

@@ -247,7 +247,7 @@ async def _post(store: Store, transfer: Transfer) -> None:
     if posted.refused:
         raise FareboxError(f"nothing was moved: {posted.refused}")
     if not posted.now:
-        click.echo(f"The transfer {transfer.id} had been made before; nothing was moved again.", err=True)
+        click.echo(f"The transfer {transfer.id} had been made before; nothing is moved again.", err=True)
 
 
 def _transfer_id(given: str | None) -> str:

@@ -189,14 +189,14 @@ curl
     -d '{{"model": "{_MODEL}", "max_tokens": 1024, "stream": true, \
 "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
-Python
-  from anthropic import Anthropic
+Python (pip install anthropic)
+from anthropic import Anthropic
 
-  client = Anthropic(base_url="{shown.base_url}", api_key="{shown.api_key}")
-  message = client.messages.create(
-      model="{_MODEL}", max_tokens=1024, messages=[{{"role": "user", "content": "Hello!"}}]
-  )
-  print(message.content[0].text)
+client = Anthropic(base_url="{shown.base_url}", api_key="{shown.api_key}")
+message = client.messages.create(
+    model="{_MODEL}", max_tokens=1024, messages=[{{"role": "user", "content": "Hello!"}}]
+)
+print(message.content[0].text)
 
 Claude Code
   export ANTHROPIC_BASE_URL={shown.base_url}

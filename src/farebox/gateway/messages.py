@@ -223,7 +223,7 @@ class Messages:
                 return PermissionDenied("this account is suspended")
             case _:
                 self._keys.forget()
-                return AuthenticationFailed("this API key has been revoked; make a new one in the dashboard")
+                return AuthenticationFailed("this API key has been revoked; use another")
 
     def _insufficient_words(self, call: Call, free_nanos: int) -> str:
         if free_nanos <= 0:

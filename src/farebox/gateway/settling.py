@@ -144,5 +144,15 @@ class Settler:
             charged_nanos=settled.charged_nanos,
             upstream=settle.upstream,
             attempts=settle.attempts,
+            cause=_cause(call, settle),
             ms=settle.duration_us // 1000,
         )
+
+
+def _cause(call: Call, settle: Settle) -> str | None:
+    """Say why the last try at an upstream failed, where it did: a status, or how the connection broke."""
+    if settle.outcome not in {Outcome.UPSTREAM_BROKE.value, Outcome.REFUSED_UPSTREAM.value}:
+        return None
+    if call.tries.last is not None:
+        return str(call.tries.last)[:200]
+    return f"status {call.tries.status}" if call.tries.status is not None else None

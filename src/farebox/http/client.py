@@ -18,6 +18,7 @@ from farebox.errors import FareboxError
 from farebox.http.exchange import Headers
 
 _BUFFER_BYTES: Final = 256 * 1024
+_STALE_S: Final = 2.0
 _HEADER_BYTES: Final = 64 * 1024
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -436,7 +437,8 @@ class ClientConnection(asyncio.Protocol):
             complete = self._read_to_end and exc is None
             self._finish(None if complete else Cut(f"the upstream cut the answer{f': {exc}' if exc else ''}"))
         elif self._waiter is not None and not self._waiter.done():
-            untouched = self._size == 0
+            # closed at once: it had been closed before; later, the request may have been acted upon
+            untouched = self._size == 0 and self._loop.time() - self.heard_at < _STALE_S
             lost = StaleConnection("closed") if untouched else Cut("the upstream cut the head of its answer")
             self._waiter.set_exception(lost)
 

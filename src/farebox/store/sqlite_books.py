@@ -43,6 +43,7 @@ _INSERT_HOLD: Final = (
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = ?1) "
     "ON CONFLICT DO NOTHING"
 )
+_READ_TRANSFER: Final = "SELECT debit_account, credit_account, amount_nanos, code FROM transfer WHERE id = ?"
 _WAS_SEEN: Final = "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1"
 _DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
 _READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?"  # noqa: S608
@@ -230,8 +231,11 @@ class Books:
         return Settled(rows[0][0], rows[0][1], now=False)
 
     def _post(self, transfer: Transfer, at_us: int) -> Posted:
-        if self._rows("SELECT 1 FROM transfer WHERE id = ?", transfer.id):
-            return Posted(now=False)
+        before = self._rows(_READ_TRANSFER, transfer.id)
+        if before:
+            same = (transfer.debit_account, transfer.credit_account, transfer.amount_nanos, transfer.code)
+            taken = f"the id {transfer.id} belongs to another transfer already: choose another id"
+            return Posted(now=False, refused=None if before[0] == same else taken)
         debit, credit = (
             (transfer.debit_account, -transfer.amount_nanos),
             (transfer.credit_account, transfer.amount_nanos),

@@ -26,7 +26,7 @@ _LONGEST_REST_S: Final = 120.0
 _PROBE_S: Final = 10.0
 """A probe that has not ended by then lets another one go."""
 _LONGEST_WAIT_S: Final = 8.0
-_LONGEST_RETRY_AFTER_S: Final = 10.0**9
+_LONGEST_RETRY_AFTER_S: Final = 86_400
 
 
 class Upstream:
@@ -268,12 +268,12 @@ def _seconds(value: bytes | None) -> float | None:
         seconds = float(value) if value is not None else 0.0
     except ValueError:
         return None
-    return seconds if 0 < seconds < _LONGEST_RETRY_AFTER_S else None  # nor "nan" nor "inf"
+    return seconds if 0 < seconds <= _LONGEST_RETRY_AFTER_S else None  # nor "nan" nor "inf"
 
 
 def _refusal(tries: Tries) -> Refusal:
     """Say what went wrong without naming the operator's account. An upstream's own 401, 402 or 403 is never shown."""
-    wait_s = min(60, max(1, round(tries.retry_after_s or 2)))
+    wait_s = min(_LONGEST_RETRY_AFTER_S, max(1, round(tries.retry_after_s or 2)))
     if tries.status == 529:
         return Overloaded("the model's provider is overloaded; try again shortly", retry_after_s=wait_s)
     if tries.status == 429:
@@ -288,7 +288,7 @@ def _refusal(tries: Tries) -> Refusal:
             "the upstream does not accept this gateway at the moment; its operator has been told",
             retry_after_s=30,
         )
-    reason = f"answered {tries.status}" if tries.status is not None else "did not answer"
+    reason = f"answered {tries.status}" if tries.status is not None else "gave no usable answer"
     return UpstreamFailed(
         f"the upstream {reason} after {tries.count} {'try' if tries.count == 1 else 'tries'}; nothing was charged",
         retry_after_s=wait_s,
