@@ -129,7 +129,7 @@ async def test_money_that_runs_out_in_the_middle_is_told_in_the_gateway_s_words(
         poor, {"ANTHROPIC_API_KEY": poor.alice.key, "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "64000"}, tmp_path, text
     )
     assert ended.code == 1
-    assert "top up at" in ended.out
+    assert "to top up" in ended.out
     posted, held = await poor.balance(poor.alice)
     assert (held, posted >= 0) == (0, True)
 
