@@ -49,6 +49,7 @@ def test_usage_is_limited_to_the_last_calls_unless_all_are_asked_for(farebox: Fa
     assert len(farebox("usage", "--json").lines) == 50
     everything = [call["message_id"] for call in farebox("usage", "--json", "--all", "--account", "1").lines]
     assert everything == [f"msg_{n}" for n in range(2_500)]
+    assert len(farebox("usage", "--json").lines) == len(everything), "scripts get all, whatever a screen shows"
     since = farebox("usage", "--json", "--all", "--since", "2023-11-14T22:50:00Z").lines
     assert since[0]["at"] == "2023-11-14T22:50:00.000000Z"
     assert "2,500 calls, $0.0000175 charged" in farebox("usage", "--all").out

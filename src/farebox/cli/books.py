@@ -29,22 +29,23 @@ from farebox.money import format_usd
 from farebox.store.protocol import Store
 
 _PROGRESS_FROM = 20_000
+_SCREENFUL = 50
 
 
-@click.command(cls=Exampled, examples=("farebox usage --account alice@example.com --since 24h --all --json",))
+@click.command(cls=Exampled, examples=("farebox usage --account alice@example.com --since 24h --json",))
 @click.option("--account", "who", metavar="EMAIL", help="Only this account's calls, by email address or id.")
 @click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many calls.")
+@click.option("--limit", type=click.IntRange(1), help="The last so many calls.  [default: 50; with --json all]")
 @click.option("--all", "everything", is_flag=True, help="All calls, whatever --limit says.")
 @common_options
 @pass_invocation
-def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, *, everything: bool) -> None:
+def usage(invocation: Invocation, who: str | None, since_us: int, limit: int | None, *, everything: bool) -> None:
     """Show calls: tokens, cost, how they ended.
 
     Oldest first. With --json one object a line.
     """
     config = invocation.config()
-    most = None if everything else limit
+    most = _most(invocation, limit, everything=everything)
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
@@ -69,13 +70,13 @@ def usage(invocation: Invocation, who: str | None, since_us: int, limit: int, *,
 @click.command()
 @click.option("--account", "who", metavar="EMAIL", help="One account's statement, with the balance after each.")
 @click.option("--since", "since_us", metavar="WHEN", type=MOMENT, default=0, help='A day, a moment, or "24h".')
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The last so many entries.")
+@click.option("--limit", type=click.IntRange(1), help="The last so many entries.  [default: 50; with --json all]")
 @click.option("--all", "everything", is_flag=True, help="All entries, whatever --limit says.")
 @click.option("--totals", "as_totals", is_flag=True, help="Sums by account instead: they add up to zero.")
 @common_options
 @pass_invocation
 def ledger(
-    invocation: Invocation, who: str | None, since_us: int, limit: int, *, everything: bool, as_totals: bool
+    invocation: Invocation, who: str | None, since_us: int, limit: int | None, *, everything: bool, as_totals: bool
 ) -> None:
     """Show movements of money.
 
@@ -85,7 +86,8 @@ def ledger(
 
     async def entries_of(store: Store) -> tuple[list[Entry], str | None]:
         account_id = (await find_account(store, who)).id if who else None
-        found = await entries(store, account_id=account_id, since_us=since_us, limit=None if everything else limit)
+        most = _most(invocation, limit, everything=everything)
+        found = await entries(store, account_id=account_id, since_us=since_us, limit=most)
         return found, None if account_id is None else customer_account(account_id)
 
     async def work() -> None:
@@ -149,6 +151,13 @@ def _how_far(total: int) -> AbstractContextManager[Any]:
     """Show on stderr how far a long report has come; a short one, or one for a file, shows nothing."""
     hidden = total < _PROGRESS_FROM or not sys.stderr.isatty()
     return click.progressbar(length=total, label="reading calls", file=sys.stderr, hidden=hidden)
+
+
+def _most(invocation: Invocation, limit: int | None, *, everything: bool) -> int | None:
+    """Choose how many rows to print: what was asked for, else a screenful for people and all for scripts."""
+    if everything:
+        return None
+    return limit or (None if invocation.as_json else _SCREENFUL)
 
 
 def _call_json(call: Call, emails: dict[int, str]) -> dict[str, Any]:
