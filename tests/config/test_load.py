@@ -243,6 +243,9 @@ def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(tmp_path: Path)
     assert refused(tmp_path, "", {"FAREBOX_SERVER_PROT": "1"}) == [
         "FAREBOX_SERVER_PROT: is set, but sets nothing; did you mean FAREBOX_SERVER_PORT?"
     ]
+    assert refused(tmp_path, "", {"FAREBOX_SERVR_PORT": "1"}) == [
+        "FAREBOX_SERVR_PORT: is set, but sets nothing; did you mean FAREBOX_SERVER_PORT?"
+    ]
     load(tmp_path, "", {"FAREBOX_CONFIG": "x", "FAREBOX_PORT": "tcp://10.0.0.1:80", "FAREBOX_MY_KEY": "k"})
 
 

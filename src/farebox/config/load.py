@@ -350,13 +350,15 @@ def _from_text(text: str, type_: inspect.Type) -> Any:
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Refuse FAREBOX_<TABLE>_ variables that set nothing: most are misspelt."""
+    """Refuse FAREBOX_* variables that name a table but no setting of it, or nearly name one: they are misspelt."""
     known = [variable_name(table, field.name) for table, field in _scalar_settings()]
     problems = []
     for variable in sorted(environ):
         table = variable.removeprefix("FAREBOX_").partition("_")[0].lower()
-        if variable.startswith("FAREBOX_") and table in SINGLE_TABLES and variable not in known:
-            near = difflib.get_close_matches(variable, known, 1)
+        if not variable.startswith("FAREBOX_") or variable in known:
+            continue
+        near = difflib.get_close_matches(variable, known, 1, cutoff=0.6 if table in SINGLE_TABLES else 0.9)
+        if near or table in SINGLE_TABLES:
             hint = f"; did you mean {near[0]}?" if near else f"; [{table}] has no such setting"
             problems.append(f"{variable}: is set, but sets nothing{hint}")
     return problems
