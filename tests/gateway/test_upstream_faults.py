@@ -364,3 +364,24 @@ async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(tmp_
             assert len(stage.simulator.requests) >= 3
     finally:
         await sick.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("Your credit balance is too low to access the Anthropic API.", 502),
+        ("You have reached your specified API usage limits.", 502),
+        ("tools.0.name: 'Your credit balance is too low \"billing_error\"' is no name", 400),
+    ],
+)
+async def test_a_customer_cannot_have_an_upstream_taken_for_broke(tmp_path: Path, words: str, status: int) -> None:
+    """An upstream's 400 may quote the request: only how it begins tells of the operator's own account."""
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    body = json.dumps(error).encode()
+    head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with _scripted(tmp_path, [head + body], limits="attempts = 1") as (stage, _):
+        got = await stage.post(stage.alice, message())
+        said = await got.read(2**20)
+        assert (got.status, said == body) == (status, status == 400)
+        assert stage.gateway.pool is not None
+        assert stage.gateway.pool.upstreams[0].failures == (status == 502)

@@ -43,8 +43,8 @@ from farebox.money import format_usd
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
-_OPERATORS_ACCOUNT: Final = (b"credit balance is too low", b"specified API usage limits", b'"billing_error"')
-"""The API's own 400s that speak of the operator's account (Messages API, "errors"): no business of a customer."""
+_OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached your specified API usage limits")
+"""How the API's own 400s about the operator's account begin (Messages API, "errors"): no business of a customer."""
 _CLIENTS_SHARE: Final = 0.1
 """A stream that stood still for its client for more than this share of the longest time ran out of it for that."""
 _TOKENS_PER_BYTE: Final = 4
@@ -316,7 +316,7 @@ class Messages:
             try:
                 if answer.status >= 400:
                     error_body = await answer.read(_ANSWER_BYTES)
-                    if not any(words in error_body for words in _OPERATORS_ACCOUNT):
+                    if not _speaks_of_the_operator(error_body):
                         call.status = answer.status
                         return Outcome.REFUSED_UPSTREAM, error_body
                     self._pool.note_unfunded(call.tries)
@@ -382,3 +382,16 @@ class Messages:
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
         return headers
+
+
+def _speaks_of_the_operator(error_body: bytes) -> bool:
+    """Tell whether an upstream's error is about the operator's account.
+
+    Only its type and how its message begins count: further on it may quote the customer, who could else have an
+    upstream taken for broke.
+    """
+    try:
+        error = msgspec.json.decode(error_body)["error"]
+        return bool(error["type"] == "billing_error" or error["message"].startswith(_OPERATORS_ACCOUNT))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return False

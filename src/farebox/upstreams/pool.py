@@ -48,7 +48,6 @@ class Upstream:
             tls=tls,
         )
         self.credential: Headers = [(b"x-api-key", settings.api_key.reveal().encode("latin-1"))]
-        self.in_flight = 0
         self.calls = 0
         self.failures = 0
         self.failures_in_a_row = 0
