@@ -1,4 +1,4 @@
-"""The ledger's rules: what admitting, resizing, settling and posting do to an account. Pure; the stores apply them.
+"""The ledger's rules: what admitting, resizing, settling, expiring and posting do to an account. Pure; the stores apply them.
 
 Commands go in, answers come out. Each command carries an id chosen before its first try, so that delivering it
 twice changes nothing. A batch is folded one command after the other: a refused call never blocks a later one that
@@ -16,7 +16,7 @@ from farebox.errors import BrokenInvariant
 from farebox.money import MAX_NANOS
 
 
-class Admit(msgspec.Struct, frozen=True):
+class Admit(msgspec.Struct, frozen=True, tag="admit"):
     """Let a call in: take a request and `tokens` from its plan's buckets and hold money, or do nothing.
 
     `amount_nanos` is held if it is free, else all that is free, as long as that is at least `least_nanos`.
@@ -32,8 +32,11 @@ class Admit(msgspec.Struct, frozen=True):
     price_version: int
 
 
-class Resize(msgspec.Struct, frozen=True):
-    """Bring a hold to `amount_nanos`, or as near to it as the free balance goes, and its bucket share to `tokens`."""
+class Resize(msgspec.Struct, frozen=True, tag="resize"):
+    """Bring a hold to `amount_nanos`, or as near to it as the free balance goes, and its bucket share to `tokens`.
+
+    A hold that had expired is taken up again: its process was only paused.
+    """
 
     request_id: bytes
     account_id: int
@@ -41,7 +44,7 @@ class Resize(msgspec.Struct, frozen=True):
     tokens: int
 
 
-class Settle(msgspec.Struct, frozen=True, kw_only=True):
+class Settle(msgspec.Struct, frozen=True, kw_only=True, tag="settle"):
     """End a hold, once: charge `cost_nanos` (or waive it), release the rest, write the usage row."""
 
     request_id: bytes
@@ -71,7 +74,14 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True):
     duration_us: int = 0
 
 
-class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+class Expire(msgspec.Struct, frozen=True, tag="expire"):
+    """Give back the money of a hold whose process seems dead, and keep an empty hold: its settle may still come."""
+
+    request_id: bytes
+    account_id: int
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, tag="transfer"):
     """Move money from one account to another. Customers are `customer_account(id)`, all others "house:…"."""
 
     id: str
@@ -83,7 +93,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     memo: str
 
 
-Command = Admit | Resize | Settle | Transfer
+Command = Admit | Resize | Settle | Expire | Transfer
 
 
 class Verdict(StrEnum):
@@ -117,10 +127,21 @@ class Resized(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """The answer to Settle. `now` is false when it had been settled before; the figures are then those of that time."""
+    """The answer to Settle. `now` is false when it had been settled before; the figures are then those of that time.
+
+    `recovered` when it had been ended free of charge in its process's stead: nothing of it may be delivered any more.
+    """
 
     charged_nanos: int
     shortfall_nanos: int
+    now: bool
+    recovered: bool = False
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """The answer to Expire: what was given back. `now` is false when there was no such hold, or it had expired."""
+
+    released_nanos: int
     now: bool
 
 
@@ -131,7 +152,10 @@ class Posted(msgspec.Struct, frozen=True):
     refused: str | None = None
 
 
-Answer = Admission | Resized | Settled | Posted
+Answer = Admission | Resized | Settled | Expired | Posted
+
+ORDER: Final = (Settle, Expire, Transfer, Resize, Admit)
+"""In what order a batch is folded: released money is usable in the same batch, so what gives comes before what takes."""
 
 _CUSTOMER: Final = "customer:"
 
@@ -156,6 +180,12 @@ class Hold(msgspec.Struct):
     amount_nanos: int
     tokens: int
     price_version: int
+    expired: bool = False
+
+
+def kind_of(command: Settle, hold: Hold) -> str:
+    """Name how a call ended: one that is charged although its hold had expired is late."""
+    return "late" if hold.expired and command.kind in {"exact", "estimated"} else command.kind
 
 
 class Account(msgspec.Struct):
@@ -211,6 +241,9 @@ class Account(msgspec.Struct):
 
     def resize(self, hold: Hold, command: Resize, plan: Plan, now_ns: int) -> Resized:
         """Grow or shrink a hold; growth stops at the free balance."""
+        if hold.expired:
+            self.open_holds += 1
+            hold.expired = False
         granted = min(command.amount_nanos, hold.amount_nanos + self.free_nanos)
         self.held_nanos += granted - hold.amount_nanos
         self._take_tokens(command.tokens - hold.tokens, plan, now_ns)
@@ -220,13 +253,21 @@ class Account(msgspec.Struct):
 
     def settle(self, hold: Hold, command: Settle, plan: Plan, now_ns: int) -> Settled:
         """Charge at most hold + free balance; what is left of the cost is shortfall, booked and never forgotten."""
-        self.held_nanos -= hold.amount_nanos
-        self.open_holds -= 1
+        self.expire(hold)
         charged = 0 if command.waive else min(command.cost_nanos, self.free_nanos)
         self.posted_nanos -= charged
         self._take_tokens(command.limited_tokens - hold.tokens, plan, now_ns)
         self._check()
         return Settled(charged, 0 if command.waive else command.cost_nanos - charged, now=True)
+
+    def expire(self, hold: Hold) -> int:
+        """Give back what a hold holds, and its place among the calls at once. Answers how much it was."""
+        released = hold.amount_nanos
+        self.held_nanos -= released
+        self.open_holds -= not hold.expired
+        hold.amount_nanos, hold.expired = 0, True
+        self._check()
+        return released
 
     def refuses(self, amount_nanos: int) -> str | None:
         """Say why the balance cannot move by an amount (negative: a debit); None when it can."""

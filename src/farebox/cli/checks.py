@@ -25,7 +25,8 @@ from farebox.errors import ConfigError
 from farebox.gateway.settings import Features
 from farebox.http.client import HttpClient, UpstreamError, read_origin
 from farebox.money import format_usd
-from farebox.store.sqlite import OLDEST_SQLITE, SCHEMA_VERSION
+from farebox.store.schema import VERSION
+from farebox.store.sqlite import OLDEST_SQLITE
 from farebox.upstreams.settings import UpstreamSettings
 
 _NETWORK_FILE_SYSTEMS: Final = (
@@ -212,12 +213,12 @@ def _check_database(path: Path) -> Iterator[Finding]:
             "check its owner; it must be a Farebox database",
         )
         return
-    if version != SCHEMA_VERSION:
-        status: Literal["warn", "FAIL"] = "FAIL" if version > SCHEMA_VERSION else "warn"
+    if version != VERSION:
+        status: Literal["warn", "FAIL"] = "FAIL" if version > VERSION else "warn"
         advice = (
-            "upgrade Farebox" if version > SCHEMA_VERSION else "`farebox serve` brings it up to date; back it up first"
+            "upgrade Farebox" if version > VERSION else "`farebox migrate` brings it up to date; `farebox backup` first"
         )
-        yield Finding("database", status, f"{path} has schema {version}, this Farebox has {SCHEMA_VERSION}", advice)
+        yield Finding("database", status, f"{path} has schema {version}, this Farebox has {VERSION}", advice)
     elif mode != "wal":
         yield Finding("database", "warn", f"{path} is in {mode} mode", "`farebox serve` will put it in WAL mode")
     else:

@@ -7,14 +7,21 @@ from farebox.billing.ledger import Answer, Command
 
 Row = tuple[Any, ...]
 Statement = tuple[str, tuple[Any, ...]]
-"""SQL with `?` placeholders, and its values: one text for every store."""
+"""SQL with `?` placeholders, and its values: one text for every store. Both know the function `now_us()`."""
 
 
 class Store(Protocol):
     """A database that keeps the books. Every method may wait; none holds a transaction open across a wait."""
 
-    async def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
-        """Apply commands in one durable transaction: settles, transfers, resizes, then admits.
+    run_id: int
+    """The run of this process, written into every hold it takes."""
+    lanes: int
+    """How many batches can be under way at once, as long as no account is in two of them."""
+    shared: bool
+    """Whether other processes may serve the same books; if not, holds of another run are nobody's."""
+
+    async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
+        """Apply commands in one durable transaction, kind by kind in the order of billing.ledger.ORDER.
 
         Answers come in the order of the commands, after the commit. A command that breaks an invariant answers with
         its exception and leaves the others alone. Applying a batch again changes nothing.
@@ -24,18 +31,27 @@ class Store(Protocol):
         ...
 
     async def fetch(self, sql: str, params: tuple[Any, ...] = ()) -> list[Row]:
-        """Read. Sees every write acknowledged before the call."""
+        """Read. Sees every write acknowledged before the call. Raises StoreUnavailable."""
         ...
 
     async def write(self, statements: Sequence[Statement]) -> list[int]:
         """Run control-plane statements in one durable transaction; answers the rows each one changed.
 
-        Never touches money: balances move by `apply` alone. Raises StoreConflict when a unique value is taken.
+        Never touches money: balances move by `apply` alone. Raises StoreConflict when a unique value is taken, and
+        StoreUnavailable.
         """
         ...
 
+    async def changed_elsewhere(self) -> bool:
+        """Tell whether keys, plans or the state of accounts may have been changed since this was last asked."""
+        ...
+
     async def is_served(self) -> bool:
-        """Tell whether a serving process has the books open now: holds of any other are nobody's."""
+        """Tell whether a serving process has the books open now."""
+        ...
+
+    async def check_itself(self) -> list[tuple[str, int, list[str]]]:
+        """Let the database check itself: name of the check, what was looked at, and what is wrong, in words."""
         ...
 
     async def close(self) -> None:

@@ -13,7 +13,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,13 +22,13 @@ from farebox.billing.ledger import Answer, Command
 from farebox.billing.plans import Plans
 from farebox.clock import Clock, steady_clock
 from farebox.errors import StoreConflict, StoreUnavailable
+from farebox.store import schema
 from farebox.store.protocol import Row, Statement
 from farebox.store.sqlite_books import Books
 
 T = TypeVar("T")
 Work = Callable[[], Any]
 
-SCHEMA_VERSION: Final = 1
 OLDEST_SQLITE: Final = (3, 51, 3)
 """Before it, resetting the WAL could corrupt the file (sqlite.org/wal.html#walresetbug)."""
 
@@ -72,6 +71,9 @@ class SqliteStore:
     def __init__(self, path: Path, plans: Plans | None, clock: Clock, *, create: bool, serving: bool) -> None:
         _check_version()
         self.path = path
+        self.lanes = 1
+        self.shared = False
+        self._clock = clock
         self._lock_path = path.with_name(path.name + ".lock")
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
@@ -79,7 +81,7 @@ class SqliteStore:
         self._lock_fd = self._lock() if serving else None
         self._writer = self._connect()
         self._reader = self._connect()
-        self._migrate()
+        self._prepare()
         self._reader.execute("PRAGMA query_only=ON")
         self._writer.set_busy_timeout(0)
         self.books = Books(self._writer, plans, clock)
@@ -93,7 +95,15 @@ class SqliteStore:
         for thread in self._threads:
             thread.start()
 
-    async def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
+    @property
+    def run_id(self) -> int:
+        return self.books.run_id
+
+    @run_id.setter
+    def run_id(self, run_id: int) -> None:
+        self.books.run_id = run_id
+
+    async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:  # noqa: ARG002  one
         async with self._turn:
             try:
                 answers = self.books.begin(batch)
@@ -122,6 +132,21 @@ class SqliteStore:
 
     async def is_served(self) -> bool:
         return self._lock_fd is not None or self._locked_elsewhere()
+
+    async def check_itself(self) -> list[tuple[str, int, list[str]]]:
+        pages = [str(words) for (words,) in await self.fetch("PRAGMA integrity_check(100)") if words != "ok"]
+        dangling = [
+            f"a row of {table} names a row of {parent} that is not there"
+            for table, _, parent, _ in await self.fetch("PRAGMA foreign_key_check")
+        ]
+        there: dict[str, str] = dict(await self.fetch("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+        guards = schema.triggers("sqlite")
+        broken = [
+            f"{name} {'has been changed' if name in there else 'is gone'}"
+            for name, sql in guards.items()
+            if " ".join(there.get(name, "").split()) != " ".join(sql.split())
+        ]
+        return [("file", 0, pages), ("references", 0, dangling), ("triggers", len(guards), broken)]
 
     async def _on_writer(self, task: Callable[[], T]) -> T:
         """Run a task on the writer thread; the turn is not given on before it has ended, whatever happens to us."""
@@ -184,6 +209,7 @@ class SqliteStore:
         try:
             connection = apsw.Connection(str(self.path))
             connection.set_busy_timeout(_BUSY_MS)
+            connection.create_scalar_function("now_us", lambda *_: self._clock(), 0)
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
         except apsw.Error as error:
@@ -191,20 +217,13 @@ class SqliteStore:
         self.path.chmod(0o600)
         return connection
 
-    def _migrate(self) -> None:
-        version = self._writer.pragma("user_version")
-        if version == SCHEMA_VERSION:
-            return
-        if version > SCHEMA_VERSION:
-            raise StoreUnavailable(
-                f"the database {self.path} has schema {version}, newer than the {SCHEMA_VERSION} known here; "
-                "upgrade farebox"
-            )
-        schema = files("farebox.store").joinpath("schema.sql").read_text()
-        with self._writer:
-            if self._writer.pragma("user_version") != SCHEMA_VERSION:
-                self._writer.execute(schema)
-                self._writer.pragma("user_version", SCHEMA_VERSION)
+    def _prepare(self) -> None:
+        """Make the schema where there is none; refuse another one."""
+        if self._writer.pragma("user_version") == 0:
+            migrate(self._writer)
+        wrong = schema.advice(f"the database {self.path}", self._writer.pragma("user_version"))
+        if wrong is not None:
+            raise StoreUnavailable(wrong)
 
     def _write(self, statements: Sequence[Statement]) -> list[int]:
         connection = self._writer
@@ -227,6 +246,25 @@ class SqliteStore:
         except apsw.Error as error:
             raise StoreUnavailable(f"the database did not take the write: {error}") from error
         return changed
+
+
+def migrate(connection: apsw.Connection) -> list[int]:
+    """Bring a database to the schema known here, step by step. Answers the versions it went through."""
+    passed = []
+    while connection.pragma("user_version") < schema.VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = connection.pragma("user_version") + 1  # read again: another process may have been quicker
+            if version <= schema.VERSION:
+                connection.execute(schema.script(version, "sqlite"))
+                connection.pragma("user_version", version)
+                passed.append(version)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    return passed
 
 
 def _check_version() -> None:

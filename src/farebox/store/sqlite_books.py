@@ -6,11 +6,14 @@ from typing import Any, Final
 import apsw
 
 from farebox.billing.ledger import (
+    ORDER,
     Account,
     Admission,
     Admit,
     Answer,
     Command,
+    Expire,
+    Expired,
     Hold,
     Posted,
     Resize,
@@ -20,6 +23,7 @@ from farebox.billing.ledger import (
     Transfer,
     Verdict,
     customer_id,
+    kind_of,
 )
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import DAY_US, Clock, day_start_us
@@ -27,9 +31,6 @@ from farebox.errors import BrokenInvariant, StoreUnavailable
 from farebox.store.protocol import Row
 
 _CACHE_ROWS: Final = 50_000
-_ORDER: Final = (Settle, Transfer, Resize, Admit)
-"""Released money is usable in the same batch: what gives comes before what takes."""
-
 _ACCOUNT_COLUMNS: Final = (
     "id, status, plan, posted_nanos, held_nanos, open_holds, topped_up_nanos, requests_full_ns, tokens_full_ns"
 )
@@ -37,9 +38,10 @@ _SAVE_ACCOUNT: Final = (
     "UPDATE account SET posted_nanos = ?, held_nanos = ?, open_holds = ?, topped_up_nanos = ?, requests_full_ns = ?, "
     "tokens_full_ns = ? WHERE id = ?"
 )
-_HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
+_NEW_HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
+_HOLD_COLUMNS: Final = f"{_NEW_HOLD_COLUMNS}, expired_at IS NOT NULL"
 _INSERT_HOLD: Final = (
-    f"INSERT INTO hold ({_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
+    f"INSERT INTO hold ({_NEW_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = ?1) "
     "ON CONFLICT DO NOTHING"
 )
@@ -116,7 +118,7 @@ class Books:
             now_us = self._clock()
             at_us = max(now_us, self._first_open_us())
             answers: list[Answer | None] = [None] * len(batch)
-            for kind in _ORDER:
+            for kind in ORDER:
                 for index, command in enumerate(batch):
                     if type(command) is kind:
                         answers[index] = self._do(command, now_us, at_us)
@@ -164,6 +166,8 @@ class Books:
             return self._settle(command, now_us, at_us)
         if isinstance(command, Resize):
             return self._resize(command, now_us)
+        if isinstance(command, Expire):
+            return self._expire(command, now_us)
         return self._post(command, at_us)
 
     def _admit(self, command: Admit, now_us: int) -> Admission:
@@ -201,11 +205,23 @@ class Books:
             return Resized(0, gone=True)
         answer = account.resize(hold, command, self._plans.get(account.plan), now_us * 1000)
         self._execute(
-            "UPDATE hold SET amount_nanos = ?, tokens = ? WHERE request_id = ?",
-            (hold.amount_nanos, hold.tokens, hold.request_id),
+            "UPDATE hold SET amount_nanos = ?, tokens = ?, expired_at = NULL, run_id = ? WHERE request_id = ?",
+            (hold.amount_nanos, hold.tokens, self.run_id, hold.request_id),
         )
         self._dirty.add(account.id)
         return answer
+
+    def _expire(self, command: Expire, now_us: int) -> Expired:
+        hold = self._hold(command.request_id)
+        account = self._account(hold.account_id) if hold is not None else None
+        if hold is None or account is None or hold.expired:
+            return Expired(0, now=False)
+        released = account.expire(hold)
+        self._execute(
+            "UPDATE hold SET amount_nanos = 0, expired_at = ? WHERE request_id = ?", (now_us, hold.request_id)
+        )
+        self._dirty.add(account.id)
+        return Expired(released, now=True)
 
     def _settle(self, command: Settle, now_us: int, at_us: int) -> Settled:
         # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
@@ -218,17 +234,20 @@ class Books:
             raise BrokenInvariant(
                 f"hold {command.request_id.hex()} names account {hold.account_id}, which is not there"
             )
+        kind = kind_of(command, hold)
         answer = account.settle(hold, command, self._plans.get(account.plan), now_us * 1000)
-        waived = command.cost_nanos if command.waive else 0
-        self._execute(_INSERT_USAGE, _usage_values(command, hold, answer, waived, at_us))
+        self._execute(_INSERT_USAGE, _usage_values(command, hold, kind, answer, at_us))
         self._dirty.add(account.id)
         return answer
 
     def _settled_before(self, command: Settle) -> Settled:
-        rows = self._rows("SELECT charged_nanos, shortfall_nanos FROM usage WHERE request_id = ?", command.request_id)
+        rows = self._rows(
+            "SELECT charged_nanos, shortfall_nanos, kind FROM usage WHERE request_id = ?", command.request_id
+        )
         if not rows:
             raise BrokenInvariant(f"request {command.request_id.hex()} was never admitted: nothing to settle")
-        return Settled(rows[0][0], rows[0][1], now=False)
+        charged, shortfall, kind = rows[0]
+        return Settled(charged, shortfall, now=False, recovered=kind == "recovered")
 
     def _post(self, transfer: Transfer, at_us: int) -> Posted:
         before = self._rows(_READ_TRANSFER, transfer.id)
@@ -314,13 +333,13 @@ class Books:
         return int(self._rows("PRAGMA data_version")[0][0])
 
 
-def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, at_us: int) -> tuple[Any, ...]:
+def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us: int) -> tuple[Any, ...]:
     return (
         command.request_id,
         at_us,
         hold.account_id,
         hold.key_id,
-        command.kind,
+        kind,
         command.model,
         hold.model,
         hold.price_version,
@@ -335,7 +354,7 @@ def _usage_values(command: Settle, hold: Hold, answer: Settled, waived: int, at_
         command.list_nanos,
         answer.charged_nanos,
         answer.shortfall_nanos,
-        waived,
+        command.cost_nanos if command.waive else 0,
         command.status,
         command.outcome,
         command.stop_reason,

@@ -1,0 +1,127 @@
+"""The schema in PostgreSQL: made, brought up to date under an advisory lock, and checked."""
+
+import re
+from typing import Final
+
+import asyncpg
+
+from farebox.errors import StoreUnavailable
+from farebox.store import schema
+
+_LOCK: Final = 0x6661_7265_626F_78  # "farebox"
+_BODY: Final = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)\(.*?\$\$(.*?)\$\$", re.DOTALL)
+_VERSIONS: Final = (
+    "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now())"
+)
+_RISKS: Final = {
+    "fsync": "a crash of the machine can lose or corrupt the books",
+    "full_page_writes": "a crash of the machine can corrupt the books",
+    "synchronous_commit": "a crash can lose charges that were answered for",
+}
+
+
+async def version_of(connection: asyncpg.Connection) -> int:
+    """Give the schema a database has; 0 for an empty one."""
+    if not await connection.fetchval("SELECT to_regclass('schema_version') IS NOT NULL"):
+        return 0
+    return int(await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))
+
+
+async def prepare(connection: asyncpg.Connection) -> None:
+    """Make the schema where there is none; leave another one as it is."""
+    if await version_of(connection) == 0:
+        await migrate(connection, only_if_empty=True)
+
+
+async def check_schema(connection: asyncpg.Connection, where: str) -> None:
+    """Refuse a database with another schema, Raises StoreUnavailable."""
+    version = await version_of(connection)
+    wrong = (
+        f"the database {where} has no tables yet" if version == 0 else schema.advice(f"the database {where}", version)
+    )
+    if wrong is not None:
+        raise StoreUnavailable(wrong)
+
+
+async def migrate(connection: asyncpg.Connection, *, only_if_empty: bool = False) -> list[int]:
+    """Bring a database to the schema known here, each step in one transaction. Answers the versions it went through.
+
+    One migration at a time, by an advisory lock; it does not wait for ever for that, nor for a table in use.
+    """
+    await connection.execute("SET lock_timeout = '10s'")
+    passed: list[int] = []
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        try:
+            before = await version_of(connection)
+            if before == 0 or not only_if_empty:
+                for version in range(before + 1, schema.VERSION + 1):
+                    await _step(connection, version)
+                    passed.append(version)
+        finally:
+            await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
+    except asyncpg.LockNotAvailableError as error:
+        raise StoreUnavailable(
+            "the database is being migrated, or used by another process; "
+            "stop every farebox that serves it, then try again"
+        ) from error
+    return passed
+
+
+async def _step(connection: asyncpg.Connection, version: int) -> None:
+    async with connection.transaction():
+        if version == 1:
+            await connection.execute(_VERSIONS)
+        await connection.execute(schema.script(version, "postgresql"))
+        if version == schema.VERSION:
+            await connection.execute(schema.postgres_ledger())
+        await connection.execute("INSERT INTO schema_version (version) VALUES ($1)", version)
+
+
+async def find_faults(connection: asyncpg.Connection) -> list[tuple[str, int, list[str]]]:
+    """See that settings, references, triggers and functions are what keeps the promises (Store.check_itself)."""
+    return [
+        await _settings(connection),
+        await _references(connection),
+        await _triggers(connection),
+        await _functions(connection),
+    ]
+
+
+async def _settings(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
+    rows = await connection.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(_RISKS))
+    faults = [f"{name} is {value}: {_RISKS[name]}" for name, value in rows if value in {"off", "local"}]
+    return "settings", len(rows), faults
+
+
+async def _references(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
+    faults = []
+    for table in ("hold", "usage"):
+        count = await connection.fetchval(
+            f"SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM account a WHERE a.id = t.account_id)"  # noqa: S608
+        )
+        if count:
+            faults.append(f"{count} rows of {table} name an account that is not there")
+    return "references", 0, faults
+
+
+async def _triggers(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
+    rows = await connection.fetch("SELECT tgname, tgenabled::text FROM pg_trigger WHERE NOT tgisinternal")
+    there = dict(map(tuple, rows))
+    guards = schema.triggers("postgresql")
+    faults = [f"{name} is gone" for name in guards if name not in there]
+    faults += [f"{name} is disabled" for name in guards if there.get(name, "O") not in {"O", "A"}]
+    return "triggers", len(guards), faults
+
+
+async def _functions(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
+    texts = [schema.script(version, "postgresql") for version in range(1, schema.VERSION + 1)]
+    wanted = dict(_BODY.findall("\n".join([*texts, schema.postgres_ledger()])))
+    rows = await connection.fetch(
+        "SELECT proname, prosrc FROM pg_proc WHERE proname = ANY($1) AND pronamespace = current_schema()::regnamespace",
+        list(wanted),
+    )
+    there = dict(map(tuple, rows))
+    faults = [f"{name} is gone" for name in wanted if name not in there]
+    faults += [f"{name} has been changed" for name, body in wanted.items() if there.get(name, body) != body]
+    return "functions", len(wanted), faults

@@ -1,0 +1,44 @@
+"""The schema of the books as numbered steps: forward only, each in one transaction, the same numbers everywhere."""
+
+import re
+from importlib.resources import files
+from typing import Final, Literal
+
+Dialect = Literal["sqlite", "postgresql"]
+
+STEPS: Final = ("books", "many_processes")
+VERSION: Final = len(STEPS)
+"""The schema that this code works with."""
+
+_TRIGGER: Final = re.compile(r"^(CREATE TRIGGER (\w+) .*?);$", re.MULTILINE)
+
+
+def script(version: int, dialect: Dialect) -> str:
+    """Give the statements that lead from the version before to this one."""
+    name = f"{version:04d}_{STEPS[version - 1]}.{dialect}.sql"
+    return files("farebox.store").joinpath("migrations").joinpath(name).read_text("utf-8")
+
+
+def postgres_ledger() -> str:
+    """Give the functions that PostgreSQL keeps the books with."""
+    return files("farebox.store").joinpath("postgres_ledger.sql").read_text("utf-8")
+
+
+def triggers(dialect: Dialect) -> dict[str, str]:
+    """Give the triggers that every database has, by name: what makes the books append-only among them."""
+    scripts = (script(version, dialect) for version in range(1, VERSION + 1))
+    return {found[2]: found[1] for text in scripts for found in _TRIGGER.finditer(text)}
+
+
+def advice(where: str, version: int) -> str | None:
+    """Say what to do about a database with this schema; None when it is the one known here."""
+    if version == VERSION:
+        return None
+    if version == 0:
+        return f"{where} has no books in it yet; `farebox migrate` or `farebox serve` makes them"
+    if version > VERSION:
+        return f"{where} has schema {version}, newer than the {VERSION} known here; upgrade farebox"
+    return (
+        f"{where} has schema {version}, this farebox needs {VERSION}: stop every farebox that serves it, "
+        "run `farebox backup`, then `farebox migrate`"
+    )
