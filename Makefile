@@ -20,7 +20,8 @@ run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; 
 	@exec $(BIN)/farebox demo --port $(PORT) --data $(DATA)
 
 test: $(VENV)/.dev  ## Run every test, real clients included
-	@bash tests/clients/install.sh
+	@bash tests/install.sh
+	bash tests/clients/install.sh
 	$(BIN)/pytest
 
 check: $(VENV)/.dev  ## Lint, formatting, types, layers
