@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import prometheus_client
@@ -23,11 +24,10 @@ from farebox.gateway.counting import CountLimit
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
-from farebox.gateway.metrics import Metrics
+from farebox.gateway.metrics import Metrics, metrics_server
 from farebox.gateway.routes import Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
-from farebox.http.exchange import Exchange
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
@@ -48,9 +48,12 @@ async def serve(config: Config) -> int:
     return 0
 
 
-async def run_until_told(gateway: "Gateway") -> None:
-    """Wait for SIGTERM or SIGINT, then stop the gateway; a second signal ends the calls that are still in flight."""
-    told = asyncio.Event()
+async def run_until_told(gateway: "Gateway", told: asyncio.Event | None = None) -> None:
+    """Wait for SIGTERM or SIGINT, or for `told`, then stop the gateway.
+
+    A signal after that ends the calls that are still in flight.
+    """
+    told = told or asyncio.Event()
 
     def tell() -> None:
         if told.is_set():
@@ -65,14 +68,20 @@ async def run_until_told(gateway: "Gateway") -> None:
 
 
 async def start_gateway(
-    config: Config, *, simulator: Simulator | None = None, logger: Logger | None = None
+    config: Config,
+    *,
+    simulator: Simulator | None = None,
+    logger: Logger | None = None,
+    doors: Sequence[socket.socket] = (),
+    worker: str = "",
 ) -> "Gateway":
     """Open the books, resolve what an earlier process left, then open the doors.
 
-    Upstreams of kind "simulator" are served by `simulator`, or by one of their own. Raises StoreUnavailable or
-    ConfigError; nothing is left open then.
+    Upstreams of kind "simulator" are served by `simulator`, or by one of their own. A `worker` names itself in its log
+    lines, and serves at `doors` that are open already. Raises StoreUnavailable or ConfigError; nothing is left open
+    then.
     """
-    gateway = Gateway(config, logger)
+    gateway = Gateway(config, logger, doors, worker)
     try:
         await gateway.start(simulator)
     except BaseException:
@@ -84,10 +93,14 @@ async def start_gateway(
 class Gateway:
     """A running gateway. `port` and `metrics_port` are those it listens on."""
 
-    def __init__(self, config: Config, logger: Logger | None) -> None:
+    def __init__(
+        self, config: Config, logger: Logger | None, doors: Sequence[socket.socket] = (), worker: str = ""
+    ) -> None:
         self.config = config
-        self.log = logger or make_logger(config.log.level, config.log.format)
+        self._always = {"worker": worker} if worker else {}
+        self.log = (logger or make_logger(config.log.level, config.log.format)).bind(**self._always)
         self._own_logger = logger is None
+        self._doors = doors
         self._call_lines: CallLines | None = None
         self.port = 0
         self.metrics_port: int | None = None
@@ -239,7 +252,7 @@ class Gateway:
         if not settings.calls or settings.level in {"warning", "error"}:
             return self.log.debug
         if self._own_logger and settings.format == "json":
-            self._call_lines = CallLines(_write_stderr, self.clock)
+            self._call_lines = CallLines(_write_stderr, self.clock, self._always)
             return self._call_lines
         return self.log.info
 
@@ -282,33 +295,29 @@ class Gateway:
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/", listing.model)
-        await self._open_metrics(routes)
+        await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
-        self.port = await _listen(server, config.server.host, config.server.port)
+        if self._doors:
+            self.port = await server.listen_at(self._doors)
+        else:
+            self.port = await _listen(server, config.server.host, config.server.port)
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
 
-    async def _open_metrics(self, routes: Routes) -> None:
+    async def _open_metrics(self) -> None:
         address = self.config.server.metrics_address
         if address is None:
             return
+        self._metrics_server = metrics_server(self.registry(), self.log.error)
+        self.metrics_port = await _listen(self._metrics_server, *address)
+
+    def registry(self) -> CollectorRegistry:
+        """Collect what this process counts, with what the system says of it (process_*)."""
         registry = CollectorRegistry()
         registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
-
-        async def handle(exchange: Exchange) -> None:
-            found = exchange.path == "/metrics"
-            body = prometheus_client.generate_latest(registry) if found else b"metrics are at /metrics\n"
-            exchange.respond(
-                200 if found else 404,
-                [(b"content-type", prometheus_client.CONTENT_TYPE_LATEST.encode())],
-                body,
-            )
-
-        server = HttpServer(handle, on_bad_request=routes.bad_request)
-        self.metrics_port = await _listen(server, *address)
-        self._metrics_server = server
+        return registry
 
 
 def _calm_collector() -> None:

@@ -1,7 +1,7 @@
 """Structured logs on standard error: one line an event, with the request id, never a body, a key or a header."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +10,8 @@ import structlog
 from farebox.clock import Clock, iso
 
 _GATHERED: Final = 500
+_PIECE_BYTES: Final = 4096
+"""What a pipe takes in one piece (PIPE_BUF of pipe(7)): lines of several processes never mix within it."""
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -39,13 +41,14 @@ class CallLines:
     The books are the record; these lines are for watching, and the last second of them may be lost with the process.
     """
 
-    def __init__(self, write: Callable[[bytes], object], clock: Clock) -> None:
+    def __init__(self, write: Callable[[bytes], object], clock: Clock, always: Mapping[str, Any] | None = None) -> None:
         self._write = write
         self._clock = clock
+        self._always = always or {}
         self._lines: list[bytes] = []
 
     def __call__(self, event: str, **fields: Any) -> None:
-        line = {"timestamp": iso(self._clock()), "level": "info", "event": event, **fields}
+        line = {"timestamp": iso(self._clock()), "level": "info", "event": event, **self._always, **fields}
         self._lines.append(msgspec.json.encode(line))
         if len(self._lines) >= _GATHERED:
             self.flush()
@@ -54,7 +57,13 @@ class CallLines:
         """Write what has gathered."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self._write(b"\n".join(lines) + b"\n")
+            piece = b""
+            for line in lines:
+                if piece and len(piece) + len(line) >= _PIECE_BYTES:
+                    self._write(piece)
+                    piece = b""
+                piece += line + b"\n"
+            self._write(piece)
 
 
 def _encode(event: dict[str, Any], **_: Any) -> bytes:

@@ -2,8 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from farebox.errors import Refusal
+from farebox.http.exchange import Exchange
+from farebox.http.server import HttpServer
 
 Gauge = tuple[str, str, Callable[[], float]]
 
@@ -52,3 +59,22 @@ class Metrics:
             yield CounterMetricFamily(name, help_, value=value)
         for name, help_, read in self.gauges:
             yield GaugeMetricFamily(name, help_, value=read())
+
+
+def metrics_server(collector: Collector, log_error: Callable[..., Any]) -> HttpServer:
+    """Make the server that Prometheus scrapes, which collects anew each time. It has still to listen."""
+
+    async def handle(exchange: Exchange) -> None:
+        found = exchange.path == "/metrics"
+        body = generate_latest(collector) if found else b"metrics are at /metrics\n"
+        exchange.respond(200 if found else 404, [(b"content-type", CONTENT_TYPE_LATEST.encode())], body)
+
+    def on_bad_request(exchange: Exchange, error: Exception) -> None:
+        if not isinstance(error, Refusal):
+            log_error("exchange_failed", error=type(error).__name__)
+        if exchange.started:
+            exchange.abort()
+        else:
+            exchange.respond(error.status if isinstance(error, Refusal) else 500, [(b"content-type", b"text/plain")])
+
+    return HttpServer(handle, on_bad_request=on_bad_request)

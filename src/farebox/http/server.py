@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from typing import Final
 
@@ -17,6 +17,7 @@ import httptools
 import msgspec
 
 from farebox.errors import InvalidRequest, RequestTimeout
+from farebox.http.doors import BACKLOG, open_doors
 from farebox.http.exchange import Exchange
 
 _BUFFER_BYTES: Final = 256 * 1024
@@ -57,20 +58,24 @@ class HttpServer:
         self.closing = False
         self.date = b""
         self.now = 0.0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._grace: asyncio.Timeout | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
-        """Open the doors; answers the port, which is chosen by the system when 0 was asked for."""
+    async def listen(self, host: str, port: int) -> int:
+        """Open the doors; answers the port, which is chosen by the system when 0 was asked for. Raises OSError."""
+        return await self.listen_at(open_doors(host, port))
+
+    async def listen_at(self, doors: Sequence[socket.socket]) -> int:
+        """Serve from sockets that listen already, and which other processes may share. Answers their port."""
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
-        self._server = await loop.create_server(
-            lambda: ServerConnection(self, loop), host, port, backlog=4096, reuse_port=reuse_port or None
-        )
+        for door in doors:
+            server = await loop.create_server(lambda: ServerConnection(self, loop), sock=door, backlog=BACKLOG)
+            self._servers.append(server)
         self._sweeper = loop.create_task(self._sweep())
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(doors[0].getsockname()[1])
 
     async def close(self, grace_s: float) -> bool:
         """Stop accepting, let running exchanges end for at most `grace_s`; answers whether all of them did.
@@ -78,8 +83,8 @@ class HttpServer:
         `hurry` ends the waiting.
         """
         self.closing = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
         running = set(self.tasks)
