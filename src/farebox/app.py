@@ -14,8 +14,10 @@ from prometheus_client.registry import CollectorRegistry
 
 from farebox.accounts.keyring import KeyRing
 from farebox.books.days import close_days
-from farebox.books.ledger import Ledger, resolve_orphans
+from farebox.books.keeping import Bookkeeping, open_books
+from farebox.books.ledger import Ledger
 from farebox.books.prices import pin_prices
+from farebox.books.runs import BEATS_PER_LEASE
 from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
@@ -31,7 +33,7 @@ from farebox.gateway.streaming import Streams
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
-from farebox.store.sqlite import SqliteStore, open_store
+from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
@@ -109,8 +111,7 @@ class Gateway:
         self.jobs = Jobs(self.log.error)
         self._ready = False
         self._stopped = asyncio.Event()
-        self.store: SqliteStore | None = None
-        self.ledger: Ledger | None = None
+        self.books: Bookkeeping | None = None
         self.pool: Pool | None = None
         self._simulators: list[Simulator] = []
         self._server: HttpServer | None = None
@@ -121,17 +122,22 @@ class Gateway:
     async def start(self, simulator: Simulator | None) -> None:
         """Make everything, from the books up to the doors."""
         config = self.config
-        store = self.store = await open_store(config.database_path, plans=config.plans, clock=self.clock, serving=True)
-        ledger = self.ledger = Ledger(store)
-        await store.write([("INSERT INTO run (started_at) VALUES (?)", (self.clock(),))])
-        store.books.run_id = (await store.fetch("SELECT max(id) FROM run"))[0][0]
-        orphans = await resolve_orphans(store, ledger)
-        if orphans:
-            self.log.warning("holds_recovered", count=orphans)
+        books = self.books = await open_books(
+            config.books_url,
+            plans=config.plans,
+            clock=self.clock,
+            spool=config.spool_path,
+            lease_s=config.database.lease_s,
+            warn=self.log.warning,
+            alert=self.log.error,
+        )
+        store, ledger = books.store, books.ledger
         catalogue = await pin_prices(store, config.models, self.clock())
         keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator of this gateway")
         pool = self.pool = await self._make_pool(simulator)
-        settler = self._settler = Settler(ledger, self.metrics, log_call=self._call_log(), alert=self.log.error)
+        settler = self._settler = Settler(
+            ledger, books.spool, self.metrics, log_call=self._call_log(), alert=self.log.error
+        )
         operator = config.site.support_email or "the operator"
         top_up_words = f"to top up, write to {operator}"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
@@ -164,7 +170,7 @@ class Gateway:
             limits=config.limits,
             clock=self.clock,
         )
-        self._watch(keys, messages, streams, ledger)
+        self._watch(books, keys, messages, streams)
         await self._open_doors(messages, listing)
 
     async def stop(self) -> None:
@@ -189,14 +195,9 @@ class Gateway:
             await self.pool.close()
         for simulator in self._simulators:
             await simulator.close()
-        if self.ledger is not None:
-            await self.ledger.drained()
-        if self.store is not None:
-            await self.store.write(
-                [("UPDATE run SET stopped_at = ? WHERE id = ?", (self.clock(), self.store.books.run_id))]
-            )
-            await self.store.close()
-            self.store = None
+        if self.books is not None:
+            await self.books.close()
+            self.books = None
         if self._call_lines is not None:
             self._call_lines.flush()
         self._stopped.set()
@@ -211,9 +212,19 @@ class Gateway:
         """Wait until the gateway has been stopped."""
         await self._stopped.wait()
 
-    def _watch(self, keys: KeyRing, messages: Messages, streams: Streams, ledger: Ledger) -> None:
-        store, settler, pool = self.store, self._settler, self.pool
-        assert store is not None
+    @property
+    def store(self) -> Store:
+        """The books' store, while they are open."""
+        assert self.books is not None
+        return self.books.store
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self.books is not None
+        return self.books.ledger
+
+    def _watch(self, books: Bookkeeping, keys: KeyRing, messages: Messages, streams: Streams) -> None:
+        store, ledger, settler, pool = books.store, books.ledger, self._settler, self.pool
         assert settler is not None
         assert pool is not None
         loop = asyncio.get_running_loop()
@@ -230,17 +241,24 @@ class Gateway:
                 keys.forget()
 
         async def close_past_days() -> None:
-            for day in await close_days(store, self.clock()):
+            for day in await close_days(store, self.clock()) if books.runs.leads else ():
                 self.log.info("day_closed", day=day)
+
+        async def end_strays() -> None:
+            await books.runs.end_strays()
 
         self.jobs.every(1.0, "tick", tick)
         self.jobs.every(0.25, "follow_changes", follow_changes)
         self.jobs.every(5.0, "retry_settlements", settler.retry)
+        self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(60.0, "close_days", close_past_days)
+        if store.shared:
+            self.jobs.every(self.config.database.lease_s / BEATS_PER_LEASE, "beat", books.beat)
         self.metrics.gauges += [
             ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
             ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
             ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
+            ("farebox_spooled", "Settles on disk that are not in the books yet", lambda: len(books.spool.waiting)),
             ("farebox_ledger_commands", "Commands given to the ledger", lambda: ledger.commands),
             ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
             ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: pool.retries),

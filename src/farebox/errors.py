@@ -10,6 +10,7 @@ FareboxError
 │   ├── UpstreamFailed 502       ├── Unavailable 503
 │   └── InternalError 500        └── Overloaded 529
 ├── StoreUnavailable         the database cannot promise durability now
+│   └── StoreUnreachable     no connection to it can be made
 ├── StoreConflict            a value that must be unique is taken
 ├── BrokenInvariant          the books would stop being true; the work is stopped and the numbers named
 └── ConfigError              the configuration is wrong; says where and what would be right
@@ -111,6 +112,10 @@ class Overloaded(Refusal):
 
 
 class StoreUnavailable(FareboxError):
+    pass
+
+
+class StoreUnreachable(StoreUnavailable):
     pass
 
 

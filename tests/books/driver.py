@@ -22,7 +22,8 @@ from farebox.billing.ledger import (
     customer_account,
 )
 from farebox.billing.plans import Plan, Plans
-from farebox.books.ledger import Ledger, resolve_orphans
+from farebox.books.ledger import Ledger
+from farebox.books.runs import resolve_orphans
 from farebox.errors import BrokenInvariant
 from farebox.ids import new_request_id
 from farebox.store.sqlite import SqliteStore, open_store
@@ -89,7 +90,7 @@ class Driver:
     async def _open(self) -> None:
         self.store = await open_store(self.path, plans=PLANS, clock=lambda: self.now_us, serving=True)
         await self.store.write([("INSERT INTO run (started_at) VALUES (?)", (self.now_us,))])
-        self.store.books.run_id = (await self.store.fetch("SELECT max(id) FROM run"))[0][0]
+        self.store.run_id = (await self.store.fetch("SELECT max(id) FROM run"))[0][0]
         self.other = await open_store(self.path, plans=PLANS, clock=lambda: self.now_us)
 
     async def _people(self) -> None:

@@ -130,7 +130,7 @@ async def open_shop(path: Path, *, alice_nanos: int = 10**9) -> AsyncIterator[Sh
         shop = Shop(store)
         shops.append(shop)
         await store.write([("INSERT INTO run (started_at) VALUES (?)", (NOON_US,))])
-        store.books.run_id = (await store.fetch("SELECT max(id) FROM run"))[0][0]
+        store.run_id = (await store.fetch("SELECT max(id) FROM run"))[0][0]
         shop.catalogue = await pin_prices(store, MODELS, NOON_US)
         if not await shop.count("account"):
             shop.alice = await shop.person("alice@example.com", alice_nanos)

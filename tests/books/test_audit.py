@@ -14,7 +14,8 @@ from farebox.billing.usage import Line, Usage
 from farebox.books import audit as module
 from farebox.books.audit import Check, audit
 from farebox.books.days import close_days
-from farebox.books.ledger import credit, debit, resolve_orphans
+from farebox.books.ledger import credit, debit
+from farebox.books.runs import resolve_orphans
 from farebox.clock import DAY_US
 from farebox.ids import new_request_id
 from farebox.store.sqlite import open_store
@@ -241,7 +242,7 @@ SOLD = '"input":7500000000'
         ),
         (
             (
-                f"INSERT INTO hold SELECT {NEW}, 1, 1, 'best', 5, 0, 1, 2, 0",
+                f"INSERT INTO hold SELECT {NEW}, 1, 1, 'best', 5, 0, 1, 2, 0, NULL",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"settled once"},

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from farebox.billing.ledger import Admission, Command, Posted, Resize, Settled, Transfer, Verdict, customer_account
-from farebox.books.ledger import Ledger, credit, debit, resolve_orphans
+from farebox.books.ledger import Ledger, credit, debit
+from farebox.books.runs import resolve_orphans
 from farebox.errors import BrokenInvariant, StoreUnavailable
 from farebox.ids import new_request_id
 from farebox.money import MAX_NANOS

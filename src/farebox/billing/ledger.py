@@ -1,4 +1,4 @@
-"""The ledger's rules: what admitting, resizing, settling, expiring and posting do to an account. Pure; the stores apply them.
+"""The ledger's rules: what admitting, resizing, settling and posting do to an account. Pure; the stores apply them.
 
 Commands go in, answers come out. Each command carries an id chosen before its first try, so that delivering it
 twice changes nothing. A batch is folded one command after the other: a refused call never blocks a later one that
@@ -155,7 +155,7 @@ class Posted(msgspec.Struct, frozen=True):
 Answer = Admission | Resized | Settled | Expired | Posted
 
 ORDER: Final = (Settle, Expire, Transfer, Resize, Admit)
-"""In what order a batch is folded: released money is usable in the same batch, so what gives comes before what takes."""
+"""How a batch is folded. Released money is usable in the same batch: what gives comes before what takes."""
 
 _CUSTOMER: Final = "customer:"
 

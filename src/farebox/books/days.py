@@ -21,11 +21,11 @@ _CLOSE: Final = (
     "VALUES (?, ?, ?, ?, ?, ?)"
 )
 _USAGE: Final = (
-    "SELECT at, hex(request_id), account_id, key_id, kind, model, asked_model, price_version, input_tokens, "
+    "SELECT at, request_id, account_id, key_id, kind, model, asked_model, price_version, input_tokens, "
     "cache_write_5m_tokens, cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, "
     "list_nanos, charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
     "upstream_request_id, attempts, streamed, first_byte_us, duration_us FROM usage "
-    "WHERE (at, request_id) > (?, unhex(?)) AND at < ? ORDER BY at, request_id LIMIT ?"
+    "WHERE (at, request_id) > (?, ?) AND at < ? ORDER BY at, request_id LIMIT ?"
 )
 _TRANSFERS: Final = (
     "SELECT at, id, debit_account, credit_account, amount_nanos, code, actor, memo FROM transfer "
@@ -49,7 +49,7 @@ async def close_days(store: Store, now_us: int) -> list[str]:
     else:
         first = (
             await store.fetch(
-                "SELECT min(at) FROM (SELECT min(at) AS at FROM usage UNION ALL SELECT min(at) FROM transfer)"
+                "SELECT min(at) FROM (SELECT min(at) AS at FROM usage UNION ALL SELECT min(at) FROM transfer) AS firsts"
             )
         )[0][0]
         if first is None:
@@ -80,17 +80,19 @@ async def digest_day(store: Store, day: str, previous: str) -> Digest:
     """Hash a day's entries in their order, after the digest of the day before."""
     sha = hashlib.sha256(f"{day}\n{previous}\n".encode())
     begin_us = day_start_us(day)
-    usage_rows = await _feed(store, _USAGE, begin_us, sha)
-    transfer_rows = await _feed(store, _TRANSFERS, begin_us, sha)
+    usage_rows = await _feed(store, _USAGE, (begin_us - 1, b""), sha)
+    transfer_rows = await _feed(store, _TRANSFERS, (begin_us - 1, ""), sha)
     return Digest(usage_rows, transfer_rows, sha.hexdigest())
 
 
-async def _feed(store: Store, query: str, begin_us: int, sha: "hashlib._Hash") -> int:
-    last: Row = (begin_us - 1, "")
+async def _feed(store: Store, query: str, last: Row, sha: "hashlib._Hash") -> int:
+    """Hash what comes within a day after `last`, a JSON array a row; the ids of calls in hexadecimal."""
+    end_us = last[0] + 1 + DAY_US
     count = 0
-    while rows := await store.fetch(query, (last[0], last[1], begin_us + DAY_US, _PAGE)):
-        for row in rows:
-            sha.update(msgspec.json.encode(row))
+    while rows := await store.fetch(query, (last[0], last[1], end_us, _PAGE)):
+        for at, name, *rest in rows:
+            shown = name.hex().upper() if isinstance(name, bytes) else name
+            sha.update(msgspec.json.encode((at, shown, *rest)))
         count += len(rows)
         last = rows[-1]
     return count

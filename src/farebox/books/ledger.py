@@ -2,17 +2,21 @@
 
 Group commit: while one batch is being made durable the next one gathers, so a lone caller waits for one sync and a
 crowd shares it. In a crowd a batch also waits a millisecond for those on their way: half as many syncs. A command
-handed in is always answered: with its answer, or with StoreUnavailable.
+handed in is always answered: with its answer, or with StoreUnavailable. A store with several lanes gets several
+batches at once, an account always in the same lane.
 """
 
 import asyncio
-from typing import Final, TypeVar, cast
+from collections.abc import Sequence
+from typing import Final, cast
 
 from farebox.billing.ledger import (
     Admission,
     Admit,
     Answer,
     Command,
+    Expire,
+    Expired,
     Posted,
     Resize,
     Resized,
@@ -21,10 +25,10 @@ from farebox.billing.ledger import (
     Transfer,
     Verdict,
     customer_account,
+    customer_id,
 )
+from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Store
-
-T = TypeVar("T", bound=Answer)
 
 _BATCH: Final = 400
 _CROWD: Final = 8
@@ -37,9 +41,9 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: list[tuple[Command, asyncio.Future[Answer]]] = []
-        self._flusher: asyncio.Task[None] | None = None
-        self._last_batch = 0
+        self._lanes = [_Lane(self, number) for number in range(store.lanes)]
+        self.live: set[bytes] = set()
+        """Calls that were let in here and whose end is not in the books yet."""
         self.batches = 0
         self.commands = 0
 
@@ -48,31 +52,64 @@ class Ledger:
 
         When the caller is cancelled while it waits, a hold it can no longer learn of is ended at once.
         """
-        return cast("asyncio.Future[Admission]", self._hand_in(command))
+        return cast("asyncio.Future[Admission]", self._hand_in(command, command.account_id))
 
     def resize(self, command: Resize) -> asyncio.Future[Resized]:
         """Grow or shrink a hold. Idempotent. Raises StoreUnavailable."""
-        return cast("asyncio.Future[Resized]", self._hand_in(command))
+        return cast("asyncio.Future[Resized]", self._hand_in(command, command.account_id))
 
     def settle(self, command: Settle) -> asyncio.Future[Settled]:
         """End a hold and book the call. Once on request_id, whatever is delivered again. Raises StoreUnavailable."""
-        return cast("asyncio.Future[Settled]", self._hand_in(command))
+        return cast("asyncio.Future[Settled]", self._hand_in(command, command.account_id))
+
+    def expire(self, command: Expire) -> asyncio.Future[Expired]:
+        """Give back what a hold of a dead process holds. Idempotent. Raises StoreUnavailable."""
+        return cast("asyncio.Future[Expired]", self._hand_in(command, command.account_id))
 
     def post(self, transfer: Transfer) -> asyncio.Future[Posted]:
         """Move money between accounts. Once on the transfer's id. Raises StoreUnavailable."""
-        return cast("asyncio.Future[Posted]", self._hand_in(transfer))
+        account_id = customer_id(transfer.debit_account) or customer_id(transfer.credit_account) or 0
+        return cast("asyncio.Future[Posted]", self._hand_in(transfer, account_id))
+
+    async def apply(self, batch: Sequence[Command], lane: int) -> list[Answer | Exception]:
+        """Hand a batch to the store, and keep count of the calls that are let in. Raises StoreUnavailable."""
+        self.batches += 1
+        self.commands += len(batch)
+        answers = await self._store.apply(batch, lane)
+        for command, answer in zip(batch, answers, strict=True):
+            if type(command) is Admit:
+                if isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
+                    self.live.add(command.request_id)
+            elif type(command) is Settle and not isinstance(answer, StoreUnavailable):
+                self.live.discard(command.request_id)
+        return answers
 
     async def drained(self) -> None:
         """Wait until everything handed in has been answered."""
-        while self._flusher is not None:
-            await asyncio.wait([self._flusher])
+        while flushers := [lane.flusher for lane in self._lanes if lane.flusher is not None]:
+            await asyncio.wait(flushers)
 
-    def _hand_in(self, command: Command) -> "asyncio.Future[Answer]":
+    def _hand_in(self, command: Command, account_id: int) -> "asyncio.Future[Answer]":
+        return self._lanes[account_id % len(self._lanes)].hand_in(command)
+
+
+class _Lane:
+    """Commands about some of the accounts, gathered into batches of which one is under way at a time."""
+
+    def __init__(self, ledger: Ledger, number: int) -> None:
+        self._ledger = ledger
+        self._number = number
+        self._waiting: list[tuple[Command, asyncio.Future[Answer]]] = []
+        self._last_batch = 0
+        self.flusher: asyncio.Task[None] | None = None
+
+    def hand_in(self, command: Command) -> "asyncio.Future[Answer]":
+        """Take a command into the next batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((command, answer))
-        if self._flusher is None:
-            self._flusher = loop.create_task(self._flush())
+        if self.flusher is None:
+            self.flusher = loop.create_task(self._flush())
         return answer
 
     async def _flush(self) -> None:
@@ -81,18 +118,18 @@ class Ledger:
                 if len(self._waiting) < self._last_batch and self._last_batch >= _CROWD:
                     await asyncio.sleep(_COMPANY_S)
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                self.batches += 1
-                self.commands += len(batch)
                 self._last_batch = len(batch)
                 await self._apply(batch)
         finally:
-            self._flusher = None
+            self.flusher = None
 
     async def _apply(self, batch: list[tuple[Command, "asyncio.Future[Answer]"]]) -> None:
         try:
-            answers: list[Answer | Exception] = await self._store.apply([command for command, _ in batch])
+            answers = await self._ledger.apply([command for command, _ in batch], self._number)
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             answers = [error] * len(batch)
+            if isinstance(error, StoreUnavailable):
+                self._turn_away(error)
         for (command, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 self._nobody_waits(command, answer)
@@ -101,9 +138,18 @@ class Ledger:
             else:
                 future.set_result(answer)
 
+    def _turn_away(self, error: StoreUnavailable) -> None:
+        """Let no new call wait for books that cannot be written: it would wait twice as long for the same answer."""
+        waiting, self._waiting = self._waiting, []
+        for command, future in waiting:
+            if not isinstance(command, Admit):
+                self._waiting.append((command, future))
+            elif not future.done():
+                future.set_exception(StoreUnavailable(str(error)))
+
     def _nobody_waits(self, command: Command, answer: Answer | Exception) -> None:
         if isinstance(command, Admit) and isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
-            self._hand_in(
+            self.hand_in(
                 Settle(
                     request_id=command.request_id,
                     account_id=command.account_id,
@@ -140,26 +186,3 @@ def debit(transfer_id: str, account_id: int, amount_nanos: int, *, actor: str, m
         actor=actor,
         memo=memo,
     )
-
-
-async def resolve_orphans(store: Store, ledger: Ledger) -> int:
-    """End every hold that an earlier process left: free for the customer, since nobody can tell what came of the call.
-
-    For a store with one serving process, before its doors open (promises 4 and 5). Answers how many there were.
-    """
-    rows = await store.fetch("SELECT request_id, account_id, model FROM hold")
-    settles = [
-        ledger.settle(
-            Settle(
-                request_id=request_id,
-                account_id=account_id,
-                kind="recovered",
-                model=model,
-                outcome="gateway_died",
-                status=0,
-            )
-        )
-        for request_id, account_id, model in rows
-    ]
-    await asyncio.gather(*settles)
-    return len(settles)

@@ -1,11 +1,13 @@
 """Price lists in the books: every version that a call was ever priced by, immutable."""
 
+import contextlib
 import hashlib
 from typing import Final
 
 import msgspec
 
 from farebox.billing.pricing import Catalogue, Model, PriceList
+from farebox.errors import StoreConflict
 from farebox.store.protocol import Store
 
 _models: Final = msgspec.json.Decoder(tuple[Model, ...])
@@ -15,19 +17,14 @@ async def pin_prices(store: Store, models: tuple[Model, ...], now_us: int) -> Ca
     """Give the catalogue for these models under the version the books know them by, a new one when they changed."""
     text = msgspec.json.encode(models).decode()
     digest = hashlib.sha256(text.encode()).hexdigest()
-    rows = await store.fetch("SELECT version, sha256 FROM price_list ORDER BY version DESC LIMIT 1")
-    if rows and rows[0][1] == digest:
-        return Catalogue(PriceList(rows[0][0], models))
-    version = rows[0][0] + 1 if rows else 1
-    await store.write(
-        [
-            (
-                "INSERT INTO price_list (version, sha256, models, created_at) VALUES (?, ?, ?, ?)",
-                (version, digest, text, now_us),
-            )
-        ]
-    )
-    return Catalogue(PriceList(version, models))
+    insert = "INSERT INTO price_list (version, sha256, models, created_at) VALUES (?, ?, ?, ?)"
+    while True:
+        rows = await store.fetch("SELECT version, sha256 FROM price_list ORDER BY version DESC LIMIT 1")
+        if rows and rows[0][1] == digest:
+            return Catalogue(PriceList(rows[0][0], models))
+        version = rows[0][0] + 1 if rows else 1
+        with contextlib.suppress(StoreConflict):  # another process, starting beside this one, has taken the version
+            await store.write([(insert, (version, digest, text, now_us))])
 
 
 async def price_lists(store: Store) -> dict[int, tuple[str, Catalogue]]:

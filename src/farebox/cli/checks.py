@@ -77,9 +77,10 @@ def read_settings(file: Path | None) -> tuple[Config | None, list[Finding]]:
 def check_machine(config: Config) -> Iterator[Finding]:
     """Look at what the machine gives: database, disk, clock, ports, file descriptors."""
     yield _check_sqlite()
-    yield from _check_database(config.database_path)
-    yield from _check_disk(_existing(config.database_path.parent))
-    yield _check_clock(config.database_path)
+    if config.database_path is not None:
+        yield from _check_database(config.database_path)
+        yield from _check_disk(_existing(config.database_path.parent))
+        yield _check_clock(config.database_path)
     yield _check_port("port", config.server.host, config.server.port)
     if address := config.server.metrics_address:
         yield _check_port("metrics", *address)

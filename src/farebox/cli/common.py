@@ -19,6 +19,7 @@ from farebox.clock import US_PER_S, steady_clock
 from farebox.config import Config, load_config
 from farebox.errors import StoreUnavailable
 from farebox.money import parse_usd
+from farebox.store.open import open_store
 from farebox.store.protocol import Store
 
 P = ParamSpec("P")
@@ -103,14 +104,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 @asynccontextmanager
 async def open_books(config: Config, *, create: bool = False) -> AsyncIterator[Store]:
     """Open the database for one command, beside a server that may be running. Raises StoreUnavailable."""
-    from farebox.store.sqlite import open_store
-
-    if not create and not config.database_path.exists():
+    if not create and config.database_path is not None and not config.database_path.exists():
         raise StoreUnavailable(
             f"there is no database at {config.database_path} yet: `farebox serve` and "
             "`farebox account create` make it; if yours is elsewhere, name its configuration with --config"
         )
-    store = await open_store(config.database_path, plans=config.plans, create=create)
+    store = await open_store(config.books_url, plans=config.plans, create=create)
     try:
         yield store
     finally:

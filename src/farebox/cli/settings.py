@@ -16,6 +16,7 @@ from farebox.config import Config, check_ready_to_serve
 from farebox.config.reader import show as quote
 from farebox.money import format_usd
 from farebox.secret import Secret
+from farebox.store.urls import without_password
 
 _TABLES = ("server", "database", "site", "keys", "limits", "features", "log")
 
@@ -70,7 +71,7 @@ def show(invocation: Invocation, *, models: bool) -> None:
         for key, value in tables[name].items():
             origin = read.origins.get(f"{name}.{key}", "")
             click.echo(f"{f'{name}.{key} = {quote(value)}':<44}{'# ' + origin if origin else ''}".rstrip())
-    click.echo(f"# the books are in {read.database_path}")
+    click.echo(f"# the books are in {read.books_place}")
     for upstream in tables["upstreams"]:
         models_served = upstream.pop("models")
         told = [f"{key} = {quote(value)}" for key, value in upstream.items() if value]
@@ -109,7 +110,9 @@ def _as_tables(read: Config) -> dict[str, Any]:
     tables["limits"] = _plain(read.limits) | _plain(read.server_limits)
     tables["upstreams"] = [_plain(upstream) for upstream in read.upstreams]
     tables["plans"] = [_plain(read.plans.get(name)) for name in read.plans.names()]
-    tables["database_path"] = str(read.database_path)
+    tables["database"]["url"] = without_password(read.database.url)
+    tables["database_path"] = str(read.database_path) if read.database_path else None
+    tables["spool_path"] = str(read.spool_path)
     return tables
 
 

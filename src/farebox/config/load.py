@@ -33,6 +33,7 @@ from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
 from farebox.secret import Secret
+from farebox.store.urls import is_postgres, without_password
 from farebox.upstreams.settings import UpstreamSettings
 
 SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
@@ -149,14 +150,17 @@ def _read_tables(
         plans = _read_plans(reader, tables["plans"])
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     database = read.get(DatabaseSettings)
-    database_path = _database_path(reader, database.url, base) if database else None
-    _check_workers(reader, read.get(ServerSettings))
-    if database_path is None or not plans or None in read.values() or len(read) < len(SINGLE_TABLES) + 1:
+    server = read.get(ServerSettings)
+    place = _place_of_books(reader, database, base) if database else None
+    if place is not None and server is not None:
+        _check_workers(reader, server, place.path)
+    if place is None or not plans or None in read.values() or len(read) < len(SINGLE_TABLES) + 1:
         return None
     return Config(
         server=read[ServerSettings],
         database=read[DatabaseSettings],
-        database_path=database_path,
+        database_path=place.path,
+        spool_path=place.spool,
         site=read[SiteSettings],
         keys=read[KeySettings],
         upstreams=upstreams,
@@ -241,38 +245,50 @@ def _check_upstream(
     return msgspec.structs.replace(upstream, base_url=url.rstrip("/"))
 
 
-def _database_path(reader: Reader, url: str, base: Path) -> Path | None:
-    """Find the file a database URL names. A relative one begins where the file that says it lies."""
+class _Place(msgspec.Struct, frozen=True):
+    """Where the books are: the SQLite file, None for PostgreSQL; and the directory of the spool."""
+
+    path: Path | None
+    spool: Path
+
+
+def _place_of_books(reader: Reader, database: DatabaseSettings, base: Path) -> _Place | None:
+    """Find what a database URL names. Relative paths begin where the file that says them lies."""
     here: KeyPath = ("database", "url")
+    url = database.url
     scheme, separator, rest = url.partition("://")
-    if scheme.split("+")[0] in {"postgresql", "postgres"}:
-        reader.problem(
-            here,
-            "names PostgreSQL; this version keeps its books in SQLite only: say "
-            '"sqlite:///farebox.db", and keep one process on one machine',
-        )
-        return None
+    if is_postgres(url):
+        if not urlsplit(url).path.strip("/"):
+            reader.problem(here, 'names no database; it must be like "postgresql://user@host:5432/farebox"')
+            return None
+        return _Place(None, _beside(reader, ("database", "spool"), database.spool or "farebox.spool", base))
     file = rest.removeprefix("/")
     if scheme != "sqlite" or not separator or not rest.startswith("/") or not file or "?" in file:
         reader.problem(
             here,
-            f'is {show(url)}; it must be "sqlite:///farebox.db" (beside this file) '
-            'or "sqlite:////var/lib/farebox/farebox.db" (absolute)',
+            f'is {show(without_password(url))}; it must be "sqlite:///farebox.db" (beside this file), '
+            '"sqlite:////var/lib/farebox/farebox.db" (absolute) or "postgresql://user@host:5432/farebox"',
         )
         return None
     if file == ":memory:":
         reader.problem(here, "is in memory; the books must outlive the process: name a file")
         return None
-    from_file = not reader.where(here).startswith("FAREBOX_")
+    path = _beside(reader, here, file, base)
+    spool = _beside(reader, ("database", "spool"), database.spool, base) if database.spool else None
+    return _Place(path, spool or path.with_name(path.name + ".spool"))
+
+
+def _beside(reader: Reader, key: KeyPath, file: str, base: Path) -> Path:
+    from_file = not reader.where(key).startswith("FAREBOX_")
     return ((base if from_file else Path()) / file).absolute()
 
 
-def _check_workers(reader: Reader, server: ServerSettings | None) -> None:
-    if server and server.workers > 1:
+def _check_workers(reader: Reader, server: ServerSettings, sqlite: Path | None) -> None:
+    if server.workers > 1 and sqlite is not None:
         reader.problem(
             ("server", "workers"),
-            f"is {server.workers}; with SQLite one process writes the books, so it must be 1. One process "
-            "serves some thousand streams; more of them need PostgreSQL, which a later version speaks",
+            f"is {server.workers}; with SQLite one process writes the books, by design, so it must be 1. One process "
+            'serves some thousand streams; for more say a [database] url such as "postgresql://user@host/farebox"',
         )
 
 

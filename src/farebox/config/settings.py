@@ -10,6 +10,7 @@ from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
+from farebox.store.urls import without_password
 from farebox.upstreams.settings import UpstreamSettings
 
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_-]+$", description='an address or a host name such as "127.0.0.1"')]
@@ -68,6 +69,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = "sqlite:///farebox.db"
+    spool: str = ""
+    lease_s: Annotated[float, Meta(ge=0.5, le=300)] = 30.0
 
 
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,8 +93,10 @@ class Config(Struct, frozen=True, kw_only=True):
 
     server: ServerSettings
     database: DatabaseSettings
-    database_path: Path
-    """The SQLite file that `database.url` names, absolute."""
+    database_path: Path | None
+    """The SQLite file that `database.url` names, absolute; None for PostgreSQL."""
+    spool_path: Path
+    """The directory for settles that the database cannot take, absolute."""
     site: SiteSettings
     keys: KeySettings
     upstreams: tuple[UpstreamSettings, ...]
@@ -105,6 +110,16 @@ class Config(Struct, frozen=True, kw_only=True):
     """The file all this was read from."""
     origins: Mapping[str, str]
     """Where each setting that is no default came from, by dotted key: "farebox.toml:12" or a variable."""
+
+    @property
+    def books_url(self) -> str:
+        """Where the books are: what `farebox.store.open` takes."""
+        return self.database.url if self.database_path is None else str(self.database_path)
+
+    @property
+    def books_place(self) -> str:
+        """Where the books are, for people: without the password."""
+        return without_password(self.books_url)
 
     @property
     def public_url(self) -> str:

@@ -1,7 +1,8 @@
 """Settling: every admitted call ends here, once, and not before its end is on disk.
 
 Cancelling the caller does not cancel a settlement under way. When the books cannot be written for `patience_s`, the
-answer's last bytes are not delivered, so the call becomes free, and its hold is ended by `retry` later.
+settle goes to the spool, a synced file, from where `retry` brings it to the books once they are back. Where not even
+that is possible the answer's last bytes are not delivered, so the call becomes free.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ import msgspec
 
 from farebox.billing.ledger import Settle, Settled
 from farebox.billing.pricing import Priced
-from farebox.books.ledger import Ledger
+from farebox.books.ledger import Ledger, credit
+from farebox.books.spool import Spool
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.metrics import Metrics
@@ -26,9 +28,10 @@ class Settler:
     """Ends holds, and keeps those it could not end."""
 
     def __init__(
-        self, ledger: Ledger, metrics: Metrics, *, log_call: Log, alert: Log, patience_s: float = 10.0
+        self, ledger: Ledger, spool: Spool, metrics: Metrics, *, log_call: Log, alert: Log, patience_s: float = 10.0
     ) -> None:
         self._ledger = ledger
+        self._spool = spool
         self._metrics = metrics
         self._log_call = log_call
         self._alert = alert
@@ -49,20 +52,29 @@ class Settler:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             settled = await asyncio.shield(task)
+        if settled is not None and settled.recovered:
+            settled = None  # given up by the others while this process was paused: too late to charge, so to deliver
         if settled is not None:
             self._note(call, settle, settled, priced)
         return settled
 
     async def retry(self) -> None:
-        """End the holds that could not be ended before. Called by a job."""
+        """End the holds that could not be ended before, and empty the spool. Called by a job."""
         for request_id, settle in list(self.unsettled.items()):
             try:
-                await self._ledger.settle(settle)
+                await self._undo(settle, await self._ledger.settle(settle))
             except StoreUnavailable:
                 return
             except FareboxError as error:
                 self._alert("settlement_refused", request_id=request_id.hex(), error=str(error))
             self.unsettled.pop(request_id, None)
+        try:
+            booked = await self._spool.deliver(self._ledger)
+        except StoreUnavailable:
+            return
+        for _, settled in booked:
+            self._metrics.charged_nanos += settled.charged_nanos
+            self._metrics.shortfall_nanos += settled.shortfall_nanos
 
     async def drained(self) -> None:
         """Wait for the settlements under way."""
@@ -79,11 +91,28 @@ class Settler:
                 return await self._ledger.settle(settle)
             except StoreUnavailable as error:
                 if loop.time() > give_up_at:
+                    if await self._spool.put(settle):
+                        return Settled(0, 0, now=True)  # what it comes to is counted when the books have taken it
                     self._give_up(settle, error)
                     return None
             except FareboxError as error:
                 self._give_up(settle, error)
                 return None
+
+    async def _undo(self, settle: Settle, settled: Settled) -> None:
+        """Give back what was charged for an answer whose end was not delivered, since nobody could tell."""
+        if not settle.waive or settled.now or not settled.charged_nanos:
+            return
+        await self._ledger.post(
+            credit(
+                f"refund:{settle.request_id.hex()}",
+                settle.account_id,
+                settled.charged_nanos,
+                code="refund",
+                actor="gateway",
+                memo="charged, but not delivered: the books could not be written",
+            )
+        )
 
     def _give_up(self, settle: Settle, error: Exception) -> None:
         """Keep the hold's end for later, free of charge: what is not delivered is not paid.

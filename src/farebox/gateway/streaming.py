@@ -151,6 +151,8 @@ class Streams:
                 await asyncio.sleep(pause_s)
         else:
             return Outcome.GATEWAY_BROKE
+        if resized.gone:
+            return Outcome.GATEWAY_BROKE
         call.held_nanos = resized.amount_nanos
         enough = resized.amount_nanos >= wanted
         if target >= most and enough:

@@ -6,11 +6,7 @@ from farebox.billing.plans import Plans
 from farebox.clock import Clock
 from farebox.store import postgres, sqlite
 from farebox.store.protocol import Store
-
-
-def is_postgres(url: str | Path) -> bool:
-    """Tell whether a URL names PostgreSQL."""
-    return str(url).startswith(("postgresql://", "postgres://"))
+from farebox.store.urls import is_postgres
 
 
 async def open_store(

@@ -17,10 +17,11 @@ import msgspec
 from farebox.billing.ledger import ORDER, Admit, Answer, Command, Expire, Resize, Settle, Transfer, customer_id
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import Clock
-from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable
+from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable, StoreUnreachable
 from farebox.store.postgres_answers import read_answer
 from farebox.store.postgres_schema import check_schema, find_faults, prepare
 from farebox.store.protocol import Row, Statement
+from farebox.store.urls import without_password
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class PostgresStore:
         try:
             connection = await self.connect(_SESSION, timeout_s=_CONNECT_S)
         except (*_LOST, asyncpg.PostgresError, TimeoutError, ValueError) as error:
-            raise StoreUnavailable(f"the database {self.where} cannot be reached: {_words(error)}") from error
+            raise StoreUnreachable(f"the database {self.where} cannot be reached: {_words(error)}") from error
         try:
             if create:
                 await prepare(connection)
@@ -117,10 +118,8 @@ class PostgresStore:
 
     @property
     def where(self) -> str:
-        """The database without its password, for people."""
-        scheme, _, rest = self.url.partition("://")
-        credentials, at, place = rest.rpartition("@")
-        return f"{scheme}://{credentials.partition(':')[0]}{at}{place.partition('?')[0]}"
+        """The database, for people."""
+        return without_password(self.url)
 
     async def connect(self, session: dict[str, str], *, timeout_s: float) -> asyncpg.Connection:
         """Make a connection of our own kind."""
@@ -236,10 +235,11 @@ class _Lane:
         """Apply a batch that is in order and names no id twice. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + min(self._store.patience_s, _CONNECT_S)
+        again = False
         while True:
             try:
                 async with asyncio.timeout_at(give_up_at):
-                    return await self._send(batch)
+                    return await self._send(batch, again=again)
             except asyncpg.PostgresError as error:
                 state = error.sqlstate or ""
                 if state.startswith(_COMMANDS_FAULT):
@@ -255,6 +255,7 @@ class _Lane:
                 raise
             if loop.time() + 0.05 >= give_up_at:
                 raise StoreUnavailable(f"the database did not take the batch: {_words(failure)}") from failure
+            again = True
             await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311  jitter
 
     async def close(self) -> None:
@@ -262,7 +263,7 @@ class _Lane:
             await _shut(self._connection)
             self._connection = None
 
-    async def _send(self, batch: Sequence[Command]) -> list[Answer | Exception]:
+    async def _send(self, batch: Sequence[Command], *, again: bool) -> list[Answer | Exception]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._store.connect(_LANE_SESSION, timeout_s=_CONNECT_S)
             self._apply = await self._connection.prepare(_APPLY)
@@ -275,7 +276,9 @@ class _Lane:
             clock() if clock is not None else None,
         )
         plans = self._store.plans
-        return [read_answer(command, record, plans) for command, record in zip(batch, records, strict=True)]
+        return [
+            read_answer(command, record, plans, again=again) for command, record in zip(batch, records, strict=True)
+        ]
 
     async def _one_by_one(self, batch: Sequence[Command], error: Exception) -> list[Answer | Exception]:
         """Find the command whose values spoil the batch: the others must not suffer for it."""

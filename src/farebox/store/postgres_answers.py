@@ -23,10 +23,13 @@ from farebox.billing.ratelimit import level
 from farebox.errors import BrokenInvariant
 
 
-def read_answer(command: Command, record: Any, plans: Sequence[Plan]) -> Answer | Exception:
-    """Give the answer to a command, from its row: place, verdict, and the figures that go with it."""
+def read_answer(command: Command, record: Any, plans: Sequence[Plan], *, again: bool) -> Answer | Exception:
+    """Give the answer to a command, from its row: place, verdict, and the figures that go with it.
+
+    `again` when the batch had been sent before and its answer was lost.
+    """
     if isinstance(command, Admit):
-        return _admission(record, plans)
+        return _admission(record, plans, again=again)
     _, verdict, a, b = record[:4]
     if isinstance(command, Settle):
         if verdict == "unknown":
@@ -39,13 +42,18 @@ def read_answer(command: Command, record: Any, plans: Sequence[Plan]) -> Answer 
     return _posted(command, verdict, a, b)
 
 
-def _admission(record: Any, plans: Sequence[Plan]) -> Admission:
-    _, verdict, held, free, wait_ns, requests_full_ns, tokens_full_ns, plan_place, now_ns = record
+def _admission(record: Any, plans: Sequence[Plan], *, again: bool) -> Admission:
+    _, word, held, free, wait_ns, requests_full_ns, tokens_full_ns, plan_place, now_ns = record
+    verdict = Verdict(word)
+    if verdict is Verdict.DUPLICATE:
+        if not again or held is None:
+            return Admission(verdict)
+        verdict = Verdict.ADMITTED  # by the batch whose answer was lost
     if plan_place is None:
-        return Admission(Verdict(verdict))
+        return Admission(verdict)
     plan = plans[plan_place - 1]
     return Admission(
-        Verdict(verdict),
+        verdict,
         held,
         free,
         wait_ns,

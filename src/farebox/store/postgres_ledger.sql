@@ -141,13 +141,13 @@ BEGIN
     ELSIF r.type = 'admit' THEN
       IF s IS NULL OR r.key_counts IS NOT TRUE THEN
         verdict := 'key_invalid';
-      ELSIF r.is_held OR r.is_settled THEN
-        verdict := 'duplicate';
       ELSE
         plan := plans[s]; requests_pm := _plan_requests[plan]; tokens_pm := _plan_tokens[plan];
         rq := bucket_state(requests_full[s], moment_ns); tk := bucket_state(tokens_full[s], moment_ns);
         free := posted[s] - held[s]; wait := 0; amount := 0;
-        IF statuses[s] <> 'active' THEN
+        IF r.is_held OR r.is_settled THEN
+          verdict := 'duplicate'; amount := r.hold_amount;
+        ELSIF statuses[s] <> 'active' THEN
           verdict := 'suspended';
         ELSE
           wait := greatest(0, bucket_spend(rq, least(1, requests_pm), requests_pm) - moment_ns - 60000000000);

@@ -1,0 +1,171 @@
+"""Runs: each serving process's claim to be alive, and what becomes of the holds of one that is not (promise 4).
+
+A run keeps a lease and moves it on with a heartbeat. One whose lease has lapsed, and stays lapsed under the eyes of a
+living process for a grace as long again, is given up for good: its money goes back, an empty hold stays behind. Should
+the process only have been paused, its settles still find that hold, once; a day later the call is booked as recovered.
+The time of the leases is the store's own, one clock for all.
+"""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from farebox.billing.ledger import Expire, Settle
+from farebox.books.ledger import Ledger
+from farebox.clock import US_PER_S
+from farebox.errors import StoreUnavailable
+from farebox.store.protocol import Row, Store
+
+BEATS_PER_LEASE: Final = 3
+_TOMBSTONE_US: Final = 24 * 3600 * US_PER_S
+"""How long a settle may come late: a machine that comes back within a day still books what it had spooled."""
+_STRAY_US: Final = 30 * US_PER_S
+_LEADER: Final = "leader"
+Log = Callable[..., Any]
+
+
+class Runs:
+    """The run of this process, and its view of the others. `lease_s` is how long it may miss its heartbeats."""
+
+    def __init__(self, store: Store, ledger: Ledger, *, lease_s: float, warn: Log) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._lease_us = round(lease_s * US_PER_S)
+        self._warn = warn
+        self._lapsed: dict[int, tuple[int, float]] = {}
+        self._watched_at = 0.0
+        self._leads_until = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does the work that one does for all."""
+        return not self._store.shared or asyncio.get_running_loop().time() < self._leads_until
+
+    async def begin(self, now_us: int) -> None:
+        """Begin a run. Its id is chosen here, so that a lost answer does no harm. Raises StoreUnavailable."""
+        run_id = now_us << 10 | secrets.randbits(10)
+        insert = "INSERT INTO run (id, started_at, node, lease_until) VALUES (?, ?, ?, now_us() + ?)"
+        await self._store.write([(insert, (run_id, now_us, socket.gethostname(), self._lease_us))])
+        self._store.run_id = run_id
+
+    async def beat(self, now_us: int) -> None:
+        """Move the lease on, ask for the lead, and look after the runs that have missed their heartbeats."""
+        try:
+            beat = "UPDATE run SET lease_until = now_us() + ? WHERE id = ? AND reaped_at IS NULL"
+            if not (await self._store.write([(beat, (self._lease_us, self._store.run_id))]))[0]:
+                self._warn("run_given_up", run=self._store.run_id)
+                await self.begin(now_us)
+            await self._ask_for_the_lead()
+            await self._watch()
+        except StoreUnavailable:
+            self._lapsed.clear()  # nobody could beat meanwhile
+            raise
+
+    async def end(self, now_us: int) -> None:
+        """End the run and give the lead away. Raises StoreUnavailable."""
+        self._leads_until = 0.0
+        run_id = self._store.run_id
+        await self._store.write(
+            [
+                ("UPDATE run SET stopped_at = ? WHERE id = ?", (now_us, run_id)),
+                ("UPDATE lease SET until = 0 WHERE name = ? AND run_id = ?", (_LEADER, run_id)),
+            ]
+        )
+
+    async def recover(self) -> int:
+        """Expire the holds of runs that have ended, and book those that expired long ago. Answers how many expired.
+
+        For the leader. Every step can be done again, or by two at once, without harm.
+        """
+        left = await self._store.fetch(
+            "SELECT h.request_id, h.account_id FROM hold h LEFT JOIN run r ON r.id = h.run_id "
+            "WHERE h.expired_at IS NULL AND (r.id IS NULL OR r.stopped_at IS NOT NULL OR r.reaped_at IS NOT NULL)"
+        )
+        answers = await asyncio.gather(*(self._ledger.expire(Expire(*row)) for row in left))
+        expired = sum(answer.now for answer in answers)
+        if expired:
+            self._warn("holds_expired", count=expired)
+        old = await self._store.fetch(
+            "SELECT request_id, account_id, model FROM hold WHERE expired_at < now_us() - ?", (_TOMBSTONE_US,)
+        )
+        await _book_as_recovered(self._ledger, old)
+        return expired
+
+    async def end_strays(self) -> int:
+        """End holds of this process that it knows nothing of: their admission's answer was lost. Answers how many."""
+        rows = await self._store.fetch(
+            "SELECT request_id, account_id, model FROM hold "
+            "WHERE run_id = ? AND expired_at IS NULL AND created_at < now_us() - ?",
+            (self._store.run_id, _STRAY_US),
+        )
+        strays = [row for row in rows if row[0] not in self._ledger.live]
+        if strays:
+            self._warn("stray_holds_ended", count=len(strays))
+            await _book_as_recovered(self._ledger, strays)
+        return len(strays)
+
+    async def _ask_for_the_lead(self) -> None:
+        asked_at = asyncio.get_running_loop().time()
+        ask = (
+            "UPDATE lease SET run_id = ?, until = now_us() + ? "
+            "WHERE name = ? AND (run_id = ? OR until < now_us() OR until > now_us() + ?)"
+        )
+        run_id, lease_us = self._store.run_id, self._lease_us
+        got = await self._store.write([(ask, (run_id, lease_us, _LEADER, run_id, 10 * lease_us))])
+        self._leads_until = asked_at + self._lease_s if got[0] else 0.0
+
+    async def _watch(self) -> None:
+        """Note which runs have lapsed, and for how long; as the leader, give up those that did not come back.
+
+        Only what was seen without a gap counts: after a pause of our own, or of the database, all begins anew.
+        """
+        now = asyncio.get_running_loop().time()
+        rows = await self._store.fetch(
+            "SELECT id, lease_until FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL AND lease_until < now_us()"
+        )
+        if now - self._watched_at > self._lease_s:
+            self._lapsed.clear()
+        self._watched_at = now
+        before, self._lapsed = self._lapsed, {}
+        for run_id, lease_until in rows:
+            seen = before.get(run_id)
+            since = seen[1] if seen is not None and seen[0] == lease_until else now
+            self._lapsed[run_id] = (lease_until, since)
+            if self.leads and now - since >= self._lease_s and run_id != self._store.run_id:
+                await self._give_up(run_id, lease_until)
+
+    async def _give_up(self, run_id: int, lease_until: int) -> None:
+        """Give a run up, unless it has come back this very moment. There is no way back: it has to begin a new one."""
+        give_up = "UPDATE run SET reaped_at = now_us() WHERE id = ? AND lease_until = ? AND reaped_at IS NULL"
+        if (await self._store.write([(give_up, (run_id, lease_until))]))[0]:
+            self._warn("run_lost", run=run_id)
+
+
+async def resolve_orphans(store: Store, ledger: Ledger) -> int:
+    """End every hold that an earlier process left: free for the customer, since nobody can tell what came of the call.
+
+    For a store with one serving process, before its doors open (promises 4 and 5). Answers how many there were.
+    """
+    rows = await store.fetch("SELECT request_id, account_id, model FROM hold")
+    await _book_as_recovered(ledger, rows)
+    return len(rows)
+
+
+async def _book_as_recovered(ledger: Ledger, rows: list[Row]) -> None:
+    settles = [
+        ledger.settle(
+            Settle(
+                request_id=request_id,
+                account_id=account_id,
+                kind="recovered",
+                model=model,
+                outcome="gateway_died",
+                status=0,
+            )
+        )
+        for request_id, account_id, model in rows
+    ]
+    await asyncio.gather(*settles)
