@@ -30,6 +30,7 @@ from farebox.gateway.metrics import Metrics, metrics_server
 from farebox.gateway.routes import Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
+from farebox.http.doors import open_doors
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
@@ -53,12 +54,16 @@ async def serve(config: Config) -> int:
 async def run_until_told(gateway: "Gateway", told: asyncio.Event | None = None) -> None:
     """Wait for SIGTERM or SIGINT, or for `told`, then stop the gateway.
 
-    A signal after that ends the calls that are still in flight.
+    A second signal ends the calls that are still in flight. One that comes with `told` is no second one: who stops all
+    processes of a service signals each, and their supervisor as well.
     """
     told = told or asyncio.Event()
+    signals = 0
 
     def tell() -> None:
-        if told.is_set():
+        nonlocal signals
+        signals += 1
+        if signals > 1:
             gateway.hurry()
         told.set()
 
@@ -315,10 +320,7 @@ class Gateway:
         routes.add("GET", "/models/", listing.model)
         await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
-        if self._doors:
-            self.port = await server.listen_at(self._doors)
-        else:
-            self.port = await _listen(server, config.server.host, config.server.port)
+        self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
@@ -328,7 +330,7 @@ class Gateway:
         if address is None:
             return
         self._metrics_server = metrics_server(self.registry(), self.log.error)
-        self.metrics_port = await _listen(self._metrics_server, *address)
+        self.metrics_port = await self._metrics_server.listen_at(doors_at(*address))
 
     def registry(self) -> CollectorRegistry:
         """Collect what this process counts, with what the system says of it (process_*)."""
@@ -336,6 +338,17 @@ class Gateway:
         registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
         return registry
+
+
+def doors_at(host: str, port: int) -> list[socket.socket]:
+    """Open doors; says what to do where they cannot be opened. Raises ConfigError."""
+    try:
+        return open_doors(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; "
+            "choose another port, or stop what uses this one"
+        ) from error
 
 
 def _calm_collector() -> None:
@@ -351,16 +364,6 @@ def _calm_collector() -> None:
 def _write_stderr(lines: bytes) -> None:
     sys.stderr.buffer.write(lines)
     sys.stderr.buffer.flush()
-
-
-async def _listen(server: HttpServer, host: str, port: int) -> int:
-    try:
-        return await server.listen(host, port)
-    except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}; "
-            "choose another port, or stop what uses this one"
-        ) from error
 
 
 def _at(settings: UpstreamSettings, base_url: str) -> UpstreamSettings:

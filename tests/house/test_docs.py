@@ -22,6 +22,8 @@ from farebox.gateway.answers import error_headers, limit_headers
 from farebox.gateway.metrics import Metrics
 from farebox.gateway.settings import CallLimits
 from farebox.http.server import ServerLimits
+from farebox.workers.board import Board
+from farebox.workers.totals import Roster, Totals
 from tests.house.pages import ROOT, codes, commands, pages, rows, section
 from tests.stage import open_stage
 
@@ -173,7 +175,11 @@ async def test_every_metric_is_documented(tmp_path: Any) -> None:
     told = {name for row in rows(section((DOCS / "operating.md").read_text(), "Metrics")) for name in codes(row[0])}
     async with open_stage(tmp_path) as stage:
         metrics: Metrics = stage.gateway.metrics
-        names = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.collect()}
+        families = list(metrics.collect())
+    board = Board(1)
+    Roster(board, 0)
+    families += Totals(board).collect()
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert {name.partition("{")[0] for name in told} == names
 
 

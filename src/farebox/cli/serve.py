@@ -15,16 +15,19 @@ from farebox.config.settings import listening_url
 @common_options
 @pass_invocation
 def serve(invocation: Invocation) -> int:
-    """Serve the gateway.
+    """Serve the gateway, with server.workers processes.
 
     SIGTERM or Ctrl-C closes the doors and lets calls in flight end, for at most server.shutdown_s.
     """
     import uvloop
 
     from farebox.app import serve as serve_gateway
+    from farebox.workers import serve_with_workers
 
     config = invocation.config(secrets=True)
     check_ready_to_serve(config)
+    if config.server.workers > 1:
+        return serve_with_workers(config)
     return uvloop.run(serve_gateway(config))
 
 
