@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -26,7 +26,6 @@ from typing import Any, Literal, Self, TypeVar
 import asyncpg
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
 
 ROLE = "farebox"
 """Who the gateway is: owns its databases, may do nothing else."""
@@ -146,11 +145,11 @@ class Cluster:
 
     def configure(self, **settings: str | int | None) -> None:
         """Change settings (None: back to the default) that need no restart, and wait until they are in force."""
-        before = self.execute("SELECT pg_conf_load_time()")
+        before = self.fetch("SELECT pg_conf_load_time()")
         for name, value in settings.items():
             self.execute(f"ALTER SYSTEM SET {name} = '{value}'" if value is not None else f"ALTER SYSTEM RESET {name}")
         self.execute("SELECT pg_reload_conf()")
-        _wait_until(lambda: self.execute("SELECT pg_conf_load_time()") != before, _READY_S, "no reload", self._log)
+        _wait_until(lambda: self.fetch("SELECT pg_conf_load_time()") != before, _READY_S, "no reload", self._log)
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Make a database that the gateway's role owns: empty, or a copy of one that nobody is connected to."""
@@ -170,17 +169,20 @@ class Cluster:
         finally:
             self.drop_database(name)
 
-    def execute(self, sql: str, *params: Any, database: str = "postgres") -> list[Row]:
+    def fetch(self, sql: str, *params: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as the superuser, over a connection of its own."""
+        return run(self._as_superuser(database, lambda connection: connection.fetch(sql, *params)))
 
-        async def work() -> list[Row]:
-            connection = await asyncpg.connect(self.url(database, role=_SUPERUSER), timeout=_READY_S)
-            try:
-                return [tuple(row) for row in await connection.fetch(sql, *params)]
-            finally:
-                await connection.close()
+    def execute(self, script: str, *, database: str = "postgres") -> None:
+        """Run statements as the superuser, in one session of their own."""
+        run(self._as_superuser(database, lambda connection: connection.execute(script)))
 
-        return _run(work())
+    async def _as_superuser(self, database: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        connection = await asyncpg.connect(self.url(database, role=_SUPERUSER), timeout=_READY_S)
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
 
     def close(self) -> None:
         """End the server and remove its directory."""
@@ -264,7 +266,7 @@ def _free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also where a loop is running already."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()

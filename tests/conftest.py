@@ -1,4 +1,8 @@
-"""The cast and the stage: alice has money, bob has none; a real gateway over a real SQLite file and the simulator."""
+"""The cast and the stage: alice has money, bob has none; a real gateway over real books and the simulator.
+
+A test that is about the books, however indirectly, runs once on each kind of database: it asks for `database_url`, or
+for something made of it.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -6,7 +10,31 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster
+from tests.databases import KINDS, Databases
 from tests.stage import Stage, open_stage
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store", choices=(*KINDS, "both"), default="both", help="run what is about the books on this database only"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("store")
+    if chosen == "both":
+        return
+    left_out = [item for item in items if _kind(item) not in {None, chosen}]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _kind(item: pytest.Item) -> object:
+    return (
+        item.callspec.params.get("database_kind")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else None
+    )
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +44,23 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def databases(request: pytest.FixtureRequest) -> Databases:
+    return Databases(lambda: request.getfixturevalue("cluster"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    async with open_stage(tmp_path) as opened:
+def database_url(databases: Databases, database_kind: str, tmp_path: Path) -> Iterator[str]:
+    with databases.fresh(database_kind, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, database_url: str) -> AsyncIterator[Stage]:
+    async with open_stage(tmp_path, database_url=database_url) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""A gateway to test: started in process from a configuration file, over SQLite on disk, with the simulator upstream."""
+"""A gateway to test: started in process from a configuration file, over books on disk, with the simulator upstream."""
 
 import json
 from collections.abc import AsyncIterator, Mapping, MutableMapping
@@ -51,8 +51,6 @@ class Stage:
     async def person(self, email: str, usd: float = 0, plan: str = "pro") -> Person:
         """Make a customer with a key and, perhaps, money."""
         store, ledger = self.gateway.store, self.gateway.ledger
-        assert store is not None
-        assert ledger is not None
         account = await create_account(store, email, plan, self.gateway.clock())
         _, key = await create_key(store, account.id, "test", self.gateway.config.keys.prefix, self.gateway.clock())
         if usd:
@@ -88,7 +86,6 @@ class Stage:
         return answer.status, await answer.read(2**26)
 
     async def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
-        assert self.gateway.store is not None
         return await self.gateway.store.fetch(sql, params)
 
     async def balance(self, person: Person) -> tuple[int, int]:
@@ -97,15 +94,17 @@ class Stage:
         return rows[0][0], rows[0][1]
 
 
-def config_text(directory: Path, extra: str = "", *, upstreams: str | None = None, limits: str = "") -> str:
-    """Write the configuration of a test gateway."""
+def config_text(
+    directory: Path, extra: str = "", *, upstreams: str | None = None, limits: str = "", database_url: str = ""
+) -> str:
+    """Write the configuration of a test gateway. Its books are in SQLite if nothing else is said."""
     return f"""
 [server]
 port = 0
 metrics = "off"
 shutdown_s = 5
 [database]
-url = "sqlite:///{directory}/farebox.db"
+url = "{database_url or f"sqlite:///{directory}/farebox.db"}"
 [log]
 level = "info"
 [limits]
@@ -125,10 +124,11 @@ async def open_stage(
     limits: str = "",
     speed: float = 0,
     alice_usd: float = 100,
+    database_url: str = "",
 ) -> AsyncIterator[Stage]:
     """Start a gateway and its simulator; end both."""
     path = directory / "farebox.toml"
-    path.write_text(config_text(directory, extra, upstreams=upstreams, limits=limits))
+    path.write_text(config_text(directory, extra, upstreams=upstreams, limits=limits, database_url=database_url))
     simulator = Simulator(speed=speed)
     await simulator.listen()
     events: list[dict[str, Any]] = []

@@ -18,17 +18,17 @@ def test_a_database_outlives_every_end_of_the_server(cluster: Cluster) -> None:
         name = url.rpartition("/")[2]
         cluster.execute("CREATE TABLE kept (number bigint)", database=name)
         for number, end in enumerate((cluster.stop, lambda: cluster.stop("immediate"), cluster.kill)):
-            cluster.execute("INSERT INTO kept VALUES ($1)", number, database=name)
+            cluster.execute(f"INSERT INTO kept VALUES ({number})", database=name)
             end()
             cluster.start()
-            assert cluster.execute("SELECT count(*) FROM kept", database=name) == [(number + 1,)]
+            assert cluster.fetch("SELECT count(*) FROM kept", database=name) == [(number + 1,)]
 
 
 def test_it_keeps_promises_as_an_operators_does_and_sorts_unlike_bytes(cluster: Cluster) -> None:
     shown = "current_setting('fsync'), current_setting('data_checksums'), current_setting('full_page_writes')"
-    assert cluster.execute(f"SELECT {shown}") == [("on", "on", "on")]
-    assert cluster.execute("SELECT 'a' < 'B'") == [(True,)]
-    assert cluster.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'farebox'") == [(False,)]
+    assert cluster.fetch(f"SELECT {shown}") == [("on", "on", "on")]
+    assert cluster.fetch("SELECT 'a' < 'B'") == [(True,)]
+    assert cluster.fetch("SELECT rolsuper FROM pg_roles WHERE rolname = 'farebox'") == [(False,)]
 
 
 def test_a_fresh_database_is_a_copy_and_gone_after_use(cluster: Cluster) -> None:
@@ -37,15 +37,15 @@ def test_a_fresh_database_is_a_copy_and_gone_after_use(cluster: Cluster) -> None
         cluster.execute("CREATE TABLE made (number bigint)", database=source)
         with cluster.database(source) as url:
             name = url.rpartition("/")[2]
-            assert cluster.execute("SELECT count(*) FROM made", database=name) == [(0,)]
-    assert cluster.execute("SELECT 1 FROM pg_database WHERE datname IN ($1, $2)", source, name) == []
+            assert cluster.fetch("SELECT count(*) FROM made", database=name) == [(0,)]
+    assert cluster.fetch("SELECT 1 FROM pg_database WHERE datname IN ($1, $2)", source, name) == []
 
 
 def test_settings_change_while_it_runs(cluster: Cluster) -> None:
     cluster.configure(default_transaction_read_only="on")
-    assert cluster.execute("SHOW default_transaction_read_only") == [("on",)]
+    assert cluster.fetch("SHOW default_transaction_read_only") == [("on",)]
     cluster.configure(default_transaction_read_only=None)
-    assert cluster.execute("SHOW default_transaction_read_only") == [("off",)]
+    assert cluster.fetch("SHOW default_transaction_read_only") == [("off",)]
 
 
 def test_a_frozen_server_answers_nothing_until_it_is_thawed(cluster: Cluster) -> None:
@@ -53,7 +53,7 @@ def test_a_frozen_server_answers_nothing_until_it_is_thawed(cluster: Cluster) ->
     answered = threading.Event()
 
     def ask() -> None:
-        cluster.execute("SELECT 1")
+        cluster.fetch("SELECT 1")
         answered.set()
 
     asking = threading.Thread(target=ask)

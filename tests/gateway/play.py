@@ -195,20 +195,18 @@ class TroubledStore:
         self.refused = 0
         self.reached = asyncio.Event()
 
-    async def apply(self, batch: Sequence[Command]) -> list[LedgerAnswer | Exception]:
+    async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[LedgerAnswer | Exception]:
         if any(isinstance(command, self.failing) for command in batch):
             self.refused += 1
             raise StoreUnavailable("the disk is full")
         if any(isinstance(command, self.held_up) for command in batch):
             self.reached.set()
             await self.open.wait()
-        return await self._store.apply(batch)
+        return await self._store.apply(batch, lane)
 
 
 def trouble(stage: Stage) -> TroubledStore:
     """Put a store that can be troubled under the ledger."""
-    assert stage.gateway.ledger is not None
-    assert stage.gateway.store is not None
     store = TroubledStore(stage.gateway.store)
     stage.gateway.ledger._store = store  # type: ignore[assignment]
     return store
