@@ -14,6 +14,7 @@ from farebox.store.protocol import Store
 
 _CACHED: Final = 50_000
 _CREDENTIALS: Final = 4
+_PATIENCE_S: Final = 1.5
 _LOOK_UP: Final = (
     "SELECT k.id, k.account_id, k.expires_at, k.revoked_at, a.status, a.plan, a.requests_full_ns, a.tokens_full_ns "
     "FROM api_key k JOIN account a ON a.id = k.account_id WHERE k.hash = ?"
@@ -89,7 +90,7 @@ class KeyRing:
         if not key_is_well_formed(text.decode("latin-1"), self._prefix):
             return None
         generation = self._generation
-        rows = await self._store.fetch(_LOOK_UP, (digest,))
+        rows = await self._store.fetch(_LOOK_UP, (digest,), patience_s=_PATIENCE_S)
         if not rows:
             return None
         caller = Caller(*rows[0])

@@ -28,6 +28,8 @@ T = TypeVar("T")
 _LANES: Final = 2
 _PATIENCE_S: Final = 1.5
 """How long a serving process tries before it says that the books cannot be written."""
+_CONTROL_PATIENCE_S: Final = 10.0
+"""The same for what no call waits for."""
 _COMMAND_PATIENCE_S: Final = 600.0
 """The command line's: reports of years may take their time."""
 _CONNECT_S: Final = 10.0
@@ -84,7 +86,8 @@ class PostgresStore:
         self.shared = True
         self.clock = clock
         self.plans = list(plans or Plans([Plan("default", 60, 1_000_000, 100)]))
-        self.patience_s = _PATIENCE_S if serving else _COMMAND_PATIENCE_S
+        self.apply_patience_s = _PATIENCE_S if serving else _CONTROL_PATIENCE_S
+        self.patience_s = _CONTROL_PATIENCE_S if serving else _COMMAND_PATIENCE_S
         self._lanes = [_Lane(self) for _ in range(self.lanes)]
         self._pool: asyncpg.Pool | None = None
         self._listener: asyncpg.Connection | None = None
@@ -108,7 +111,7 @@ class PostgresStore:
         self._pool = asyncpg.create_pool(
             self.url,
             min_size=0,
-            max_size=2,
+            max_size=3,
             timeout=min(self.patience_s, _CONNECT_S),
             command_timeout=self.patience_s,
             server_settings=_SESSION,
@@ -135,13 +138,13 @@ class PostgresStore:
             answers.update(zip(part, part_answers, strict=True))
         return [answers[index] for index in range(len(batch))]
 
-    async def fetch(self, sql: str, params: tuple[Any, ...] = ()) -> list[Row]:
+    async def fetch(self, sql: str, params: tuple[Any, ...] = (), *, patience_s: float | None = None) -> list[Row]:
         text = self._text(sql)
 
         async def read(connection: asyncpg.Connection) -> list[Row]:
             return [tuple(record) for record in await connection.fetch(text, *params)]
 
-        return await self._insist(read)
+        return await self._insist(read, patience_s)
 
     async def write(self, statements: Sequence[Statement]) -> list[int]:
         async def run(connection: asyncpg.Connection) -> list[int]:
@@ -182,19 +185,19 @@ class PostgresStore:
             except (*_LOST, asyncpg.PostgresError, TimeoutError):
                 self._pool.terminate()
 
-    async def _insist(self, task: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def _insist(self, task: Callable[[asyncpg.Connection], Awaitable[T]], patience_s: float | None = None) -> T:
         """Run a reading task, again on another connection when the one it had was lost."""
         try:
-            return await self._once(task)
+            return await self._once(task, patience_s)
         except StoreUnavailable as error:
-            if not isinstance(error.__cause__, _LOST):
+            if not isinstance(error.__cause__, (*_LOST, asyncpg.OperatorInterventionError)):
                 raise
-            return await self._once(task)
+            return await self._once(task, patience_s)
 
-    async def _once(self, task: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def _once(self, task: Callable[[asyncpg.Connection], Awaitable[T]], patience_s: float | None = None) -> T:
         assert self._pool is not None
         try:
-            async with asyncio.timeout(self.patience_s), self._pool.acquire() as connection:
+            async with asyncio.timeout(patience_s or self.patience_s), self._pool.acquire() as connection:
                 return await task(connection)
         except asyncpg.IntegrityConstraintViolationError as error:
             raise StoreConflict(str(error)) from error
@@ -234,7 +237,7 @@ class _Lane:
     async def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
         """Apply a batch that is in order and names no id twice. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + min(self._store.patience_s, _CONNECT_S)
+        give_up_at = loop.time() + self._store.apply_patience_s
         again = False
         while True:
             try:

@@ -10,15 +10,35 @@ Statement = tuple[str, tuple[Any, ...]]
 """SQL with `?` placeholders, and its values: one text for every store. Both know the function `now_us()`."""
 
 
-class Store(Protocol):
+class Reading(Protocol):
+    """What can be read of a database: enough to prove the books in it."""
+
+    shared: bool
+    """Whether other processes may serve the same books; if not, holds of another run are nobody's."""
+
+    async def fetch(self, sql: str, params: tuple[Any, ...] = (), *, patience_s: float | None = None) -> list[Row]:
+        """Read. Sees every write acknowledged before the call.
+
+        Raises StoreUnavailable, at the latest after `patience_s` where a caller cannot wait as long as the store would.
+        """
+        ...
+
+    async def is_served(self) -> bool:
+        """Tell whether a serving process has the books open now."""
+        ...
+
+    async def check_itself(self) -> list[tuple[str, int, list[str]]]:
+        """Let the database check itself: name of the check, what was looked at, and what is wrong, in words."""
+        ...
+
+
+class Store(Reading, Protocol):
     """A database that keeps the books. Every method may wait; none holds a transaction open across a wait."""
 
     run_id: int
     """The run of this process, written into every hold it takes."""
     lanes: int
     """How many batches can be under way at once, as long as no account is in two of them."""
-    shared: bool
-    """Whether other processes may serve the same books; if not, holds of another run are nobody's."""
 
     async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
         """Apply commands in one durable transaction, kind by kind in the order of billing.ledger.ORDER.
@@ -28,10 +48,6 @@ class Store(Protocol):
         Raises StoreUnavailable when durability cannot be promised now: nothing of the batch was done, or, if the
         commit's fate is unknown, delivering it again will tell.
         """
-        ...
-
-    async def fetch(self, sql: str, params: tuple[Any, ...] = ()) -> list[Row]:
-        """Read. Sees every write acknowledged before the call. Raises StoreUnavailable."""
         ...
 
     async def write(self, statements: Sequence[Statement]) -> list[int]:
@@ -44,14 +60,6 @@ class Store(Protocol):
 
     async def changed_elsewhere(self) -> bool:
         """Tell whether keys, plans or the state of accounts may have been changed since this was last asked."""
-        ...
-
-    async def is_served(self) -> bool:
-        """Tell whether a serving process has the books open now."""
-        ...
-
-    async def check_itself(self) -> list[tuple[str, int, list[str]]]:
-        """Let the database check itself: name of the check, what was looked at, and what is wrong, in words."""
         ...
 
     async def close(self) -> None:

@@ -118,7 +118,13 @@ class SqliteStore:
                 raise StoreUnavailable(f"the database did not take the batch: {error}") from error
             return list(answers)
 
-    async def fetch(self, sql: str, params: tuple[Any, ...] = ()) -> list[Row]:
+    async def fetch(
+        self,
+        sql: str,
+        params: tuple[Any, ...] = (),
+        *,
+        patience_s: float | None = None,  # noqa: ARG002  readers wait for nobody
+    ) -> list[Row]:
         return await _hand_in(self._reading, lambda: self._reader.execute(sql, params).fetchall())
 
     async def write(self, statements: Sequence[Statement]) -> list[int]:
