@@ -31,6 +31,11 @@ def settler_of(stage: Stage, patience_s: float) -> Settler:
     return settler
 
 
+def without_a_spool(settler: Settler) -> None:
+    """As on a full disk: what the database cannot take, nobody can."""
+    settler._spool._most = 0
+
+
 async def test_the_end_of_a_stream_leaves_only_after_the_usage_row_is_on_disk(stage: Stage) -> None:
     store = trouble(stage)
     store.open.clear()
@@ -78,6 +83,7 @@ async def test_a_stream_whose_charge_takes_a_while_to_be_written_is_delivered_an
 async def test_a_stream_whose_charge_cannot_be_written_is_not_finished_and_free(stage: Stage) -> None:
     """Its hold is ended later, free of charge, once the books can be written again."""
     store, settler = trouble(stage), settler_of(stage, 0.3)
+    without_a_spool(settler)
     store.failing = (Settle,)
     heard = await (await listen(stage, stage.alice, "[[sim tokens=60]]")).end()
     assert (heard.last[0], heard.last[1]["error"]["type"]) == ("error", "api_error")
@@ -95,6 +101,7 @@ async def test_a_stream_whose_charge_cannot_be_written_is_not_finished_and_free(
 
 async def test_a_json_answer_whose_charge_cannot_be_written_is_not_delivered_and_free(stage: Stage) -> None:
     store, settler = trouble(stage), settler_of(stage, 0.3)
+    without_a_spool(settler)
     store.failing = (Settle,)
     status, body = await stage.ask(stage.alice, "a secret answer")
     assert (status, envelope(body)[0]) == (503, "api_error")
@@ -107,6 +114,7 @@ async def test_a_json_answer_whose_charge_cannot_be_written_is_not_delivered_and
 
 async def test_while_the_books_stay_shut_later_retries_change_nothing(stage: Stage) -> None:
     store, settler = trouble(stage), settler_of(stage, 0.1)
+    without_a_spool(settler)
     store.failing = (Settle,)
     await stage.ask(stage.alice)
     await settler.retry()
@@ -117,6 +125,25 @@ async def test_while_the_books_stay_shut_later_retries_change_nothing(stage: Sta
     await settler.retry()
     await settler.retry()
     await books(stage, stage.alice)
+
+
+async def test_a_charge_that_the_database_cannot_take_is_delivered_from_the_spool_later_once(stage: Stage) -> None:
+    """On disk in the spool is durable: the client gets its last bytes, and pays as if nothing had been."""
+    store, settler = trouble(stage), settler_of(stage, 0.1)
+    store.failing = (Settle,)
+    heard = await (await listen(stage, stage.alice, "[[sim tokens=60]]")).end()
+    assert heard.names[-2:] == ["message_delta", "message_stop"]
+    assert len(settler._spool.waiting) == 1
+    assert await stage.rows("SELECT 1 FROM usage") == []
+    await settler.retry()
+    assert len(settler._spool.waiting) == 1
+    store.failing = ()
+    await settler.retry()
+    await settler.retry()
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["outcome"]) == ("exact", "finished")
+    assert row["charged_nanos"] == nanos(exact(input=row["input_tokens"], output=60))
+    assert settler._spool.waiting == {}
 
 
 async def test_a_settlement_delivered_again_after_it_was_written_charges_once(stage: Stage) -> None:
