@@ -18,7 +18,7 @@ from farebox.books.prices import price_lists
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import StoreUnavailable
 from farebox.ids import show_request_id
-from farebox.store.protocol import Row, Store
+from farebox.store.protocol import Reading, Row
 
 Progress = Callable[[str, int, int], None]
 """Told the check, how far it has come and how far it has to go."""
@@ -62,7 +62,7 @@ class _Breaks:
         return Check(self.name, ok=False, detail="; ".join(self.words) + more, rows=self.rows)
 
 
-async def audit(store: Store, *, on_progress: Progress | None = None, sample: int = 1) -> list[Check]:
+async def audit(store: Reading, *, on_progress: Progress | None = None, sample: int = 1) -> list[Check]:
     """Check the books; every check is answered, whatever the others find.
 
     `sample` re-prices one call in so many, chosen anew each time; everything else is always checked in full.
@@ -88,7 +88,7 @@ async def audit(store: Store, *, on_progress: Progress | None = None, sample: in
     return checks
 
 
-async def _database(store: Store) -> list[Check]:
+async def _database(store: Reading) -> list[Check]:
     """Let the database check itself: its file, its references, and what makes the books append-only."""
     checks = []
     for name, looked_at, faults in await store.check_itself():
@@ -120,7 +120,7 @@ _ACCOUNTS: Final = """
 """
 
 
-async def _accounts(store: Store, tell: Progress) -> list[Check]:
+async def _accounts(store: Reading, tell: Progress) -> list[Check]:
     """Work out every account's figures from its entries and holds."""
     posted, held, count, topped, above = (
         _Breaks(name, "accounts") for name in ("balances", "held amounts", "open holds", "top-ups", "above zero")
@@ -164,7 +164,7 @@ _ZERO: Final = """
 """
 
 
-async def _zero_sum(store: Store) -> list[Check]:
+async def _zero_sum(store: Reading) -> list[Check]:
     """Add up all balances and the house's accounts: earned, given away, taken in. They cancel out."""
     *sums, rows = (await store.fetch(_ZERO))[0]
     names = ("customers", "revenue", "shortfall", "waived", "other house accounts")
@@ -183,7 +183,7 @@ _LIVE_RUNS: Final = "(SELECT id FROM run WHERE stopped_at IS NULL AND lease_unti
 """Where several processes serve: a run may be given up a minute after its lease has lapsed."""
 
 
-async def _holds(store: Store) -> list[Check]:
+async def _holds(store: Reading) -> list[Check]:
     """See that every hold belongs to the process that serves now; any other is stuck money."""
     breaks = _Breaks("live holds", "holds")
     breaks.rows = int((await store.fetch("SELECT count(*) FROM hold"))[0][0])
@@ -200,14 +200,14 @@ async def _holds(store: Store) -> list[Check]:
     return [breaks.check()]
 
 
-async def _stuck(store: Store) -> list[Row]:
+async def _stuck(store: Reading) -> list[Row]:
     rows = await store.fetch(_HELD)
     if not rows or not await store.is_served():
         return rows
     return await store.fetch(_LEFT + (_LIVE_RUNS if store.shared else _LAST_RUN))
 
 
-async def _settled_once(store: Store) -> list[Check]:
+async def _settled_once(store: Reading) -> list[Check]:
     """See that no call is settled and held at once: the one deletes the other, in one transaction."""
     breaks = _Breaks("settled once", "calls")
     breaks.rows = await _count_calls(store)
@@ -216,7 +216,7 @@ async def _settled_once(store: Store) -> list[Check]:
     return [breaks.check()]
 
 
-async def _count_calls(store: Store) -> int:
+async def _count_calls(store: Reading) -> int:
     return int((await store.fetch("SELECT count(*) FROM usage"))[0][0])
 
 
@@ -230,7 +230,7 @@ _PAYS: Final = """
 """
 
 
-async def _who_pays(store: Store) -> list[Check]:
+async def _who_pays(store: Reading) -> list[Check]:
     """See that each cost was charged, short or waived to the last nano-dollar, and that nothing free was charged."""
     breaks = _Breaks("who pays", "calls")
     for request_id, kind, cost, charged, shortfall, waived in await store.fetch(_PAYS):
@@ -240,7 +240,7 @@ async def _who_pays(store: Store) -> list[Check]:
     return [breaks.check()]
 
 
-async def _price_lists(store: Store) -> list[Check]:
+async def _price_lists(store: Reading) -> list[Check]:
     """See that each version of the prices is still what it was when it came into force."""
     breaks = _Breaks("price lists", "versions")
     lists = await price_lists(store)
@@ -294,7 +294,7 @@ _CALLS: Final = (
 _CLASSES: Final = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
 
 
-async def _prices(store: Store, tell: Progress, sample: int) -> list[Check]:
+async def _prices(store: Reading, tell: Progress, sample: int) -> list[Check]:
     """Price calls again: from the tokens of their rows, under the version pinned when they were admitted."""
     breaks = _Breaks("prices", "calls")
     catalogues = {version: catalogue for version, (_, catalogue) in (await price_lists(store)).items()}
@@ -335,7 +335,7 @@ def _wrong_price(call: _Call, catalogues: dict[int, Catalogue]) -> str | None:
     return f"cost {call.cost_nanos} (list {call.list_nanos}), its tokens say {right[0][0]} (list {right[0][1]})"
 
 
-async def _days(store: Store, tell: Progress) -> list[Check]:
+async def _days(store: Reading, tell: Progress) -> list[Check]:
     """Work out the digest of each closed day again, and see that the chain has no gap and no end before its start."""
     breaks = _Breaks("day digests", "days")
     rows = await store.fetch(

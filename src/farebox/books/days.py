@@ -11,7 +11,7 @@ import msgspec
 
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import StoreConflict
-from farebox.store.protocol import Row, Store
+from farebox.store.protocol import Reading, Row, Store
 
 FIRST: Final = "0" * 64
 _GRACE_US: Final = 3_600 * 1_000_000
@@ -76,7 +76,7 @@ async def close_days(store: Store, now_us: int) -> list[str]:
     return closed
 
 
-async def digest_day(store: Store, day: str, previous: str) -> Digest:
+async def digest_day(store: Reading, day: str, previous: str) -> Digest:
     """Hash a day's entries in their order, after the digest of the day before."""
     sha = hashlib.sha256(f"{day}\n{previous}\n".encode())
     begin_us = day_start_us(day)
@@ -85,7 +85,7 @@ async def digest_day(store: Store, day: str, previous: str) -> Digest:
     return Digest(usage_rows, transfer_rows, sha.hexdigest())
 
 
-async def _feed(store: Store, query: str, last: Row, sha: "hashlib._Hash") -> int:
+async def _feed(store: Reading, query: str, last: Row, sha: "hashlib._Hash") -> int:
     """Hash what comes within a day after `last`, a JSON array a row; the ids of calls in hexadecimal."""
     end_us = last[0] + 1 + DAY_US
     count = 0

@@ -8,7 +8,7 @@ import msgspec
 
 from farebox.billing.pricing import Catalogue, Model, PriceList
 from farebox.errors import StoreConflict
-from farebox.store.protocol import Store
+from farebox.store.protocol import Reading, Store
 
 _models: Final = msgspec.json.Decoder(tuple[Model, ...])
 
@@ -27,7 +27,7 @@ async def pin_prices(store: Store, models: tuple[Model, ...], now_us: int) -> Ca
             await store.write([(insert, (version, digest, text, now_us))])
 
 
-async def price_lists(store: Store) -> dict[int, tuple[str, Catalogue]]:
+async def price_lists(store: Reading) -> dict[int, tuple[str, Catalogue]]:
     """Read every version there has been, with the digest of its text as it is stored now."""
     rows = await store.fetch("SELECT version, models FROM price_list")
     return {

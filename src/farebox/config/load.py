@@ -33,7 +33,7 @@ from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
 from farebox.secret import Secret
-from farebox.store.urls import is_postgres, without_password
+from farebox.store.urls import fault_in, is_postgres, without_password
 from farebox.upstreams.settings import UpstreamSettings
 
 SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
@@ -258,8 +258,8 @@ def _place_of_books(reader: Reader, database: DatabaseSettings, base: Path) -> _
     url = database.url
     scheme, separator, rest = url.partition("://")
     if is_postgres(url):
-        if not urlsplit(url).path.strip("/"):
-            reader.problem(here, 'names no database; it must be like "postgresql://user@host:5432/farebox"')
+        if fault := fault_in(url):
+            reader.problem(here, fault)
             return None
         return _Place(None, _beside(reader, ("database", "spool"), database.spool or "farebox.spool", base))
     file = rest.removeprefix("/")

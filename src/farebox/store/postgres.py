@@ -8,7 +8,7 @@ the last one is durable. A batch whose answer was lost is sent again: ids make t
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -26,6 +26,9 @@ from farebox.store.urls import without_password
 T = TypeVar("T")
 
 _LANES: Final = 2
+_POOL: Final = 3
+CONNECTIONS: Final = _LANES + _POOL + 1
+"""What a serving process may have open at most: the one that listens for changes among them."""
 _PATIENCE_S: Final = 1.5
 """How long a serving process tries before it says that the books cannot be written."""
 _CONTROL_PATIENCE_S: Final = 10.0
@@ -96,22 +99,14 @@ class PostgresStore:
 
     async def open(self, *, create: bool) -> None:
         """Connect, and look at the schema."""
-        try:
-            connection = await self.connect(_SESSION, timeout_s=_CONNECT_S)
-        except (*_LOST, asyncpg.PostgresError, TimeoutError, ValueError) as error:
-            raise StoreUnreachable(f"the database {self.where} cannot be reached: {_words(error)}") from error
-        try:
+        async with one_connection(self.url) as connection:
             if create:
                 await prepare(connection)
             await check_schema(connection, self.where)
-        except asyncpg.PostgresError as error:
-            raise StoreUnavailable(f"the database {self.where} cannot be used: {_words(error)}") from error
-        finally:
-            await connection.close()
         self._pool = asyncpg.create_pool(
             self.url,
             min_size=0,
-            max_size=3,
+            max_size=_POOL,
             timeout=min(self.patience_s, _CONNECT_S),
             command_timeout=self.patience_s,
             server_settings=_SESSION,
@@ -126,9 +121,7 @@ class PostgresStore:
 
     async def connect(self, session: dict[str, str], *, timeout_s: float) -> asyncpg.Connection:
         """Make a connection of our own kind."""
-        connection = await asyncpg.connect(self.url, timeout=timeout_s, server_settings=session)
-        await _prefer_integers(connection)
-        return connection
+        return await _connect(self.url, session, timeout_s=timeout_s)
 
     async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
         answers: dict[int, Answer | Exception] = {}
@@ -205,11 +198,9 @@ class PostgresStore:
             raise StoreUnavailable(f"the database did not answer: {_words(error)}") from error
 
     def _text(self, sql: str) -> str:
-        """Write `?` placeholders as PostgreSQL does: $1, $2 and so on."""
         text = self._texts.get(sql)
         if text is None:
-            first, *rest = sql.split("?")
-            text = self._texts[sql] = first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
+            text = self._texts[sql] = numbered(sql)
         return text
 
     def _told(self, *_: object) -> None:
@@ -293,6 +284,34 @@ class _Lane:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+@contextlib.asynccontextmanager
+async def one_connection(url: str, session: dict[str, str] | None = None) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection, beside those of whoever serves. Raises StoreUnreachable, and StoreUnavailable for all else."""
+    where = without_password(url)
+    try:
+        connection = await _connect(url, {**_SESSION, **(session or {})}, timeout_s=_CONNECT_S)
+    except (*_LOST, asyncpg.PostgresError, TimeoutError, ValueError) as error:
+        raise StoreUnreachable(f"the database {where} cannot be reached: {_words(error)}") from error
+    try:
+        yield connection
+    except (*_LOST, asyncpg.PostgresError, TimeoutError) as error:
+        raise StoreUnavailable(f"the database {where} cannot be used: {_words(error)}") from error
+    finally:
+        await _shut(connection)
+
+
+def numbered(sql: str) -> str:
+    """Write `?` placeholders as PostgreSQL does: $1, $2 and so on."""
+    first, *rest = sql.split("?")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
+
+
+async def _connect(url: str, session: dict[str, str], *, timeout_s: float) -> asyncpg.Connection:
+    connection = await asyncpg.connect(url, timeout=timeout_s, server_settings=session)
+    await _prefer_integers(connection)
+    return connection
 
 
 def _without_repeats(batch: Sequence[Command], order: list[int]) -> list[list[int]]:

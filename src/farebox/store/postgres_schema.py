@@ -1,6 +1,7 @@
 """The schema in PostgreSQL: made, brought up to date under an advisory lock, and checked."""
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import asyncpg
@@ -13,7 +14,8 @@ _BODY: Final = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)\(.*?\$\$(.*?)\
 _VERSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, at TIMESTAMPTZ NOT NULL DEFAULT now())"
 )
-_RISKS: Final = {
+_LEASES_SINCE: Final = 2
+RISKS: Final = {
     "fsync": "a crash of the machine can lose or corrupt the books",
     "full_page_writes": "a crash of the machine can corrupt the books",
     "synchronous_commit": "a crash can lose charges that were answered for",
@@ -34,7 +36,7 @@ async def prepare(connection: asyncpg.Connection) -> None:
 
 
 async def check_schema(connection: asyncpg.Connection, where: str) -> None:
-    """Refuse a database with another schema, Raises StoreUnavailable."""
+    """Refuse a database with another schema. Raises StoreUnavailable."""
     version = await version_of(connection)
     wrong = (
         f"the database {where} has no tables yet" if version == 0 else schema.advice(f"the database {where}", version)
@@ -43,10 +45,13 @@ async def check_schema(connection: asyncpg.Connection, where: str) -> None:
         raise StoreUnavailable(wrong)
 
 
-async def migrate(connection: asyncpg.Connection, *, only_if_empty: bool = False) -> list[int]:
-    """Bring a database to the schema known here, each step in one transaction. Answers the versions it went through.
+async def migrate(
+    connection: asyncpg.Connection, tell: Callable[[int], None] = lambda _: None, *, only_if_empty: bool = False
+) -> list[int]:
+    """Bring a database to the schema known here, each step in one transaction.
 
-    One migration at a time, by an advisory lock; it does not wait for ever for that, nor for a table in use.
+    One migration at a time, by an advisory lock; it does not wait for ever for that, nor for a table in use. `tell`
+    hears of each version as it is reached. Answers the versions it went through. Raises StoreUnavailable.
     """
     await connection.execute("SET lock_timeout = '10s'")
     passed: list[int] = []
@@ -58,6 +63,7 @@ async def migrate(connection: asyncpg.Connection, *, only_if_empty: bool = False
                 for version in range(before + 1, schema.VERSION + 1):
                     await _step(connection, version)
                     passed.append(version)
+                    tell(version)
         finally:
             await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
     except asyncpg.LockNotAvailableError as error:
@@ -72,10 +78,28 @@ async def _step(connection: asyncpg.Connection, version: int) -> None:
     async with connection.transaction():
         if version == 1:
             await connection.execute(_VERSIONS)
+        if version > _LEASES_SINCE:
+            await connection.execute("LOCK TABLE run IN EXCLUSIVE MODE")  # whoever starts now does so after this step
+            await refuse_if_served(connection)
         await connection.execute(schema.script(version, "postgresql"))
         if version == schema.VERSION:
             await connection.execute(schema.postgres_ledger())
         await connection.execute("INSERT INTO schema_version (version) VALUES ($1)", version)
+
+
+async def refuse_if_served(connection: asyncpg.Connection) -> None:
+    """Refuse while a run has a lease in force. Raises StoreUnavailable."""
+    rows = await connection.fetch(
+        "SELECT node, round((max(lease_until) - now_us()) / 1000000.0) FROM run "
+        "WHERE stopped_at IS NULL AND lease_until > now_us() GROUP BY node ORDER BY node"
+    )
+    if rows:
+        nodes = ", ".join(node or "another machine" for node, _ in rows)
+        longest = max(1, *(int(left) for _, left in rows))
+        raise StoreUnavailable(
+            f"farebox serves the database on {nodes}: stop every process of it first. "
+            f"One that was killed counts until its lease runs out, in {longest} s"
+        )
 
 
 async def find_faults(connection: asyncpg.Connection) -> list[tuple[str, int, list[str]]]:
@@ -89,8 +113,8 @@ async def find_faults(connection: asyncpg.Connection) -> list[tuple[str, int, li
 
 
 async def _settings(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
-    rows = await connection.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(_RISKS))
-    faults = [f"{name} is {value}: {_RISKS[name]}" for name, value in rows if value in {"off", "local"}]
+    rows = await connection.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(RISKS))
+    faults = [f"{name} is {value}: {RISKS[name]}" for name, value in rows if value in {"off", "local"}]
     return "settings", len(rows), faults
 
 

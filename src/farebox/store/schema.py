@@ -10,7 +10,24 @@ STEPS: Final = ("books", "many_processes")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
+TABLES: Final = {
+    "account": "id",
+    "api_key": "id",
+    "run": "id",
+    "price_list": "version",
+    "hold": "request_id",
+    "usage": "request_id",
+    "transfer": "id",
+    "day_close": "day",
+}
+"""Every table with something to keep, and its key; a table comes after those it refers to."""
+
 _TRIGGER: Final = re.compile(r"^(CREATE TRIGGER (\w+) .*?);$", re.MULTILINE)
+
+
+def title(version: int) -> str:
+    """Name a step for people."""
+    return STEPS[version - 1].replace("_", " ")
 
 
 def script(version: int, dialect: Dialect) -> str:

@@ -12,7 +12,8 @@ import fcntl
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -33,6 +34,8 @@ OLDEST_SQLITE: Final = (3, 51, 3)
 """Before it, resetting the WAL could corrupt the file (sqlite.org/wal.html#walresetbug)."""
 
 _BUSY_MS: Final = 5000
+_GLANCE_S: Final = 0.2
+"""Who asks whether a database is served holds its lock for a moment."""
 _PRAGMAS: Final = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -73,15 +76,18 @@ class SqliteStore:
         self.path = path
         self.lanes = 1
         self.shared = False
-        self._clock = clock
-        self._lock_path = path.with_name(path.name + ".lock")
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = self._lock() if serving else None
-        self._writer = self._connect()
-        self._reader = self._connect()
-        self._prepare()
+        self._lock_fd = lock(path) if serving else None
+        try:
+            self._writer = connect(path, clock)
+            self._reader = connect(path, clock)
+            self._prepare()
+        except BaseException:
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+            raise
         self._reader.execute("PRAGMA query_only=ON")
         self._writer.set_busy_timeout(0)
         self.books = Books(self._writer, plans, clock)
@@ -140,19 +146,7 @@ class SqliteStore:
         return self._lock_fd is not None or self._locked_elsewhere()
 
     async def check_itself(self) -> list[tuple[str, int, list[str]]]:
-        pages = [str(words) for (words,) in await self.fetch("PRAGMA integrity_check(100)") if words != "ok"]
-        dangling = [
-            f"a row of {table} names a row of {parent} that is not there"
-            for table, _, parent, _ in await self.fetch("PRAGMA foreign_key_check")
-        ]
-        there: dict[str, str] = dict(await self.fetch("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
-        guards = schema.triggers("sqlite")
-        broken = [
-            f"{name} {'has been changed' if name in there else 'is gone'}"
-            for name, sql in guards.items()
-            if " ".join(there.get(name, "").split()) != " ".join(sql.split())
-        ]
-        return [("file", 0, pages), ("references", 0, dangling), ("triggers", len(guards), broken)]
+        return await find_faults(self.fetch)
 
     async def _on_writer(self, task: Callable[[], T]) -> T:
         """Run a task on the writer thread; the turn is not given on before it has ended, whatever happens to us."""
@@ -186,21 +180,9 @@ class SqliteStore:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def _lock(self) -> int:
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise StoreUnavailable(
-                f"another farebox serves {self.path} already; SQLite has one serving process. "
-                "Stop that one, or give this one a database of its own"
-            ) from error
-        return descriptor
-
     def _locked_elsewhere(self) -> bool:
         try:
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(_lock_path(self.path), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -210,18 +192,6 @@ class SqliteStore:
         finally:
             os.close(descriptor)  # gives the lock back
         return False
-
-    def _connect(self) -> apsw.Connection:
-        try:
-            connection = apsw.Connection(str(self.path))
-            connection.set_busy_timeout(_BUSY_MS)
-            connection.create_scalar_function("now_us", lambda *_: self._clock(), 0)
-            for pragma in _PRAGMAS:
-                connection.execute(pragma)
-        except apsw.Error as error:
-            raise StoreUnavailable(f"the database {self.path} cannot be opened: {error}") from error
-        self.path.chmod(0o600)
-        return connection
 
     def _prepare(self) -> None:
         """Make the schema where there is none; refuse another one."""
@@ -254,8 +224,68 @@ class SqliteStore:
         return changed
 
 
-def migrate(connection: apsw.Connection) -> list[int]:
-    """Bring a database to the schema known here, step by step. Answers the versions it went through."""
+def lock(path: Path, *, alone: bool = True) -> int:
+    """Take the one lock there is; answers the descriptor that holds it. Raises StoreUnavailable.
+
+    It is held alone by what serves; those who only keep a server out may share it.
+    """
+    descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    give_up_at = time.monotonic() + _GLANCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() < give_up_at:
+                time.sleep(0.01)
+                continue
+            os.close(descriptor)
+            raise StoreUnavailable(
+                f"another farebox serves {path} already, or moves it; SQLite has one serving process. "
+                "Stop that one, or give this one a database of its own"
+            ) from error
+        return descriptor
+
+
+def connect(path: Path, clock: Clock) -> apsw.Connection:
+    """Open a file as all of ours are. Raises StoreUnavailable."""
+    try:
+        connection = apsw.Connection(str(path))
+        connection.set_busy_timeout(_BUSY_MS)
+        connection.create_scalar_function("now_us", lambda *_: clock(), 0)
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+    except apsw.Error as error:
+        raise StoreUnavailable(f"the database {path} cannot be opened: {error}") from error
+    path.chmod(0o600)
+    return connection
+
+
+async def find_faults(fetch: Callable[[str], Awaitable[list[Row]]]) -> list[tuple[str, int, list[str]]]:
+    """See that the file, its references and its triggers are whole (Reading.check_itself)."""
+    pages = [str(words) for (words,) in await fetch("PRAGMA integrity_check(100)") if words != "ok"]
+    try:
+        dangling = [
+            f"a row of {table} names a row of {parent} that is not there"
+            for table, _, parent, _ in await fetch("PRAGMA foreign_key_check")
+        ]
+    except StoreUnavailable as error:  # a file with broken pages: the other checks still tell
+        dangling = [f"could not be checked: {error}"]
+    there: dict[str, str] = dict(await fetch("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+    guards = schema.triggers("sqlite")
+    broken = [
+        f"{name} {'has been changed' if name in there else 'is gone'}"
+        for name, sql in guards.items()
+        if " ".join(there.get(name, "").split()) != " ".join(sql.split())
+    ]
+    return [("file", 0, pages), ("references", 0, dangling), ("triggers", len(guards), broken)]
+
+
+def migrate(connection: apsw.Connection, tell: Callable[[int], None] = lambda _: None) -> list[int]:
+    """Bring a database to the schema known here, each step in one transaction.
+
+    `tell` hears of each version as it is reached. Answers the versions it went through.
+    """
     passed = []
     while connection.pragma("user_version") < schema.VERSION:
         connection.execute("BEGIN IMMEDIATE")
@@ -264,13 +294,19 @@ def migrate(connection: apsw.Connection) -> list[int]:
             if version <= schema.VERSION:
                 connection.execute(schema.script(version, "sqlite"))
                 connection.pragma("user_version", version)
-                passed.append(version)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if version <= schema.VERSION:
+            passed.append(version)
+            tell(version)
     return passed
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 def _check_version() -> None:
