@@ -263,22 +263,25 @@ def connect(path: Path, clock: Clock) -> apsw.Connection:
 
 async def find_faults(fetch: Callable[[str], Awaitable[list[Row]]]) -> list[tuple[str, int, list[str]]]:
     """See that the file, its references and its triggers are whole (Reading.check_itself)."""
-    pages = [str(words) for (words,) in await fetch("PRAGMA integrity_check(100)") if words != "ok"]
-    try:
-        dangling = [
-            f"a row of {table} names a row of {parent} that is not there"
-            for table, _, parent, _ in await fetch("PRAGMA foreign_key_check")
-        ]
-    except StoreUnavailable as error:  # a file with broken pages: the other checks still tell
-        dangling = [f"could not be checked: {error}"]
-    there: dict[str, str] = dict(await fetch("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
-    guards = schema.triggers("sqlite")
-    broken = [
+
+    async def ask(sql: str) -> tuple[list[Row], list[str]]:
+        try:
+            return await fetch(sql), []
+        except StoreUnavailable as error:  # pages of the file are broken: the other checks still tell
+            return [], [f"could not be checked: {error}"]
+
+    pages, file = await ask("PRAGMA integrity_check(100)")
+    file += [str(words) for (words,) in pages if words != "ok"]
+    rows, references = await ask("PRAGMA foreign_key_check")
+    references += [f"a row of {table} names a row of {parent} that is not there" for table, _, parent, _ in rows]
+    rows, triggers = await ask("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    guards, there = schema.triggers("sqlite"), dict(map(tuple, rows))
+    triggers += [
         f"{name} {'has been changed' if name in there else 'is gone'}"
         for name, sql in guards.items()
         if " ".join(there.get(name, "").split()) != " ".join(sql.split())
     ]
-    return [("file", 0, pages), ("references", 0, dangling), ("triggers", len(guards), broken)]
+    return [("file", 0, file), ("references", 0, references), ("triggers", len(guards), triggers)]
 
 
 def migrate(connection: apsw.Connection, tell: Callable[[int], None] = lambda _: None) -> list[int]:
