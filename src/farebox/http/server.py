@@ -61,6 +61,7 @@ class HttpServer:
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._grace: asyncio.Timeout | None = None
+        self._hurries = False
 
     async def listen(self, host: str, port: int) -> int:
         """Open the doors; answers the port, which is chosen by the system when 0 was asked for. Raises OSError."""
@@ -90,13 +91,14 @@ class HttpServer:
         running = set(self.tasks)
         if running:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace_s) as self._grace:
+                async with asyncio.timeout(0 if self._hurries else grace_s) as self._grace:
                     await asyncio.wait(running)
         self._grace = None
         return all(task.done() for task in running)
 
     def hurry(self) -> None:
-        """Let `close` wait no longer."""
+        """Let `close` wait no longer, also when it has not begun yet."""
+        self._hurries = True
         if self._grace is not None and not self._grace.expired():
             self._grace.reschedule(0)
 

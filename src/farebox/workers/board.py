@@ -11,6 +11,8 @@ from typing import Final
 
 _RECORD_BYTES: Final = 256 * 1024
 """Pages that are never written take no memory."""
+_TRIES: Final = 3
+"""Should both halves be written anew while they are read."""
 _NUMBERS: Final = struct.Struct("<QI")
 _HEAD_BYTES: Final = _NUMBERS.size + 4
 
@@ -37,7 +39,11 @@ class Board:
 
     def read(self, slot: int) -> bytes:
         """Give a slot's last record; empty when there is none."""
-        return self._newest(slot)[1]
+        for _ in range(_TRIES):
+            number, record = self._newest(slot)
+            if number:
+                return record
+        return b""
 
     def _newest(self, slot: int) -> tuple[int, bytes]:
         return max(self._half(slot, 0), self._half(slot, 1))

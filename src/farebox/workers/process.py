@@ -122,7 +122,7 @@ def start(name: str, run: Callable[[Line], int], shut: Callable[[], None]) -> Pr
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 ours.close()
                 shut()
-                _call_it(name)
+                _show_name(name)
 
             _live(begin, run, Line(theirs))
     except BaseException:
@@ -160,7 +160,7 @@ def _receive(end: socket.socket) -> bytes:
         return b""
 
 
-def _call_it(name: str) -> None:
+def _show_name(name: str) -> None:
     """Name this process for ps and top, where the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(f"farebox {name}"[:_NAME_CHARS])

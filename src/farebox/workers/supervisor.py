@@ -155,10 +155,13 @@ class Supervisor:
         place.process = None
         code = process.bury()
         place.role.ended()
-        how = {"pid": process.pid, **({"exit_code": code} if code >= 0 else {"signal": signal.Signals(-code).name})}
+        how = {"pid": process.pid, **({"exit_code": code} if code >= 0 else {"signal": _signal_name(-code)})}
         if not self._is_stopping:
             self._lost(place, process.failure, how)
-        elif code != 0 and (process.is_ready or code != -signal.SIGTERM):
+            return
+        ended_while_beginning = code == -signal.SIGTERM and not process.is_ready
+        failed_for_the_same = self._failure is not None and process.failure == str(self._failure)
+        if code != 0 and not ended_while_beginning and not failed_for_the_same:
             self._exit_code = 1
             self._log.error("worker_died", worker=place.role.name, **how)
 
@@ -203,6 +206,13 @@ class Supervisor:
             if place.process is not None and (self._beside_is_told or place in self._workers):
                 self._log.error("worker_killed", worker=place.role.name, pid=place.process.pid)
                 place.process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those between SIGRTMIN and SIGRTMAX
+        return str(number)
 
 
 @contextlib.contextmanager

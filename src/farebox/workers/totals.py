@@ -3,6 +3,7 @@
 Counters never go back, whoever dies: a dead worker's last figures are kept, once. Gauges are those of the living.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -12,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from farebox.workers.board import Board
 
+_GRAINS: Final = 2**20
+"""In one. Floats that are whole numbers of 2⁻²⁰ are added without rounding, up to sums of 2³³ (IEEE 754)."""
 _OLDEST: Final = "process_start_time_seconds"
 """Of starts the earliest is told; their sum would mean nothing."""
 
@@ -120,7 +123,7 @@ def families_of(collector: Collector) -> list[Family]:
             metric.name,
             metric.documentation,
             metric.type,
-            [Sample(sample.name, sample.labels, sample.value) for sample in metric.samples],
+            [Sample(sample.name, sample.labels, _grained(sample.value)) for sample in metric.samples],
         )
         for metric in collector.collect()
     ]
@@ -140,6 +143,11 @@ def add_up(parts: Iterable[list[Family]]) -> list[Family]:
     return [
         Family(family.name, family.help, family.type, list(sums[name].values())) for name, family in families.items()
     ]
+
+
+def _grained(value: float) -> int | float:
+    """Round a fraction so that fractions add up to the same sum in whatever order: a counter never goes back a hair."""
+    return round(value * _GRAINS) / _GRAINS if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _add(one: Sample, other: Sample) -> Sample:
