@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import click
 
 from farebox.cli.account import account
+from farebox.cli.backup import backup
 from farebox.cli.books import audit, ledger, usage
 from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
 from farebox.cli.key import key
+from farebox.cli.migrate import migrate
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
 from farebox.errors import FareboxError
@@ -20,7 +22,7 @@ _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, key),
     "Books": (usage, ledger, audit),
-    "Operate": (doctor, config, version),
+    "Operate": (doctor, backup, migrate, config, version),
 }
 _EXAMPLES = (
     "farebox demo                             # a gateway to try, with a customer and a key",

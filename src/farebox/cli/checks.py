@@ -19,6 +19,7 @@ import apsw
 import msgspec
 
 from farebox.billing.pricing import Model, Rates
+from farebox.books.spool import waiting_in
 from farebox.clock import US_PER_S, iso
 from farebox.config import Config, check_ready_to_serve, load_config
 from farebox.errors import ConfigError
@@ -75,12 +76,15 @@ def read_settings(file: Path | None) -> tuple[Config | None, list[Finding]]:
 
 
 def check_machine(config: Config) -> Iterator[Finding]:
-    """Look at what the machine gives: database, disk, clock, ports, file descriptors."""
-    yield _check_sqlite()
+    """Look at what the machine gives: the SQLite file, spool, disk, clock, ports, file descriptors."""
     if config.database_path is not None:
+        yield _check_sqlite()
         yield from _check_database(config.database_path)
-        yield from _check_disk(_existing(config.database_path.parent))
         yield _check_clock(config.database_path)
+    yield from _check_spool(config)
+    disks = [_existing(path.parent) for path in (config.database_path, config.spool_path) if path is not None]
+    for folder in dict.fromkeys(disks):
+        yield from _check_disk(folder)
     yield _check_port("port", config.server.host, config.server.port)
     if address := config.server.metrics_address:
         yield _check_port("metrics", *address)
@@ -228,18 +232,39 @@ def _check_database(path: Path) -> Iterator[Finding]:
         yield Finding("database", "warn", f"{path} may be read by others", f"chmod 600 {path}")
 
 
+def _check_spool(config: Config) -> Iterator[Finding]:
+    """Look at where calls wait that the database cannot take; with SQLite it is on the same disk, and rarely used."""
+    folder = _existing(config.spool_path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        advice = f"let this user write to {folder}: while the database is away, answers would not be delivered"
+        yield Finding("spool", "FAIL", f"{config.spool_path} cannot be written to", advice)
+        return
+    try:
+        waiting = waiting_in(config.spool_path)
+    except OSError as error:
+        yield Finding("spool", "FAIL", f"{error.filename} cannot be read: {error.strerror}", "check its owner")
+        return
+    if waiting:
+        advice = (
+            "they are booked within seconds of a server's start, or of the database's return; watch farebox_spooled"
+        )
+        yield Finding("spool", "warn", f"up to {waiting} calls wait in {config.spool_path} to be booked", advice)
+    else:
+        yield Finding("spool", "ok", f"{config.spool_path}: nothing waits")
+
+
 def _check_disk(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     shown = f"{free / 1024**3:.1f} GB free at {folder}"
     if free < _NO_SPACE:
         yield Finding("disk", "FAIL", shown, "make room: when the disk is full no call can be admitted")
     elif free < _LITTLE_SPACE:
-        yield Finding("disk", "warn", shown, "make room soon: each million calls take about 0.5 GB")
+        yield Finding("disk", "warn", shown, "make room soon: in SQLite each million calls take about 0.5 GB")
     else:
         yield Finding("disk", "ok", shown)
     kind = _file_system(folder)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
-        advice = "use a local disk: SQLite's locks and syncs do not hold over a network"
+        advice = "use a local disk: locks and syncs of SQLite and of the spool do not hold over a network"
         yield Finding("disk", "FAIL", f"{folder} is on a network file system ({kind})", advice)
     if not os.access(folder, os.W_OK):
         return

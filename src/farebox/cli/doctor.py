@@ -8,6 +8,7 @@ import click
 
 from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
 from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
+from farebox.cli.postgres_checks import check_postgres
 
 _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
@@ -19,7 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 def doctor(invocation: Invocation, *, offline: bool) -> int:
     """Check everything before opening the doors. Exit code 1 when something would fail.
 
-    It looks at configuration, secrets, database, disk, clock, ports, prices and limits, and asks every
+    It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, and asks every
     upstream whether it takes its key. It changes nothing, and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
@@ -43,6 +44,8 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
     for finding in findings:
         tell(finding)
     if config is not None:
+        for finding in await check_postgres(config) if config.database_path is None else ():
+            tell(finding)
         for finding in (*check_machine(config), *check_offer(config)):
             tell(finding)
         if not offline:

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 import apsw
+import asyncpg
 import click
 import msgspec
 
@@ -94,6 +95,7 @@ def version(invocation: Invocation) -> None:
         "farebox": __version__,
         "python": platform.python_version(),
         "sqlite": apsw.sqlite_lib_version(),
+        "asyncpg": asyncpg.__version__,
         "platform": f"{sys.platform} {platform.machine()}",
     }
     if invocation.as_json:
