@@ -5,13 +5,15 @@ for something made of it.
 """
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import stage as stages
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
-from tests.stage import Stage, open_stage
+from tests.stage import OpenStage, Stage
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +63,12 @@ def database_url(databases: Databases, database_kind: str, tmp_path: Path) -> It
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, database_url: str) -> AsyncIterator[Stage]:
-    async with open_stage(tmp_path, database_url=database_url) as opened:
+def open_stage(tmp_path: Path, database_url: str) -> OpenStage:
+    """Stages of this test's own making; one after the other they have the same books."""
+    return partial(stages.open_stage, tmp_path, database_url=database_url)
+
+
+@pytest.fixture
+async def stage(open_stage: OpenStage) -> AsyncIterator[Stage]:
+    async with open_stage() as opened:
         yield opened

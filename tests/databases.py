@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import pytest
+
 from farebox.store.open import open_store
 from farebox.store.protocol import Row, Statement, Store
 from farebox.store.urls import is_postgres
@@ -14,6 +16,9 @@ from tests.cluster import Cluster, run
 T = TypeVar("T")
 
 KINDS: Final = ("sqlite", "postgresql")
+on_sqlite: Final = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+"""Marks a test that makes no sense, or is another one, on PostgreSQL."""
+on_postgresql: Final = pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 
 
 class Databases:

@@ -1,8 +1,8 @@
 """A gateway to test: started in process from a configuration file, over books on disk, with the simulator upstream."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from farebox.money import NANOS_PER_USD
 from farebox.upstreams.simulator import Simulator
 
 MODEL = "claude-sonnet-4-6"
+OpenStage = Callable[..., AbstractAsyncContextManager["Stage"]]
+"""`open_stage` with everything about its books said already."""
 
 
 class Person:
@@ -95,7 +97,13 @@ class Stage:
 
 
 def config_text(
-    directory: Path, extra: str = "", *, upstreams: str | None = None, limits: str = "", database_url: str = ""
+    directory: Path,
+    extra: str = "",
+    *,
+    upstreams: str | None = None,
+    limits: str = "",
+    database_url: str = "",
+    database: str = "",
 ) -> str:
     """Write the configuration of a test gateway. Its books are in SQLite if nothing else is said."""
     return f"""
@@ -105,6 +113,7 @@ metrics = "off"
 shutdown_s = 5
 [database]
 url = "{database_url or f"sqlite:///{directory}/farebox.db"}"
+{database}
 [log]
 level = "info"
 [limits]
@@ -125,10 +134,13 @@ async def open_stage(
     speed: float = 0,
     alice_usd: float = 100,
     database_url: str = "",
+    database: str = "",
 ) -> AsyncIterator[Stage]:
     """Start a gateway and its simulator; end both."""
     path = directory / "farebox.toml"
-    path.write_text(config_text(directory, extra, upstreams=upstreams, limits=limits, database_url=database_url))
+    path.write_text(
+        config_text(directory, extra, upstreams=upstreams, limits=limits, database_url=database_url, database=database)
+    )
     simulator = Simulator(speed=speed)
     await simulator.listen()
     events: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,39 @@ import pytest
 from farebox.app import start_gateway
 from farebox.config import load_config
 from farebox.http.client import HttpClient, Origin
+from farebox.store.urls import is_postgres
+from tests.cluster import Cluster
+from tests.databases import name_of
 from tests.gateway.play import Heard, books, listen, message, script, upstream
-from tests.stage import MODEL, Person, Stage, config_text, open_stage
+from tests.stage import MODEL, OpenStage, Person, Stage, config_text
 
 CANARY = "canary-7f3a9c"
+Disk = Callable[[], list[Path]]
+WAL_SEGMENT = "pg_walfile_name(pg_current_wal_insert_lsn())"
 
 
-def _found(directory: Path, stage: Stage, *secrets: str) -> list[str]:
-    texts = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+@pytest.fixture
+def disk(tmp_path: Path, database_url: str, request: pytest.FixtureRequest) -> Disk:
+    """Every file that what is served may get into: a PostgreSQL server's tables, write-ahead log and log included."""
+    if not is_postgres(database_url):
+        return lambda: [path for path in tmp_path.rglob("*") if path.is_file()]
+    cluster: Cluster = request.getfixturevalue("cluster")
+    data = cluster.directory / "data"
+    sql = f"SELECT oid, {WAL_SEGMENT} FROM pg_database WHERE datname = $1"
+    ((oid, first),) = cluster.fetch(sql, name_of(database_url))
+
+    def files() -> list[Path]:
+        cluster.execute("CHECKPOINT")
+        ((last,),) = cluster.fetch(f"SELECT {WAL_SEGMENT}")
+        segments = [path for path in (data / "pg_wal").iterdir() if first <= path.name <= last]
+        own = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return [*own, *(data / "base" / str(oid)).iterdir(), *segments, cluster.directory / "log"]
+
+    return files
+
+
+def _found(disk: Disk, stage: Stage, *secrets: str) -> list[str]:
+    texts = {path.name: path.read_bytes() for path in disk()}
     texts["events"] = repr(stage.events).encode()
     texts["metrics"] = repr(vars(stage.gateway.metrics)).encode()
     return [f"{name}: {secret}" for name, text in texts.items() for secret in secrets if secret.encode() in text]
@@ -47,8 +73,8 @@ def _requests() -> list[dict[str, Any] | bytes]:
     return bodies
 
 
-async def test_no_prompt_answer_or_key_is_stored_or_logged(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, "[features]\nfiles = true", limits="retry_budget = 0") as stage:
+async def test_no_prompt_answer_or_key_is_stored_or_logged(disk: Disk, open_stage: OpenStage) -> None:
+    async with open_stage("[features]\nfiles = true", limits="retry_budget = 0") as stage:
         rich = await stage.person("rich@example.com", 1000, plan="enterprise")
         for body in _requests():
             answer = await stage.post(
@@ -59,27 +85,27 @@ async def test_no_prompt_answer_or_key_is_stored_or_logged(tmp_path: Path) -> No
         await stage.post(rich, message(), path=f"/v1/{CANARY}?{CANARY}={CANARY}")
         await stage.post(Person(0, "", f"sk-cc-{CANARY}"), message())
         secrets = (CANARY, rich.key, stage.bob.key)
-        assert _found(tmp_path, stage, *secrets) == []
+        assert _found(disk, stage, *secrets) == []
         assert sum(event["event"] == "call" for event in stage.events) > 20
-    assert _found(tmp_path, stage, *secrets) == []
+    assert _found(disk, stage, *secrets) == []
 
 
 async def test_a_failing_gateway_logs_where_it_failed_and_nothing_of_what_it_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(call: Any, *_: Any) -> None:
         raise ValueError(bytes(call.body).decode())
 
-    async with open_stage(tmp_path, limits="drain_s = 0") as stage:
+    async with open_stage(limits="drain_s = 0") as stage:
         monkeypatch.setattr("farebox.gateway.streaming.Streams.relay", broken)
         await (await stage.post(stage.alice, message(CANARY, stream=True))).read(2**20)
         row = await books(stage, stage.alice)
         assert (row["kind"], row["outcome"]) == ("waived", "gateway_broke")
-        assert _found(tmp_path, stage, CANARY, stage.alice.key) == []
+        assert _found(disk, stage, CANARY, stage.alice.key) == []
         assert any(event["event"] == "call_failed" for event in stage.events)
 
 
-async def test_what_the_upstream_says_is_not_stored_either(tmp_path: Path) -> None:
+async def test_what_the_upstream_says_is_not_stored_either(disk: Disk, open_stage: OpenStage) -> None:
     """Its answers, its errors and its headers."""
     error = json.dumps({"type": "error", "error": {"type": CANARY, "message": CANARY}}).encode()
     head = (
@@ -102,10 +128,10 @@ async def test_what_the_upstream_says_is_not_stored_either(tmp_path: Path) -> No
         [CANARY.encode()],
     ]
     async with script(*answers) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port), limits="retry_budget = 0") as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port), limits="retry_budget = 0") as stage:
             assert [(await stage.ask(stage.alice))[0] for _ in range(4)] == [400, 200, 502, 502]
             await books(stage, stage.alice, calls=4)
-            assert _found(tmp_path, stage, CANARY, "sk-ant-theirs") in ([], ["farebox.toml: sk-ant-theirs"])
+            assert _found(disk, stage, CANARY, "sk-ant-theirs") in ([], ["farebox.toml: sk-ant-theirs"])
 
 
 async def test_a_simulator_in_process_remembers_no_prompt(tmp_path: Path) -> None:
@@ -131,11 +157,14 @@ async def test_a_call_is_logged_with_its_figures_and_its_request_id(stage: Stage
     assert (event["output_tokens"], event["charged_nanos"]) == (33, row["charged_nanos"])
 
 
-async def test_the_search_would_find_a_canary_that_had_been_stored(tmp_path: Path) -> None:
+async def test_the_search_would_find_a_canary_that_had_been_stored(
+    disk: Disk, open_stage: OpenStage, database_kind: str
+) -> None:
     """A test that cannot fail is worse than none."""
-    async with open_stage(tmp_path) as stage:
-        assert stage.gateway.store is not None
-        await stage.gateway.store.write([("UPDATE account SET email = ? WHERE id = 1", (CANARY,))])
-        assert _found(tmp_path, stage, CANARY) != []
+    async with open_stage() as stage:
+        stored = CANARY.upper()  # another one: it stays in the server's write-ahead log
+        await stage.gateway.store.write([("UPDATE account SET email = ? WHERE id = 1", (stored,))])
+        places = {found.partition(":")[0] for found in _found(disk, stage, stored)}
+        assert len(places) >= (2 if database_kind == "postgresql" else 1), places  # the table, and the log before it
         heard = Heard(await stage.post(stage.alice, message(stream=True)))
         await asyncio.wait_for(heard.end(), 5)

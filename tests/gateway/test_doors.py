@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from farebox.accounts.keys import create_key
 from farebox.http.client import Answer
 from farebox.ids import new_key
 from tests.gateway.play import USD, envelope, message, nanos, upstream
-from tests.stage import Person, Stage, open_stage
+from tests.stage import OpenStage, Person, Stage
 
 PREFIXES = ["/api/proxy/v1", "/api/proxy/v1/v1", "/v1", "/v1/v1"]
 LIMITS = [
@@ -122,7 +121,6 @@ async def test_valid_keys_of_two_accounts_are_refused_rather_than_guessed_betwee
 
 async def test_two_keys_of_one_account_are_fine(stage: Stage) -> None:
     store = stage.gateway.store
-    assert store is not None
     _, second = await create_key(store, stage.alice.account_id, "second", "sk-cc-", stage.gateway.clock())
     assert (await _status(stage, {"x-api-key": stage.alice.key, "authorization": f"Bearer {second}"}))[0] == 200
 
@@ -158,7 +156,6 @@ async def test_a_typo_in_a_key_is_recognised_without_asking_the_books(stage: Sta
 
 async def test_a_revoked_key_and_a_suspended_account_are_refused_at_once(stage: Stage) -> None:
     store = stage.gateway.store
-    assert store is not None
     assert (await stage.ask(stage.alice))[0] == 200
     await store.write([("UPDATE api_key SET revoked_at = 1 WHERE account_id = ?", (stage.alice.account_id,))])
     status, body = await stage.ask(stage.alice)
@@ -172,7 +169,6 @@ async def test_a_revoked_key_and_a_suspended_account_are_refused_at_once(stage: 
 
 async def test_an_expired_key_is_refused(stage: Stage) -> None:
     store = stage.gateway.store
-    assert store is not None
     await store.write([("UPDATE api_key SET expires_at = 1 WHERE account_id = ?", (stage.alice.account_id,))])
     status, body = await stage.ask(stage.alice)
     assert (status, "expired" in envelope(body)[1]) == (401, True)
@@ -260,8 +256,8 @@ async def test_twenty_five_counts_in_a_second_are_fine_and_leave_the_plans_limit
     assert answers[-1][0].header(b"anthropic-ratelimit-requests-remaining") == b"10"
 
 
-async def test_counting_has_a_limit_of_its_own_and_says_when_to_come_back(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="count_tokens_per_minute = 3") as stage:
+async def test_counting_has_a_limit_of_its_own_and_says_when_to_come_back(open_stage: OpenStage) -> None:
+    async with open_stage(limits="count_tokens_per_minute = 3") as stage:
         body = json.dumps(message()).encode()
         for _ in range(3):
             assert (await send(stage, "POST", "/v1/messages/count_tokens", keyed(stage.alice), body))[0].status == 200
@@ -313,13 +309,13 @@ async def test_request_ids_differ_and_are_the_ones_in_the_books(stage: Stage) ->
     assert [b"req_" + row[0].hex().encode() for row in rows] == shown
 
 
-async def test_a_models_restriction_of_an_upstream_is_kept(tmp_path: Path) -> None:
+async def test_a_models_restriction_of_an_upstream_is_kept(open_stage: OpenStage) -> None:
     """What no upstream serves is a 502 in words, and free."""
     upstreams = (
         upstream("one", 9, models='["claude-opus-4-6"]')
         + '[[upstreams]]\nname = "sim"\nkind = "simulator"\nmodels = ["claude-sonnet-4-6"]\n'
     )
-    async with open_stage(tmp_path, upstreams=upstreams) as stage:
+    async with open_stage(upstreams=upstreams) as stage:
         assert (await stage.ask(stage.alice))[0] == 200
         status, body = await stage.ask(stage.alice, model="claude-haiku-4-5")
         assert (status, envelope(body)[0]) == (502, "upstream_error")

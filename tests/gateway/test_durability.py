@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
 from farebox.billing.ledger import Admit, Resize, Settle
 from farebox.gateway.settling import Settler
+from tests.databases import on_postgresql, on_sqlite
 from tests.gateway.play import (
     USD,
     books,
@@ -21,7 +21,7 @@ from tests.gateway.play import (
     trouble,
     upstream,
 )
-from tests.stage import MODEL, Stage, open_stage
+from tests.stage import MODEL, OpenStage, Stage
 
 
 def settler_of(stage: Stage, patience_s: float) -> Settler:
@@ -150,7 +150,6 @@ async def test_a_settlement_delivered_again_after_it_was_written_charges_once(st
     """As after a commit whose answer was lost."""
     status, body = await stage.ask(stage.alice, "[[sim tokens=60]]")
     ledger = stage.gateway.ledger
-    assert ledger is not None
     assert status == 200
     (request_id, cost), *_ = await stage.rows("SELECT request_id, cost_nanos FROM usage")
     again = Settle(
@@ -202,17 +201,30 @@ async def test_a_stream_whose_hold_can_no_longer_be_extended_ends_free_of_charge
     assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
 
 
-async def test_a_hold_that_a_dead_process_left_is_ended_free_before_the_doors_open(tmp_path: Path) -> None:
-    async with open_stage(tmp_path) as stage:
+@on_sqlite
+async def test_a_hold_that_a_dead_process_left_is_ended_free_before_the_doors_open(open_stage: OpenStage) -> None:
+    async with open_stage() as stage:
         ledger = stage.gateway.ledger
-        assert ledger is not None
         admit = Admit(bytes(16), stage.alice.account_id, 1, "claude-sonnet-4-6", 5 * USD, 5 * USD, 10, 1)
         assert (await ledger.admit(admit)).held_nanos == 5 * USD
         alice = stage.alice
-    async with open_stage(tmp_path) as stage:
+    async with open_stage() as stage:
         row = await books(stage, alice)
         assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("recovered", "gateway_died", 0)
         assert any(event["event"] == "holds_recovered" for event in stage.events)
+
+
+@on_postgresql
+async def test_a_hold_that_a_dead_process_left_is_given_back_by_a_living_one(open_stage: OpenStage) -> None:
+    async with open_stage() as stage:
+        admit = Admit(bytes(16), stage.alice.account_id, 1, "claude-sonnet-4-6", 5 * USD, 5 * USD, 10, 1)
+        assert (await stage.gateway.ledger.admit(admit)).held_nanos == 5 * USD
+        alice = stage.alice
+    async with open_stage() as stage:
+        assert stage.gateway.books is not None
+        await stage.gateway.books.beat()
+        assert await stage.balance(alice) == (100 * USD, 0)
+        assert any(event["event"] == "holds_expired" for event in stage.events)
 
 
 async def test_a_call_that_is_cancelled_while_its_hold_is_written_gets_it_back_at_once(stage: Stage) -> None:
@@ -255,7 +267,9 @@ async def test_a_client_that_hangs_up_while_its_hold_is_extended_is_drained(stag
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_call_whose_figures_fit_no_column_ends_its_hold_all_the_same(tmp_path: Path, *, stream: bool) -> None:
+async def test_a_call_whose_figures_fit_no_column_ends_its_hold_all_the_same(
+    open_stage: OpenStage, *, stream: bool
+) -> None:
     step = {"type": "message", "model": MODEL, "input_tokens": 10**12 - 1, "output_tokens": 10**12 - 1}
     usage = {"input_tokens": 1, "output_tokens": 1, "iterations": [step] * 2000}
     whole = json.dumps({"id": "msg_1", "model": MODEL, "content": [], "usage": usage}).encode()
@@ -271,7 +285,7 @@ async def test_a_call_whose_figures_fit_no_column_ends_its_hold_all_the_same(tmp
     answer = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (kind, len(body), body)
     async with (
         script([answer]) as theirs,
-        open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage,
+        open_stage(upstreams=upstream("theirs", theirs.port)) as stage,
     ):
         status, said = await stage.ask(stage.alice, stream=stream)
         assert status == (200 if stream else 503)

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import socket
-import sqlite3
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from farebox.billing.ledger import Admit
+from tests.databases import read
 from tests.gateway.play import (
     asked_upstream,
     books,
@@ -22,7 +21,7 @@ from tests.gateway.play import (
     trouble,
     usage_rows,
 )
-from tests.stage import Stage, open_stage
+from tests.stage import OpenStage, Stage
 
 
 async def test_a_finished_stream_is_charged_what_its_last_usage_says(stage: Stage) -> None:
@@ -57,9 +56,9 @@ async def test_a_client_that_hangs_up_in_a_stream_is_drained_and_charged_exactly
     assert stage.simulator.requests[-1].outcome == "finished"
 
 
-async def test_without_a_drain_a_cut_stream_is_charged_by_the_published_rule(tmp_path: Path) -> None:
+async def test_without_a_drain_a_cut_stream_is_charged_by_the_published_rule(open_stage: OpenStage) -> None:
     """Exact input, and one token for every four bytes of visible text that had come, marked as estimated."""
-    async with open_stage(tmp_path, limits="drain_s = 0") as stage:
+    async with open_stage(limits="drain_s = 0") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=200 stall_after=30 events_per_chunk=1]]")
         await heard.until(lambda: heard.names.count("content_block_delta") >= 27)
         await asyncio.sleep(0.05)
@@ -73,8 +72,8 @@ async def test_without_a_drain_a_cut_stream_is_charged_by_the_published_rule(tmp
         assert stage.simulator.requests[-1].outcome == "gone"
 
 
-async def test_a_drain_that_takes_too_long_ends_the_upstream_and_estimates(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="drain_s = 0.3") as stage:
+async def test_a_drain_that_takes_too_long_ends_the_upstream_and_estimates(open_stage: OpenStage) -> None:
+    async with open_stage(limits="drain_s = 0.3") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=2000 rate=200 ttft=0]]")
         await heard.has(b"content_block_delta")
         heard.hang_up()
@@ -97,8 +96,8 @@ async def test_a_client_that_hangs_up_while_a_json_answer_is_made_pays_the_exact
 
 
 @pytest.mark.parametrize("drain_s", ["0", "0.2"])
-async def test_a_json_answer_that_was_not_drained_in_time_is_free(tmp_path: Path, drain_s: str) -> None:
-    async with open_stage(tmp_path, limits=f"drain_s = {drain_s}") as stage:
+async def test_a_json_answer_that_was_not_drained_in_time_is_free(open_stage: OpenStage, drain_s: str) -> None:
+    async with open_stage(limits=f"drain_s = {drain_s}") as stage:
         asking = asyncio.create_task(stage.ask(stage.alice, "[[sim delay=5000]]"))
         await asked_upstream(stage)
         asking.cancel()
@@ -179,8 +178,8 @@ async def _stop_soon(stage: Stage) -> None:
     await stage.gateway.stop()
 
 
-async def test_a_stream_that_a_shutdown_cuts_is_free_and_says_so(tmp_path: Path) -> None:
-    async with open_stage(tmp_path) as stage:
+async def test_a_stream_that_a_shutdown_cuts_is_free_and_says_so(open_stage: OpenStage, database_url: str) -> None:
+    async with open_stage() as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=200 stall_after=30]]")
         await heard.has(b"content_block_delta")
         await _stop_soon(stage)
@@ -188,42 +187,38 @@ async def test_a_stream_that_a_shutdown_cuts_is_free_and_says_so(tmp_path: Path)
         name, event = heard.last
         assert (name, event["error"]["type"]) == ("error", "overloaded_error")
         assert "message_stop" not in heard.names
-    _free_after_shutdown(tmp_path)
+    _free_after_shutdown(database_url)
 
 
-async def test_a_json_call_that_a_shutdown_cuts_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_json_call_that_a_shutdown_cuts_is_free(
+    open_stage: OpenStage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("farebox.app._END_S", 0.2)
-    async with open_stage(tmp_path) as stage:
+    async with open_stage() as stage:
         asking = asyncio.create_task(stage.ask(stage.alice, "[[sim delay=5000]]"))
         await asked_upstream(stage)
         await _stop_soon(stage)
         with pytest.raises(Exception, match="upstream"):
             await asking
-    _free_after_shutdown(tmp_path)
+    _free_after_shutdown(database_url)
 
 
-def _free_after_shutdown(directory: Path) -> None:
-    connection = sqlite3.connect(directory / "farebox.db")
-    assert connection.execute("SELECT count(*) FROM hold").fetchall() == [(0,)]
-    assert connection.execute("SELECT kind, outcome, charged_nanos FROM usage").fetchall() == [
-        ("waived", "gateway_broke", 0)
-    ]
-    assert connection.execute("SELECT posted_nanos, held_nanos FROM account WHERE id = 1").fetchall() == [
-        (100 * 10**9, 0)
-    ]
-    connection.close()
+def _free_after_shutdown(database_url: str) -> None:
+    assert read(database_url, "SELECT count(*) FROM hold") == [(0,)]
+    assert read(database_url, "SELECT kind, outcome, charged_nanos FROM usage") == [("waived", "gateway_broke", 0)]
+    assert read(database_url, "SELECT posted_nanos, held_nanos FROM account WHERE id = 1") == [(100 * 10**9, 0)]
 
 
-async def test_a_stream_that_ends_within_the_shutdown_time_is_delivered_and_charged(tmp_path: Path) -> None:
-    async with open_stage(tmp_path) as stage:
+async def test_a_stream_that_ends_within_the_shutdown_time_is_delivered_and_charged(
+    open_stage: OpenStage, database_url: str
+) -> None:
+    async with open_stage() as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=100 rate=400 ttft=0]]")
         await heard.has(b"content_block_delta")
         await stage.gateway.stop()
         await heard.end()
         assert heard.names[-1] == "message_stop"
-    connection = sqlite3.connect(tmp_path / "farebox.db")
-    assert connection.execute("SELECT kind, outcome FROM usage").fetchall() == [("exact", "finished")]
-    connection.close()
+    assert read(database_url, "SELECT kind, outcome FROM usage") == [("exact", "finished")]
 
 
 async def test_a_stream_ends_when_the_money_does_and_the_balance_never_goes_below_zero(stage: Stage) -> None:
@@ -282,8 +277,8 @@ async def test_a_json_call_larger_than_the_balance_says_what_would_fit(stage: St
     assert (await stage.ask(carl, max_tokens=fits))[0] == 200
 
 
-async def test_a_call_that_exceeds_its_time_is_ended_free_of_charge(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="call_s = 0.3") as stage:
+async def test_a_call_that_exceeds_its_time_is_ended_free_of_charge(open_stage: OpenStage) -> None:
+    async with open_stage(limits="call_s = 0.3") as stage:
         status, body = await stage.ask(stage.alice, "[[sim delay=5000]]")
         assert (status, envelope(body)[0]) == (503, "api_error")
         heard = await (await listen(stage, stage.alice, "[[sim tokens=200 stall_after=30]]")).end()
@@ -292,9 +287,9 @@ async def test_a_call_that_exceeds_its_time_is_ended_free_of_charge(tmp_path: Pa
         assert (row["kind"], row["charged_nanos"]) == ("waived", 0)
 
 
-async def test_the_first_events_are_passed_on_though_the_upstream_then_falls_silent(tmp_path: Path) -> None:
+async def test_the_first_events_are_passed_on_though_the_upstream_then_falls_silent(open_stage: OpenStage) -> None:
     """They may come in one piece with the head of the answer: nobody waits for a second piece."""
-    async with open_stage(tmp_path, limits="drain_s = 0") as stage:
+    async with open_stage(limits="drain_s = 0") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=200 stall_after=30]]")
         await heard.until(lambda: heard.names.count("content_block_delta") > 20, timeout_s=1)
         heard.hang_up()
@@ -321,9 +316,9 @@ async def test_a_client_gone_before_anything_was_sent_gets_nothing_sent_and_pays
     assert not stage.simulator.requests
 
 
-async def test_a_client_that_reads_so_slowly_that_the_time_is_up_pays_for_what_came(tmp_path: Path) -> None:
+async def test_a_client_that_reads_so_slowly_that_the_time_is_up_pays_for_what_came(open_stage: OpenStage) -> None:
     """Else a stream read slowly up to the longest time a call may take would be free."""
-    async with open_stage(tmp_path, limits="call_s = 2") as stage:
+    async with open_stage(limits="call_s = 2") as stage:
         small = socket.socket()
         small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         small.connect(("127.0.0.1", stage.gateway.port))

@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from farebox.gateway.ask import read_request, with_max_tokens
 from farebox.http.client import HttpClient, Origin
 from tests.gateway.play import Heard, books, message, script, upstream
-from tests.stage import MODEL, Stage, open_stage
+from tests.stage import MODEL, OpenStage, Stage
 
 HI = b'"messages":[{"role":"user","content":"Hi"}]'
 SONNET = b'"model":"claude-sonnet-4-6","max_tokens":50'
@@ -66,8 +65,8 @@ async def test_max_tokens_hidden_in_other_fields_is_not_mistaken_for_the_request
     assert stage.simulator.requests[-1].body.startswith(b'{"max_tokens":4096,')
 
 
-async def test_a_default_larger_than_the_models_output_is_cut_to_it(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="default_max_tokens = 100000") as stage:
+async def test_a_default_larger_than_the_models_output_is_cut_to_it(open_stage: OpenStage) -> None:
+    async with open_stage(limits="default_max_tokens = 100000") as stage:
         body = {"model": "claude-haiku-4-5", "messages": [{"role": "user", "content": "Hi"}]}
         assert (await stage.post(stage.alice, body)).status == 200
         assert stage.simulator.requests[-1].body.startswith(b'{"max_tokens":64000,')
@@ -147,10 +146,10 @@ async def test_headers_go_up_by_the_list(stage: Stage) -> None:
     assert stage.alice.key.encode() not in b"".join(value for _, value in request.headers)
 
 
-async def test_the_operators_key_and_host_go_up_and_the_base_urls_path_before_ours(tmp_path: Path) -> None:
+async def test_the_operators_key_and_host_go_up_and_the_base_urls_path_before_ours(open_stage: OpenStage) -> None:
     async with script(ANSWER) as theirs:
         config = upstream("theirs", theirs.port).replace(f'{theirs.port}"', f'{theirs.port}/some/path/"')
-        async with open_stage(tmp_path, upstreams=config) as stage:
+        async with open_stage(upstreams=config) as stage:
             await stage.post(stage.alice, message())
             head = theirs.heard[0].partition(b"\r\n\r\n")[0].lower()
             assert head.startswith(b"post /some/path/v1/messages http/1.1\r\n")
@@ -194,9 +193,9 @@ HIDDEN = [
 ]  # fmt: skip
 
 
-async def test_an_answer_comes_down_byte_for_byte_and_its_headers_by_the_list(tmp_path: Path) -> None:
+async def test_an_answer_comes_down_byte_for_byte_and_its_headers_by_the_list(open_stage: OpenStage) -> None:
     async with script(ANSWER) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             answer = await stage.post(stage.alice, message())
             assert await answer.read(2**20) == JSON_BODY
             assert answer.header(b"content-type") == b"application/json; charset=utf-8"
@@ -224,11 +223,11 @@ STREAM = (
 
 
 @pytest.mark.parametrize("size", [1, 3, 17, 64, 10_000])
-async def test_a_stream_comes_down_byte_for_byte_however_it_is_cut(tmp_path: Path, size: int) -> None:
+async def test_a_stream_comes_down_byte_for_byte_however_it_is_cut(open_stage: OpenStage, size: int) -> None:
     """Comments, ids, unknown events, mixed line ends, characters cut in half: the client's business, not ours."""
     pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
     async with script([STREAM_HEAD, *pieces]) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             heard = await Heard(await stage.post(stage.alice, message(stream=True))).end()
             row = await books(stage, stage.alice)
             assert heard.data == STREAM
@@ -254,11 +253,13 @@ async def test_a_stream_is_the_same_with_and_without_a_gateway(stage: Stage, kno
     assert heard.data.replace(second, b"ID") == bare.replace(first, b"ID")
 
 
-async def test_an_answer_that_is_compressed_though_nobody_asked_is_never_passed_on_unmetered(tmp_path: Path) -> None:
+async def test_an_answer_that_is_compressed_though_nobody_asked_is_never_passed_on_unmetered(
+    open_stage: OpenStage,
+) -> None:
     packed = gzip.compress(JSON_BODY)
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
     async with script([head % len(packed), packed]) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             assert (await stage.ask(stage.alice))[0] == 502
             assert (await books(stage, stage.alice))["charged_nanos"] == 0
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from farebox.accounts.keys import create_key
 from farebox.http.client import Answer
 from tests.gateway.play import books, envelope, eventually, listen, message
-from tests.stage import Person, Stage, open_stage
+from tests.stage import OpenStage, Person, Stage
 
 
 def number(answer: Answer, name: str) -> int:
@@ -43,7 +42,6 @@ async def test_a_free_plan_has_ten_requests_a_minute_and_says_when_the_next_one_
 async def test_retry_after_is_exact(stage: Stage) -> None:
     """At 300 a minute a request comes back every 200 ms: told as one second, which is then enough."""
     store = stage.gateway.store
-    assert store is not None
     full = stage.gateway.clock() * 1000 + 60_000_000_000
     await store.write([("UPDATE account SET requests_full_ns = ? WHERE id = ?", (full, stage.alice.account_id))])
     answer, _ = await call(stage, stage.alice)
@@ -117,7 +115,6 @@ async def test_reset_says_when_the_bucket_will_be_full_again(stage: Stage) -> No
 
 async def test_limits_are_the_accounts_not_the_keys(stage: Stage) -> None:
     store = stage.gateway.store
-    assert store is not None
     carl = await stage.person("carl@example.com", 5, plan="free")
     _, second = await create_key(store, carl.account_id, "second", "sk-cc-", stage.gateway.clock())
     for n in range(10):
@@ -128,9 +125,9 @@ async def test_limits_are_the_accounts_not_the_keys(stage: Stage) -> None:
     assert (await call(stage, stage.alice))[0].status == 200
 
 
-async def test_the_limits_of_a_plan_are_those_of_the_configuration(tmp_path: Path) -> None:
+async def test_the_limits_of_a_plan_are_those_of_the_configuration(open_stage: OpenStage) -> None:
     plan = '[[plans]]\nname = "pro"\nrequests_per_minute = 2\ntokens_per_minute = 1000\nconcurrent = 1\ntop_up = 0\n'
-    async with open_stage(tmp_path, plan) as stage:
+    async with open_stage(plan) as stage:
         answer, _ = await call(stage, stage.alice)
         assert (number(answer, "requests-limit"), number(answer, "tokens-limit")) == (2, 1000)
         await call(stage, stage.alice)
@@ -140,7 +137,6 @@ async def test_the_limits_of_a_plan_are_those_of_the_configuration(tmp_path: Pat
 
 async def test_a_retry_after_beyond_a_minute_is_marked_as_not_worth_an_automatic_retry(stage: Stage) -> None:
     store = stage.gateway.store
-    assert store is not None
     full = stage.gateway.clock() * 1000 + 5 * 60_000_000_000
     await store.write([("UPDATE account SET tokens_full_ns = ? WHERE id = ?", (full, stage.alice.account_id))])
     answer, _ = await call(stage, stage.alice)
@@ -149,8 +145,10 @@ async def test_a_retry_after_beyond_a_minute_is_marked_as_not_worth_an_automatic
     assert answer.header(b"x-should-retry") == b"false"
 
 
-async def test_counts_made_for_a_customer_whose_balance_is_short_are_limited_like_its_own(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="count_tokens_per_minute = 3") as stage:
+async def test_counts_made_for_a_customer_whose_balance_is_short_are_limited_like_its_own(
+    open_stage: OpenStage,
+) -> None:
+    async with open_stage(limits="count_tokens_per_minute = 3") as stage:
         poor = await stage.person("poor@example.com", 0.0001)
         assert {(await stage.ask(poor, max_tokens=60_000))[0] for _ in range(9)} == {402}
         assert len(stage.simulator.requests) == 3
@@ -160,11 +158,11 @@ async def test_counts_made_for_a_customer_whose_balance_is_short_are_limited_lik
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 @pytest.mark.parametrize("length", ["content-length: 3000000", "transfer-encoding: chunked"])
 async def test_bodies_that_never_end_take_no_more_memory_than_there_is_room_for(
-    tmp_path: Path, path: str, length: str
+    open_stage: OpenStage, path: str, length: str
 ) -> None:
     """A customer without a cent could else fill the memory with a hundred connections."""
     limits = "body_bytes = 4_000_000\nbodies_bytes = 20_000_000"
-    async with open_stage(tmp_path, limits=limits) as stage:
+    async with open_stage(limits=limits) as stage:
         people = [stage.bob, stage.alice, *[await stage.person(f"{n}@example.com", 1) for n in range(5)]]
         opened, told = [], []
         for person in people:

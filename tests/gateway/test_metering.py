@@ -3,13 +3,12 @@
 import asyncio
 import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gateway.play import USD, books, exact, listen, message, nanos, script, upstream
-from tests.stage import MODEL, Stage, open_stage
+from tests.stage import MODEL, OpenStage, Stage
 
 IN_OUT = "usage_input=1001 usage_output=77"
 SEARCH = {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]}
@@ -153,13 +152,13 @@ async def test_an_alias_is_charged_as_its_model(stage: Stage) -> None:
     assert row["charged_nanos"] == 1001 * 400 + 77 * 2000
 
 
-async def test_cache_writes_that_are_not_split_by_lifetime_are_charged_by_what_was_asked(tmp_path: Path) -> None:
+async def test_cache_writes_that_are_not_split_by_lifetime_are_charged_by_what_was_asked(open_stage: OpenStage) -> None:
     usage = {"input_tokens": 10, "output_tokens": 1, "cache_creation_input_tokens": 100}
     body = json.dumps({"id": "msg_1", "model": MODEL, "usage": usage}).encode()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     block = {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
     async with script([head, body]) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             await stage.ask(stage.alice)
             short = await books(stage, stage.alice)
             await (await stage.post(stage.alice, message(messages=[{"role": "user", "content": [block]}]))).read(2**20)
@@ -184,7 +183,9 @@ BAD_USAGE = [
 
 
 @pytest.mark.parametrize("usage", BAD_USAGE)
-async def test_a_usage_that_cannot_be_believed_is_an_upstreams_fault_and_free(tmp_path: Path, usage: Any) -> None:
+async def test_a_usage_that_cannot_be_believed_is_an_upstreams_fault_and_free(
+    open_stage: OpenStage, usage: Any
+) -> None:
     """As JSON another try is made, then 502; in a stream it ends in an error."""
     body = json.dumps({"id": "msg_1", "model": MODEL, "usage": usage}).encode()
     whole = [b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body]
@@ -195,7 +196,7 @@ async def test_a_usage_that_cannot_be_believed_is_an_upstreams_fault_and_free(tm
     )
     streamed = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n", events]
     async with script(whole, whole, whole, streamed) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             assert (await stage.ask(stage.alice))[0] == 502
             row = await books(stage, stage.alice)
             assert (row["kind"], row["cost_nanos"], row["attempts"]) == ("waived", 0, 3)

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import random
-from pathlib import Path
 
 import pytest
 
 from farebox.errors import FareboxError
 from tests.gateway.play import USD, Heard, books, exact, message, nanos, usage_rows
-from tests.stage import Person, Stage, open_stage
+from tests.stage import OpenStage, Person, Stage
 
 KNOBS = [
     "", "", "", "", "", "crlf", "chunk=9", "unknown_events", "refusal",
@@ -50,9 +49,9 @@ async def one_call(stage: Stage, person: Person, dice: random.Random) -> tuple[s
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_whatever_happens_to_a_crowd_of_calls_the_books_stay_true(tmp_path: Path, seed: int) -> None:
+async def test_whatever_happens_to_a_crowd_of_calls_the_books_stay_true(open_stage: OpenStage, seed: int) -> None:
     """Each answer a client saw finished is charged exactly once; nobody else pays but those who hung up."""
-    async with open_stage(tmp_path, limits="stall_s = 1\nretry_budget = 1") as stage:
+    async with open_stage(limits="stall_s = 1\nretry_budget = 1") as stage:
         people = [
             await stage.person(f"p{n}@example.com", usd, "enterprise") for n, usd in enumerate((50, 5, 0.02, 0.005))
         ]

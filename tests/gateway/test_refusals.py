@@ -1,13 +1,12 @@
 """Promise 10: a refusal has the right status, the envelope, and words that tell what to do; nothing is held."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gateway.play import envelope, message
-from tests.stage import MODEL, Stage, open_stage
+from tests.stage import MODEL, OpenStage, Stage
 
 URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}}
 FILE = {"type": "document", "source": {"type": "file", "file_id": "file_1"}}
@@ -79,9 +78,9 @@ async def test_a_feature_whose_cost_cannot_be_bounded_is_refused_by_name(
 
 @pytest.mark.parametrize(("switch", "named", "fields", "headers"), OFF)
 async def test_each_refused_feature_has_a_switch_of_its_own(
-    tmp_path: Path, switch: str, named: str, fields: dict[str, Any], headers: dict[str, str]
+    open_stage: OpenStage, switch: str, named: str, fields: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    async with open_stage(tmp_path, f"[features]\n{switch} = true", alice_usd=10_000) as stage:
+    async with open_stage(f"[features]\n{switch} = true", alice_usd=10_000) as stage:
         answer = await stage.post(stage.alice, message(**fields), headers=headers)
         await answer.read(2**20)
         assert len(stage.simulator.requests) == 1, named
@@ -89,14 +88,14 @@ async def test_each_refused_feature_has_a_switch_of_its_own(
 
 @pytest.mark.parametrize(("switch", "named", "fields", "headers"), ON)
 async def test_features_that_are_on_can_be_switched_off(
-    tmp_path: Path, switch: str, named: str, fields: dict[str, Any], headers: dict[str, str]
+    open_stage: OpenStage, switch: str, named: str, fields: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    async with open_stage(tmp_path, alice_usd=10_000) as stage:
-        assert (await stage.post(stage.alice, message(**fields), headers=headers)).status == 200
-    (tmp_path / "off").mkdir()
-    async with open_stage(tmp_path / "off", f"[features]\n{switch} = false") as stage:
+    async with open_stage(f"[features]\n{switch} = false", alice_usd=10_000) as stage:
         _, words = await refused(stage, fields, headers)
         assert named in words
+        alice = stage.alice
+    async with open_stage() as stage:
+        assert (await stage.post(alice, message(**fields), headers=headers)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -199,8 +198,8 @@ async def test_deep_nesting_is_refused_and_the_server_goes_on(stage: Stage) -> N
     assert (await stage.ask(stage.alice))[0] == 200
 
 
-async def test_too_many_calls_at_once_are_told_to_come_back(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="concurrent_calls = 1") as stage:
+async def test_too_many_calls_at_once_are_told_to_come_back(open_stage: OpenStage) -> None:
+    async with open_stage(limits="concurrent_calls = 1") as stage:
         first = await stage.post(stage.alice, message("[[sim tokens=50 rate=100 ttft=0]]", stream=True))
         answer = await stage.post(stage.alice, message())
         assert (answer.status, envelope(await answer.read(2**20))[0]) == (529, "overloaded_error")

@@ -5,7 +5,6 @@ import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,7 @@ from tests.gateway.play import (
     upstream,
     usage_rows,
 )
-from tests.stage import MODEL, Stage, open_stage
+from tests.stage import MODEL, OpenStage, Stage
 
 BEFORE = [
     ("error=429", 429, "rate_limit_error"),
@@ -56,9 +55,9 @@ IMPATIENT = "stall_s = 0.3\nfirst_byte_s = 0.3"
 
 @pytest.mark.parametrize(("stream", "knobs", "status", "kind"), CASES)
 async def test_a_fault_before_the_first_byte_that_stays_is_told_and_free(
-    tmp_path: Path, *, stream: bool, knobs: str, status: int, kind: str
+    open_stage: OpenStage, *, stream: bool, knobs: str, status: int, kind: str
 ) -> None:
-    async with open_stage(tmp_path, limits=IMPATIENT) as stage:
+    async with open_stage(limits=IMPATIENT) as stage:
         answer = await stage.post(stage.alice, message(f"[[sim {knobs}]]", stream=stream))
         body = await answer.read(2**20)
         row = await books(stage, stage.alice)
@@ -72,11 +71,11 @@ async def test_a_fault_before_the_first_byte_that_stays_is_told_and_free(
 
 @pytest.mark.parametrize(("stream", "knobs"), [case[:2] for case in CASES])
 async def test_a_fault_before_the_first_byte_that_passes_is_not_seen(
-    tmp_path: Path, *, stream: bool, knobs: str
+    open_stage: OpenStage, *, stream: bool, knobs: str
 ) -> None:
     if knobs.startswith("gzip"):
         knobs = "html"  # compression is no fault to the simulator, so fail_first does not end it
-    async with open_stage(tmp_path, limits=IMPATIENT) as stage:
+    async with open_stage(limits=IMPATIENT) as stage:
         status, _ = await stage.ask(stage.alice, f"[[sim fail_first=1 {knobs} tokens=20]]", stream=stream)
         row = await books(stage, stage.alice)
         assert status == 200
@@ -93,9 +92,11 @@ AFTER = [
 
 
 @pytest.mark.parametrize("knobs", AFTER)
-async def test_a_stream_that_breaks_after_output_ends_in_an_error_and_is_free(tmp_path: Path, knobs: str) -> None:
+async def test_a_stream_that_breaks_after_output_ends_in_an_error_and_is_free(
+    open_stage: OpenStage, knobs: str
+) -> None:
     """Never a forged message_stop, never a second upstream, nothing charged; the leak is booked as waived."""
-    async with open_stage(tmp_path, limits="stall_s = 0.3") as stage:
+    async with open_stage(limits="stall_s = 0.3") as stage:
         heard = await (await listen(stage, stage.alice, f"[[sim tokens=60 events_per_chunk=1 {knobs}]]")).end()
         row = await books(stage, stage.alice)
         name, event = heard.last
@@ -125,13 +126,13 @@ async def test_an_error_event_about_the_operators_account_is_not_shown(stage: St
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422])
 async def test_an_upstreams_own_refusal_comes_through_byte_for_byte_and_is_free(
-    tmp_path: Path, status: int, *, stream: bool
+    open_stage: OpenStage, status: int, *, stream: bool
 ) -> None:
     words = b'{"type":"error", "error": {"type":"theirs","message":"prompt is too long"}}'
     head = b"HTTP/1.1 %d Whatever\r\ncontent-type: application/json\r\nrequest-id: req_theirs\r\n"
     head += b"content-length: %d\r\n\r\n"
     async with script([head % (status, len(words)), words]) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             answer = await stage.post(stage.alice, message(stream=stream))
             assert (answer.status, await answer.read(2**20)) == (status, words)
             row = await books(stage, stage.alice)
@@ -142,12 +143,12 @@ async def test_an_upstreams_own_refusal_comes_through_byte_for_byte_and_is_free(
             assert answer.header(b"request-id") != b"req_theirs"
 
 
-async def test_another_upstream_takes_over_when_one_refuses_connections(tmp_path: Path) -> None:
+async def test_another_upstream_takes_over_when_one_refuses_connections(open_stage: OpenStage) -> None:
     with socket.socket() as plug:  # bound, not listening: connections are refused
         plug.bind(("127.0.0.1", 0))
         dead = upstream("dead", plug.getsockname()[1], weight="1000")
         sim = '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
-        async with open_stage(tmp_path, upstreams=dead + sim) as stage:
+        async with open_stage(upstreams=dead + sim) as stage:
             for number in range(4):
                 headers = {"x-claude-code-session-id": f"conversation-{number}"}
                 answer = await stage.post(stage.alice, message(), headers=headers)
@@ -160,12 +161,12 @@ async def test_another_upstream_takes_over_when_one_refuses_connections(tmp_path
 
 
 @pytest.mark.parametrize("knobs", ["error=401", "error=429;retry_after=30", "error=529", "close_before", "html"])
-async def test_another_upstream_takes_over_at_once_when_one_is_sick(tmp_path: Path, knobs: str) -> None:
+async def test_another_upstream_takes_over_at_once_when_one_is_sick(open_stage: OpenStage, knobs: str) -> None:
     sick = Simulator(speed=0, knobs=knobs)
     await sick.listen()
     try:
         upstreams = upstream("sick", sick.port, weight="1000") + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
-        async with open_stage(tmp_path, upstreams=upstreams) as stage:
+        async with open_stage(upstreams=upstreams) as stage:
             async with asyncio.timeout(2):
                 assert (await stage.ask(stage.alice, "Hello", stream=True))[0] == 200
             row = await books(stage, stage.alice)
@@ -175,14 +176,14 @@ async def test_another_upstream_takes_over_at_once_when_one_is_sick(tmp_path: Pa
         await sick.close()
 
 
-async def test_a_stream_is_never_taken_over_once_its_first_byte_has_left(tmp_path: Path) -> None:
+async def test_a_stream_is_never_taken_over_once_its_first_byte_has_left(open_stage: OpenStage) -> None:
     sick = Simulator(speed=0, knobs="tokens=60; cut_after=8; events_per_chunk=1")
     await sick.listen()
     try:
         upstreams = (
             upstream("sick", sick.port, weight="1000") + '[[upstreams]]\nname = "sim"\nkind = "simulator"\nweight = 0\n'
         )
-        async with open_stage(tmp_path, upstreams=upstreams) as stage:
+        async with open_stage(upstreams=upstreams) as stage:
             heard = await (await listen(stage, stage.alice)).end()
             assert heard.last[0] == "error"
             assert len(stage.simulator.requests) == 0
@@ -213,23 +214,23 @@ async def test_the_upstreams_rate_limit_is_not_mistaken_for_the_customers(stage:
     assert "organization" not in envelope(body)[1]
 
 
-async def test_retries_stop_when_their_budget_is_spent(tmp_path: Path) -> None:
+async def test_retries_stop_when_their_budget_is_spent(open_stage: OpenStage) -> None:
     """Ten retries to begin with, and one for every five calls."""
-    async with open_stage(tmp_path, limits="retry_budget = 0.2") as stage:
+    async with open_stage(limits="retry_budget = 0.2") as stage:
         for _ in range(30):
             assert (await stage.ask(stage.alice, "[[sim error=500]]"))[0] == 502
         assert 30 < len(stage.simulator.requests) <= 30 + 10 + 30 // 5
         await books(stage, stage.alice, calls=30)
 
 
-async def test_without_a_budget_nothing_is_tried_twice(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="retry_budget = 0") as stage:
+async def test_without_a_budget_nothing_is_tried_twice(open_stage: OpenStage) -> None:
+    async with open_stage(limits="retry_budget = 0") as stage:
         assert (await stage.ask(stage.alice, "[[sim error=500 fail_first=1]]"))[0] == 502
         assert len(stage.simulator.requests) == 1
 
 
-async def test_a_stalled_drain_ends_and_is_free_since_the_upstream_broke_it(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="stall_s = 0.3\ndrain_s = 5") as stage:
+async def test_a_stalled_drain_ends_and_is_free_since_the_upstream_broke_it(open_stage: OpenStage) -> None:
+    async with open_stage(limits="stall_s = 0.3\ndrain_s = 5") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=60 stall_after=8 events_per_chunk=1]]")
         await heard.has(b"content_block_delta")
         heard.hang_up()
@@ -237,8 +238,8 @@ async def test_a_stalled_drain_ends_and_is_free_since_the_upstream_broke_it(tmp_
         assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "upstream_broke", 0)
 
 
-async def test_a_silent_upstream_gets_the_client_a_ping_before_it_gives_up(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="keep_alive_ping_s = 0.5") as stage:
+async def test_a_silent_upstream_gets_the_client_a_ping_before_it_gives_up(open_stage: OpenStage) -> None:
+    async with open_stage(limits="keep_alive_ping_s = 0.5") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=60 stall_after=8 stall=2.5 events_per_chunk=1 pings=0]]")
         await heard.end()
         row = await books(stage, stage.alice)
@@ -247,8 +248,10 @@ async def test_a_silent_upstream_gets_the_client_a_ping_before_it_gives_up(tmp_p
         assert (row["kind"], row["output_tokens"]) == ("exact", 60)
 
 
-async def test_an_upstream_silent_before_its_first_event_gets_the_client_headers_and_a_comment(tmp_path: Path) -> None:
-    async with open_stage(tmp_path, limits="keep_alive_ping_s = 0.5") as stage:
+async def test_an_upstream_silent_before_its_first_event_gets_the_client_headers_and_a_comment(
+    open_stage: OpenStage,
+) -> None:
+    async with open_stage(limits="keep_alive_ping_s = 0.5") as stage:
         heard = await listen(stage, stage.alice, "[[sim tokens=20 stall_before=2.5]]")
         await heard.has(b": keep-alive\n\n")
         assert heard.names == []
@@ -265,22 +268,22 @@ async def test_pings_of_the_upstream_are_passed_on_at_once(stage: Stage) -> None
     await books(stage, stage.alice)
 
 
-async def test_a_json_answer_to_a_call_that_asked_for_a_stream_is_charged_too(tmp_path: Path) -> None:
+async def test_a_json_answer_to_a_call_that_asked_for_a_stream_is_charged_too(open_stage: OpenStage) -> None:
     body = json.dumps(
         {"id": "msg_1", "model": "claude-sonnet-4-6", "usage": {"input_tokens": 7, "output_tokens": 9}}
     ).encode()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     async with script([head, body]) as theirs:  # noqa: SIM117
-        async with open_stage(tmp_path, upstreams=upstream("theirs", theirs.port)) as stage:
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
             assert await stage.ask(stage.alice, stream=True) == (200, body)
             row = await books(stage, stage.alice)
             assert (row["kind"], row["charged_nanos"]) == ("exact", nanos(exact(input=7, output=9)))
 
 
-async def test_an_upstream_that_does_not_sell_the_model_is_no_other_way_out(tmp_path: Path) -> None:
+async def test_an_upstream_that_does_not_sell_the_model_is_no_other_way_out(open_stage: OpenStage) -> None:
     """So a long retry-after of the only one that does is handed on at once."""
     upstreams = upstream("other", 9, models='["claude-opus-4-6"]') + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
-    async with open_stage(tmp_path, upstreams=upstreams) as stage:
+    async with open_stage(upstreams=upstreams) as stage:
         answer = await stage.post(stage.alice, message("[[sim error=529 retry_after=45]]"))
         assert (answer.status, answer.header(b"retry-after")) == (529, b"45")
         assert len(stage.simulator.requests) == 1
@@ -296,21 +299,21 @@ def _whole(text: str) -> bytes:
 
 @asynccontextmanager
 async def _scripted(
-    tmp_path: Path, *answers: Sequence[bytes], limits: str = "", keep: bool = False
+    open_stage: OpenStage, *answers: Sequence[bytes], limits: str = "", keep: bool = False
 ) -> AsyncIterator[tuple[Stage, Script]]:
     async with (
         script(*answers, keep=keep) as theirs,
-        open_stage(tmp_path, upstreams=upstream("theirs", theirs.port), limits=limits) as stage,
+        open_stage(upstreams=upstream("theirs", theirs.port), limits=limits) as stage,
     ):
         yield stage, theirs
 
 
 @pytest.mark.parametrize("kept_back", [0, 1, 20, len(_whole("stray")) - 10])
-async def test_an_answer_nobody_asked_for_reaches_nobody(tmp_path: Path, kept_back: int) -> None:
+async def test_an_answer_nobody_asked_for_reaches_nobody(open_stage: OpenStage, kept_back: int) -> None:
     stray = _whole("stray")
     cut = len(stray) - kept_back
     first, later = [_whole("first") + stray[:cut]], [stray[cut:] + _whole("later")]
-    async with _scripted(tmp_path, first, later, [_whole("later")], keep=True) as (stage, _):
+    async with _scripted(open_stage, first, later, [_whole("later")], keep=True) as (stage, _):
         assert b"first" in (await stage.ask(stage.alice))[1]
         answers = await asyncio.gather(*(stage.ask(stage.alice) for _ in range(3)))
         assert [b"later" in body for _, body in answers] == [True] * 3
@@ -318,11 +321,11 @@ async def test_an_answer_nobody_asked_for_reaches_nobody(tmp_path: Path, kept_ba
         assert len(set(idle)) == len(idle)
 
 
-async def test_trailers_of_an_answer_do_not_become_headers(tmp_path: Path) -> None:
+async def test_trailers_of_an_answer_do_not_become_headers(open_stage: OpenStage) -> None:
     body = _whole("hello").partition(b"\r\n\r\n")[2]
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     answer = [head + b"%x\r\n%b\r\n0\r\nx-trailer: late\r\n\r\n" % (len(body), body)]
-    async with _scripted(tmp_path, answer) as (stage, _):
+    async with _scripted(open_stage, answer) as (stage, _):
         got = await stage.post(stage.alice, message())
         assert (got.status, await got.read(2**20)) == (200, body)
         assert got.header(b"x-trailer") is None
@@ -331,10 +334,10 @@ async def test_trailers_of_an_answer_do_not_become_headers(tmp_path: Path) -> No
 @pytest.mark.parametrize("head", [b"500 Oops\r\n", b"200 OK\r\ncontent-type: application/json\r\n"])
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 async def test_an_answer_that_stalls_in_its_body_is_given_up_like_a_stream_that_does(
-    tmp_path: Path, head: bytes, path: str
+    open_stage: OpenStage, head: bytes, path: str
 ) -> None:
     stalling = [b"HTTP/1.1 " + head + b"content-length: 100\r\n\r\n{", WAIT]
-    async with _scripted(tmp_path, stalling, limits="stall_s = 0.3") as (stage, _), asyncio.timeout(6):
+    async with _scripted(open_stage, stalling, limits="stall_s = 0.3") as (stage, _), asyncio.timeout(6):
         answer = await stage.post(stage.alice, message(), path=path)
         assert answer.status == 502
         assert not await stage.rows("SELECT 1 FROM hold")
@@ -343,21 +346,21 @@ async def test_an_answer_that_stalls_in_its_body_is_given_up_like_a_stream_that_
 
 
 @pytest.mark.parametrize("wait", [b"nan", b"inf", b"-5", b"1e999", b"0", b"soon"])
-async def test_a_retry_after_that_is_no_time_is_as_if_it_had_not_been_sent(tmp_path: Path, wait: bytes) -> None:
+async def test_a_retry_after_that_is_no_time_is_as_if_it_had_not_been_sent(open_stage: OpenStage, wait: bytes) -> None:
     busy = [b"HTTP/1.1 503 Busy\r\nretry-after: " + wait + b"\r\ncontent-length: 0\r\n\r\n"]
-    async with _scripted(tmp_path, busy) as (stage, theirs):
+    async with _scripted(open_stage, busy) as (stage, theirs):
         answer = await stage.post(stage.alice, message())
         assert (answer.status, answer.header(b"retry-after")) == (502, b"2")
         assert len(theirs.heard) == 3
 
 
 @pytest.mark.parametrize("knobs", ["html", "cut_after=0", "tokens=60; cut_after=8; events_per_chunk=1", "truncate=4"])
-async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(tmp_path: Path, knobs: str) -> None:
+async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(open_stage: OpenStage, knobs: str) -> None:
     sick = Simulator(speed=0, knobs=knobs)
     await sick.listen()
     try:
         upstreams = upstream("sick", sick.port, weight="1000") + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
-        async with open_stage(tmp_path, upstreams=upstreams) as stage:
+        async with open_stage(upstreams=upstreams) as stage:
             for _ in range(8):
                 await (await listen(stage, stage.alice)).end()
             assert len(sick.requests) == 5
@@ -374,12 +377,14 @@ async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(tmp_
         ("tools.0.name: 'Your credit balance is too low \"billing_error\"' is no name", 400),
     ],
 )
-async def test_a_customer_cannot_have_an_upstream_taken_for_broke(tmp_path: Path, words: str, status: int) -> None:
+async def test_a_customer_cannot_have_an_upstream_taken_for_broke(
+    open_stage: OpenStage, words: str, status: int
+) -> None:
     """An upstream's 400 may quote the request: only how it begins tells of the operator's own account."""
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
     body = json.dumps(error).encode()
     head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-    async with _scripted(tmp_path, [head + body], limits="attempts = 1") as (stage, _):
+    async with _scripted(open_stage, [head + body], limits="attempts = 1") as (stage, _):
         got = await stage.post(stage.alice, message())
         said = await got.read(2**20)
         assert (got.status, said == body) == (status, status == 400)

@@ -49,13 +49,11 @@ async def test_a_typo_is_told_from_an_unknown_key(shared: Stage) -> None:
 
 
 async def fresh_key(stage: Stage, person: Person, expires_at_us: int | None = None) -> str:
-    assert stage.gateway.store is not None
     return (await create_key(stage.gateway.store, person.account_id, "k", "sk-cc-", 1, expires_at_us))[1]
 
 
 async def test_a_revoked_key_is_told_so_at_once(shared: Stage) -> None:
     store = shared.gateway.store
-    assert store is not None
     key = await fresh_key(shared, shared.alice)
     count = request(None, ask(), f"x-api-key: {key}", path="/v1/messages/count_tokens")
     assert (await exchange(shared.gateway.port, count)).status == 200
@@ -70,7 +68,6 @@ async def test_an_expired_key_is_told_so(shared: Stage) -> None:
 
 async def test_a_suspended_account_is_told_whom_to_write_to(shared: Stage) -> None:
     store = shared.gateway.store
-    assert store is not None
     await set_status(store, shared.bob.account_id, "suspended")
     try:
         reply = await exchange(shared.gateway.port, request(shared.bob, ask()))
