@@ -80,6 +80,7 @@ class Model:
         self.accounts: dict[int, ModelAccount] = {}
         self.holds: dict[bytes, ModelHold] = {}
         self.settled: dict[bytes, tuple[int, int]] = {}
+        self.recovered: set[bytes] = set()
         self.transfers: set[str] = set()
         self.seen: Counter[str] = Counter()
 
@@ -97,27 +98,21 @@ class Model:
         return self.accounts[account_id].posted - self.held(account_id)
 
     def apply(self, batch: list[Command], now_us: int) -> list[Answer | None]:
-        """Answer a batch; None for a command that is refused as broken, in which case each is a batch of its own."""
-        poisoned = any(
-            type(command) is Settle and command.request_id not in self.holds and command.request_id not in self.settled
-            for command in batch
-        )
-        if poisoned and len(batch) > 1:
-            return [self.apply([command], now_us)[0] for command in batch]
-        if poisoned:
-            self.seen["poisoned"] += 1
-            return [None]
-        answers: dict[int, Answer] = {}
+        """Answer a batch; None for a command that is refused as broken, which leaves the others alone."""
+        answers: dict[int, Answer | None] = {}
         for kind in (Settle, Transfer, Resize, Admit):
             for place, command in enumerate(batch):
                 if type(command) is kind:
                     answers[place] = self._one(command, now_us * 1000)
         return [answers[place] for place in range(len(batch))]
 
-    def _one(self, command: Command, now_ns: int) -> Answer:
+    def _one(self, command: Command, now_ns: int) -> Answer | None:
         match command:
+            case Settle() if self._hold(command) is None and command.request_id not in self.settled:
+                self.seen["poisoned"] += 1
+                answer: Any = None
             case Admit():
-                answer: Any = self._admit(command, now_ns)
+                answer = self._admit(command, now_ns)
                 self.seen[answer.verdict.value] += 1
             case Resize():
                 answer = self._resize(command, now_ns)
@@ -162,7 +157,7 @@ class Model:
         return Admission(verdict, 0, free, wait)
 
     def _resize(self, command: Resize, now_ns: int) -> Resized:
-        hold = self.holds.get(command.request_id)
+        hold = self._hold(command)
         if hold is None:
             return Resized(0, gone=True)
         amount = min(command.amount_nanos, hold.amount + self.free(hold.account))
@@ -172,14 +167,21 @@ class Model:
 
     def _settle(self, command: Settle, now_ns: int) -> Settled:
         if command.request_id in self.settled:
-            return Settled(*self.settled[command.request_id], now=False)
+            recovered = command.request_id in self.recovered
+            return Settled(*self.settled[command.request_id], now=False, recovered=recovered)
         hold = self.holds.pop(command.request_id)
         charged = 0 if command.waive else min(command.cost_nanos, self.free(hold.account))
         shortfall = 0 if command.waive else command.cost_nanos - charged
         self.accounts[hold.account].posted -= charged
         self._spend(hold.account, command.limited_tokens - hold.tokens, now_ns)
         self.settled[command.request_id] = charged, shortfall
+        if command.kind == "recovered":
+            self.recovered.add(command.request_id)
         return Settled(charged, shortfall, now=True)
+
+    def _hold(self, command: Resize | Settle) -> ModelHold | None:
+        hold = self.holds.get(command.request_id)
+        return hold if hold is not None and hold.account == command.account_id else None
 
     def _post(self, transfer: Transfer) -> Posted:
         if transfer.id in self.transfers:

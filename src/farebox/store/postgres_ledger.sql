@@ -75,7 +75,8 @@ BEGIN
 
   FOR r IN
     SELECT q.*, array_position(ids, q.account_id) AS slot,
-           h.request_id IS NOT NULL AS is_held, h.amount_nanos AS hold_amount, h.tokens AS hold_tokens,
+           h.account_id IS NOT NULL AS is_taken, (h.account_id = q.account_id) IS TRUE AS is_held,
+           h.amount_nanos AS hold_amount, h.tokens AS hold_tokens,
            h.expired_at IS NOT NULL AS has_expired,
            u.request_id IS NOT NULL AS is_settled, u.charged_nanos AS was_charged, u.shortfall_nanos AS was_short,
            u.kind AS was_kind,
@@ -87,7 +88,7 @@ BEGIN
         cache_read_tokens, output_tokens, web_searches, limited_tokens, detail, stop_reason, message_id, upstream,
         upstream_request_id, attempts, streamed, first_byte_us, duration_us, id, debit_account, credit_account, code,
         actor, memo, rid, place)
-      LEFT JOIN hold h ON h.request_id = q.rid AND h.account_id = q.account_id
+      LEFT JOIN hold h ON h.request_id = q.rid
       LEFT JOIN usage u ON u.request_id = q.rid
       LEFT JOIN api_key k ON k.id = q.key_id
      ORDER BY q.place
@@ -145,8 +146,8 @@ BEGIN
         plan := plans[s]; requests_pm := _plan_requests[plan]; tokens_pm := _plan_tokens[plan];
         rq := bucket_state(requests_full[s], moment_ns); tk := bucket_state(tokens_full[s], moment_ns);
         free := posted[s] - held[s]; wait := 0; amount := 0;
-        IF r.is_held OR r.is_settled THEN
-          verdict := 'duplicate'; amount := r.hold_amount;
+        IF r.is_taken OR r.is_settled THEN
+          verdict := 'duplicate'; amount := CASE WHEN r.is_held THEN r.hold_amount END;
         ELSIF statuses[s] <> 'active' THEN
           verdict := 'suspended';
         ELSE

@@ -31,6 +31,7 @@ from farebox.errors import BrokenInvariant, StoreUnavailable
 from farebox.store.protocol import Row
 
 _CACHE_ROWS: Final = 50_000
+_PLACE: Final = {kind: place for place, kind in enumerate(ORDER)}
 _ACCOUNT_COLUMNS: Final = (
     "id, status, plan, posted_nanos, held_nanos, open_holds, topped_up_nanos, requests_full_ns, tokens_full_ns"
 )
@@ -47,8 +48,8 @@ _INSERT_HOLD: Final = (
 )
 _READ_TRANSFER: Final = "SELECT debit_account, credit_account, amount_nanos, code FROM transfer WHERE id = ?"
 _WAS_SEEN: Final = "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1"
-_DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
-_READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ?"  # noqa: S608
+_DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? AND account_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
+_READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ? AND account_id = ?"  # noqa: S608
 _READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?"  # noqa: S608
 _USAGE_COLUMNS: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
@@ -104,7 +105,8 @@ class Books:
             # a command that breaks an invariant, or with a value that fits no column: the others must not suffer for it
             if len(batch) == 1:
                 return [error if isinstance(error, BrokenInvariant) else BrokenInvariant(f"{error}: {batch[0]}")]
-            return [answer for command in batch for answer in self.apply([command])]
+            alone = {index: self.apply([batch[index]])[0] for index in _fold_order(batch)}
+            return [alone[index] for index in range(len(batch))]
         return list(answers)
 
     def begin(self, batch: Sequence[Command]) -> list[Answer]:
@@ -118,10 +120,8 @@ class Books:
             now_us = self._clock()
             at_us = max(now_us, self._first_open_us())
             answers: list[Answer | None] = [None] * len(batch)
-            for kind in ORDER:
-                for index, command in enumerate(batch):
-                    if type(command) is kind:
-                        answers[index] = self._do(command, now_us, at_us)
+            for index in _fold_order(batch):
+                answers[index] = self._do(batch[index], now_us, at_us)
             for account_id in self._dirty:
                 self._save(self._accounts[account_id])
         except BaseException:
@@ -199,8 +199,8 @@ class Books:
         return answer
 
     def _resize(self, command: Resize, now_us: int) -> Resized:
-        hold = self._hold(command.request_id)
-        account = self._account(hold.account_id) if hold is not None else None
+        hold = self._hold(command)
+        account = self._account(command.account_id) if hold is not None else None
         if hold is None or account is None:
             return Resized(0, gone=True)
         answer = account.resize(hold, command, self._plans.get(account.plan), now_us * 1000)
@@ -212,8 +212,8 @@ class Books:
         return answer
 
     def _expire(self, command: Expire, now_us: int) -> Expired:
-        hold = self._hold(command.request_id)
-        account = self._account(hold.account_id) if hold is not None else None
+        hold = self._hold(command)
+        account = self._account(command.account_id) if hold is not None else None
         if hold is None or account is None or hold.expired:
             return Expired(0, now=False)
         released = account.expire(hold)
@@ -225,7 +225,7 @@ class Books:
 
     def _settle(self, command: Settle, now_us: int, at_us: int) -> Settled:
         # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
-        row = self._rows(_DELETE_HOLD, command.request_id)
+        row = self._rows(_DELETE_HOLD, command.request_id, command.account_id)
         if not row:
             return self._settled_before(command)
         hold = Hold(*row[0])
@@ -308,8 +308,8 @@ class Books:
         account_id, expires_at, revoked_at = key
         return account_id == command.account_id and revoked_at is None and (expires_at is None or now_us < expires_at)
 
-    def _hold(self, request_id: bytes) -> Hold | None:
-        rows = self._rows(_READ_HOLD, request_id)
+    def _hold(self, command: Resize | Expire) -> Hold | None:
+        rows = self._rows(_READ_HOLD, command.request_id, command.account_id)
         return Hold(*rows[0]) if rows else None
 
     def _save(self, account: Account) -> None:
@@ -331,6 +331,10 @@ class Books:
 
     def _data_version(self) -> int:
         return int(self._rows("PRAGMA data_version")[0][0])
+
+
+def _fold_order(batch: Sequence[Command]) -> list[int]:
+    return sorted(range(len(batch)), key=lambda index: _PLACE[type(batch[index])])
 
 
 def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us: int) -> tuple[Any, ...]:
