@@ -19,6 +19,17 @@ from farebox.billing.plans import Plan, Plans
 from farebox.clock import Clock
 from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable, StoreUnreachable
 from farebox.store.postgres_answers import read_answer
+from farebox.store.postgres_connections import (
+    FAILED,
+    LOST,
+    SESSION,
+    Pool,
+    connect,
+    is_still_good,
+    may_pass,
+    shut,
+    words,
+)
 from farebox.store.postgres_schema import check_schema, find_faults, prepare
 from farebox.store.protocol import Row, Statement
 from farebox.store.urls import without_password
@@ -36,15 +47,12 @@ _CONTROL_PATIENCE_S: Final = 10.0
 _COMMAND_PATIENCE_S: Final = 600.0
 """The command line's: reports of years may take their time."""
 _CONNECT_S: Final = 10.0
-_SESSION: Final = {
-    "application_name": "farebox",
-    "jit": "off",
-    "idle_in_transaction_session_timeout": "5s",
-    "client_min_messages": "error",
-    "timezone": "UTC",
-}
+_OPEN_S: Final = 30.0
+"""How long connecting, making the tables where there are none, and looking at the schema may take."""
+_PROBE_S: Final = 5.0
+"""How often it is seen that the one who listens can still hear."""
 _LANE_SESSION: Final = {
-    **_SESSION,
+    **SESSION,
     "statement_timeout": "2s",
     "lock_timeout": "1s",
     # the ledger's statements look rows up by key. Planned once, for that: a plan made while tables are empty would else
@@ -57,10 +65,12 @@ _LANE_SESSION: Final = {
 }
 _APPLY: Final = "SELECT * FROM apply_batch($1, $2, $3, $4, $5, $6, $7, $8)"
 _PLACE: Final = {kind: place for place, kind in enumerate(ORDER)}
-_LOST: Final = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.InternalClientError)
 _COMMANDS_FAULT: Final = ("22", "23", "P0")
 """Classes of SQLSTATE that speak of the values sent: data, integrity, and our own RAISE."""
 _CHANGED: Final = "farebox_changed"
+_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.5
+"""A batch is sent again after a pause, each time about twice as long."""
 
 
 async def open_store(
@@ -92,36 +102,26 @@ class PostgresStore:
         self.apply_patience_s = _PATIENCE_S if serving else _CONTROL_PATIENCE_S
         self.patience_s = _CONTROL_PATIENCE_S if serving else _COMMAND_PATIENCE_S
         self._lanes = [_Lane(self) for _ in range(self.lanes)]
-        self._pool: asyncpg.Pool | None = None
+        self._pool = Pool(url, {**SESSION, "statement_timeout": f"{self.patience_s:g}s"}, _POOL)
         self._listener: asyncpg.Connection | None = None
+        self._heard_at = 0.0
         self._changed = True
         self._texts: dict[str, str] = {}
 
     async def open(self, *, create: bool) -> None:
         """Connect, and look at the schema."""
-        async with one_connection(self.url) as connection:
-            if create:
-                await prepare(connection)
-            await check_schema(connection, self.where)
-        self._pool = asyncpg.create_pool(
-            self.url,
-            min_size=0,
-            max_size=_POOL,
-            timeout=min(self.patience_s, _CONNECT_S),
-            command_timeout=self.patience_s,
-            server_settings=_SESSION,
-            init=_prefer_integers,
-        )
-        await self._pool
+        try:
+            async with asyncio.timeout(_OPEN_S), one_connection(self.url) as connection:
+                if create:
+                    await prepare(connection)
+                await check_schema(connection, self.where)
+        except TimeoutError as error:
+            raise StoreUnreachable(f"the database {self.where} does not answer") from error
 
     @property
     def where(self) -> str:
         """The database, for people."""
         return without_password(self.url)
-
-    async def connect(self, session: dict[str, str], *, timeout_s: float) -> asyncpg.Connection:
-        """Make a connection of our own kind."""
-        return await _connect(self.url, session, timeout_s=timeout_s)
 
     async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
         answers: dict[int, Answer | Exception] = {}
@@ -137,25 +137,33 @@ class PostgresStore:
         async def read(connection: asyncpg.Connection) -> list[Row]:
             return [tuple(record) for record in await connection.fetch(text, *params)]
 
-        return await self._insist(read, patience_s)
+        return await self._read(read, patience_s or self.patience_s)
 
-    async def write(self, statements: Sequence[Statement]) -> list[int]:
-        async def run(connection: asyncpg.Connection) -> list[int]:
-            async with connection.transaction():
-                return [_count(await connection.execute(self._text(sql), *params)) for sql, params in statements]
-
-        return await self._once(run)
+    async def write(self, statements: Sequence[Statement], *, patience_s: float | None = None) -> list[int]:
+        patience_s = patience_s or self.patience_s
+        try:
+            async with self._pool.lend(timeout_s=patience_s) as connection:
+                if len(statements) == 1:
+                    (sql, params), *_ = statements
+                    return [_count(await connection.execute(self._text(sql), *params))]
+                return await self._together(connection, statements)
+        except asyncpg.IntegrityConstraintViolationError as error:
+            raise StoreConflict(words(error)) from error
+        except FAILED as error:
+            raise StoreUnavailable(f"the database did not take the write: {words(error)}") from error
 
     async def changed_elsewhere(self) -> bool:
         """See Store. Told by the database; while nobody listens, everything may have changed."""
+        now = asyncio.get_running_loop().time()
         if self._listener is None:
             try:
-                listener = await self.connect(_SESSION, timeout_s=self.patience_s)
-                listener.add_termination_listener(self._deafened)
-                await listener.add_listener(_CHANGED, self._told)
-            except (*_LOST, asyncpg.PostgresError, TimeoutError):
+                self._listener = await self._listen()
+            except FAILED:
                 return True
-            self._listener, self._changed = listener, True
+            self._heard_at, self._changed = now, True
+        elif now - self._heard_at > _PROBE_S:
+            await self._probe(self._listener)
+            self._heard_at = now
         changed, self._changed = self._changed, False
         return changed
 
@@ -164,38 +172,59 @@ class PostgresStore:
         return bool(rows[0][0])
 
     async def check_itself(self) -> list[tuple[str, int, list[str]]]:
-        return await self._insist(find_faults)
+        return await self._read(find_faults, self.patience_s)
 
     async def close(self) -> None:
-        for lane in self._lanes:
-            await lane.close()
-        if self._listener is not None:
-            self._listener.remove_termination_listener(self._deafened)
-            await _shut(self._listener)
-        if self._pool is not None:
+        listener, self._listener = self._listener, None
+        await asyncio.gather(
+            *(lane.close() for lane in self._lanes), self._pool.close(), *(map(shut, [listener] if listener else []))
+        )
+
+    async def _read(self, task: Callable[[asyncpg.Connection], Awaitable[T]], patience_s: float) -> T:
+        """Run a reading task, again on a new connection when the one it had was lost."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + patience_s
+        again = False
+        while True:
             try:
-                await asyncio.wait_for(self._pool.close(), _CONNECT_S)
-            except (*_LOST, asyncpg.PostgresError, TimeoutError):
-                self._pool.terminate()
+                async with self._pool.lend(timeout_s=give_up_at - loop.time()) as connection:
+                    return await task(connection)
+            except FAILED as error:
+                if again or not may_pass(error) or loop.time() >= give_up_at:
+                    raise StoreUnavailable(f"the database did not answer: {words(error)}") from error
+                self._pool.forget()
+                again = True
 
-    async def _insist(self, task: Callable[[asyncpg.Connection], Awaitable[T]], patience_s: float | None = None) -> T:
-        """Run a reading task, again on another connection when the one it had was lost."""
+    async def _together(self, connection: asyncpg.Connection, statements: Sequence[Statement]) -> list[int]:
+        """Run statements in one transaction. One that fails otherwise than by conflict ends with its connection."""
+        await connection.execute("BEGIN")
         try:
-            return await self._once(task, patience_s)
-        except StoreUnavailable as error:
-            if not isinstance(error.__cause__, (*_LOST, asyncpg.OperatorInterventionError)):
-                raise
-            return await self._once(task, patience_s)
+            changed = [_count(await connection.execute(self._text(sql), *params)) for sql, params in statements]
+        except asyncpg.PostgresError:
+            await connection.execute("ROLLBACK")
+            raise
+        await connection.execute("COMMIT")
+        return changed
 
-    async def _once(self, task: Callable[[asyncpg.Connection], Awaitable[T]], patience_s: float | None = None) -> T:
-        assert self._pool is not None
+    async def _listen(self) -> asyncpg.Connection:
+        listener = await connect(self.url, SESSION, timeout_s=self.patience_s)
         try:
-            async with asyncio.timeout(patience_s or self.patience_s), self._pool.acquire() as connection:
-                return await task(connection)
-        except asyncpg.IntegrityConstraintViolationError as error:
-            raise StoreConflict(str(error)) from error
-        except (*_LOST, asyncpg.PostgresError, TimeoutError) as error:
-            raise StoreUnavailable(f"the database did not answer: {_words(error)}") from error
+            listener.add_termination_listener(self._deafened)
+            async with asyncio.timeout(self.patience_s):
+                await listener.add_listener(_CHANGED, self._told)
+        except BaseException:
+            listener.terminate()
+            raise
+        return listener
+
+    async def _probe(self, listener: asyncpg.Connection) -> None:
+        """Cut a listener that can no longer hear: a connection may be dead without a word."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await listener.execute("SELECT 1")
+        except FAILED:
+            listener.terminate()
+            self._listener, self._changed = None, True
 
     def _text(self, sql: str) -> str:
         text = self._texts.get(sql)
@@ -206,8 +235,9 @@ class PostgresStore:
     def _told(self, *_: object) -> None:
         self._changed = True
 
-    def _deafened(self, _: object) -> None:
-        self._listener = None
+    def _deafened(self, listener: object) -> None:
+        if listener is self._listener:
+            self._listener, self._changed = None, True
 
 
 class _Lane:
@@ -229,37 +259,39 @@ class _Lane:
         """Apply a batch that is in order and names no id twice. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._store.apply_patience_s
+        pause_s = _PAUSE_S
         again = False
         while True:
             try:
                 async with asyncio.timeout_at(give_up_at):
                     return await self._send(batch, again=again)
             except asyncpg.PostgresError as error:
-                state = error.sqlstate or ""
-                if state.startswith(_COMMANDS_FAULT):
+                if (error.sqlstate or "").startswith(_COMMANDS_FAULT):
                     return await self._one_by_one(batch, error)
                 failure: Exception = error
-                if state.startswith(("08", "57", "53")):
+                if not is_still_good(error):
                     self._drop()
-            except (*_LOST, TimeoutError) as error:
+            except LOST as error:
                 failure = error
                 self._drop()
             except BaseException:
                 self._drop()  # cancelled with an answer on its way
                 raise
-            if loop.time() + 0.05 >= give_up_at:
-                raise StoreUnavailable(f"the database did not take the batch: {_words(failure)}") from failure
+            if loop.time() + pause_s >= give_up_at:
+                raise StoreUnavailable(f"the database did not take the batch: {words(failure)}") from failure
             again = True
-            await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311  jitter
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311  jitter
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def close(self) -> None:
         if self._connection is not None:
-            await _shut(self._connection)
+            await shut(self._connection)
             self._connection = None
 
     async def _send(self, batch: Sequence[Command], *, again: bool) -> list[Answer | Exception]:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._store.connect(_LANE_SESSION, timeout_s=_CONNECT_S)
+        if self._apply is None or self._connection is None or self._connection.is_closed():
+            self._drop()
+            self._connection = await connect(self._store.url, _LANE_SESSION, timeout_s=_CONNECT_S)
             self._apply = await self._connection.prepare(_APPLY)
         clock = self._store.clock
         records = await self._apply.fetch(
@@ -277,13 +309,13 @@ class _Lane:
     async def _one_by_one(self, batch: Sequence[Command], error: Exception) -> list[Answer | Exception]:
         """Find the command whose values spoil the batch: the others must not suffer for it."""
         if len(batch) == 1:
-            return [BrokenInvariant(f"{_words(error)}: {batch[0]}")]
+            return [BrokenInvariant(f"{words(error)}: {batch[0]}")]
         return [answer for command in batch for answer in await self.apply([command])]
 
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
-            self._connection = None
+        self._connection = self._apply = None
 
 
 @contextlib.asynccontextmanager
@@ -291,27 +323,22 @@ async def one_connection(url: str, session: dict[str, str] | None = None) -> Asy
     """Lend a connection, beside those of whoever serves. Raises StoreUnreachable, and StoreUnavailable for all else."""
     where = without_password(url)
     try:
-        connection = await _connect(url, {**_SESSION, **(session or {})}, timeout_s=_CONNECT_S)
-    except (*_LOST, asyncpg.PostgresError, TimeoutError, ValueError) as error:
-        raise StoreUnreachable(f"the database {where} cannot be reached: {_words(error)}") from error
+        connection = await connect(url, {**SESSION, **(session or {})}, timeout_s=_CONNECT_S)
+    except (*FAILED, ValueError) as error:
+        kind = StoreUnreachable if may_pass(error) else StoreUnavailable
+        raise kind(f"the database {where} cannot be reached: {words(error)}") from error
     try:
         yield connection
-    except (*_LOST, asyncpg.PostgresError, TimeoutError) as error:
-        raise StoreUnavailable(f"the database {where} cannot be used: {_words(error)}") from error
+    except FAILED as error:
+        raise StoreUnavailable(f"the database {where} cannot be used: {words(error)}") from error
     finally:
-        await _shut(connection)
+        await shut(connection)
 
 
 def numbered(sql: str) -> str:
     """Write `?` placeholders as PostgreSQL does: $1, $2 and so on."""
     first, *rest = sql.split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
-
-
-async def _connect(url: str, session: dict[str, str], *, timeout_s: float) -> asyncpg.Connection:
-    connection = await asyncpg.connect(url, timeout=timeout_s, server_settings=session)
-    await _prefer_integers(connection)
-    return connection
 
 
 def _without_repeats(batch: Sequence[Command], order: list[int]) -> list[list[int]]:
@@ -340,25 +367,7 @@ def _accounts_of(batch: Sequence[Command]) -> list[int]:
     return list(accounts)
 
 
-async def _prefer_integers(connection: asyncpg.Connection) -> None:
-    """Read sums, which PostgreSQL widens to numeric, as integers."""
-    await connection.set_type_codec("numeric", schema="pg_catalog", encoder=str, decoder=int, format="text")
-
-
-async def _shut(connection: asyncpg.Connection) -> None:
-    with contextlib.suppress(*_LOST, asyncpg.PostgresError, TimeoutError):
-        await connection.close(timeout=1.0)
-    if not connection.is_closed():
-        connection.terminate()
-
-
 def _count(status: str) -> int:
     """Read the rows changed from a command's status, such as "UPDATE 3"."""
     number = status.rpartition(" ")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "it took too long"
-    return str(error) or type(error).__name__

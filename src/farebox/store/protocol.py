@@ -50,11 +50,11 @@ class Store(Reading, Protocol):
         """
         ...
 
-    async def write(self, statements: Sequence[Statement]) -> list[int]:
+    async def write(self, statements: Sequence[Statement], *, patience_s: float | None = None) -> list[int]:
         """Run control-plane statements in one durable transaction; answers the rows each one changed.
 
         Never touches money: balances move by `apply` alone. Raises StoreConflict when a unique value is taken, and
-        StoreUnavailable.
+        StoreUnavailable, as `fetch` does; what became of the statements is then unknown.
         """
         ...
 

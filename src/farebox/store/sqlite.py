@@ -133,7 +133,12 @@ class SqliteStore:
     ) -> list[Row]:
         return await _hand_in(self._reading, lambda: self._reader.execute(sql, params).fetchall())
 
-    async def write(self, statements: Sequence[Statement]) -> list[int]:
+    async def write(
+        self,
+        statements: Sequence[Statement],
+        *,
+        patience_s: float | None = None,  # noqa: ARG002  another process writes for a moment, never for long
+    ) -> list[int]:
         async with self._turn:
             return await self._on_writer(lambda: self._patiently(lambda: self._write(statements)))
 
