@@ -94,7 +94,7 @@ class _Writer:
         return Settle(
             request_id=request_id,
             account_id=account_id,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             model=model,
             outcome={"exact": "finished", "estimated": "client_gone", "waived": "upstream_broke"}.get(kind, "refused"),
             status=200 if tokens else 400,
