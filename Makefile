@@ -42,7 +42,7 @@ soak: $(VENV)/.dev  ## The long versions: a million random operations, a thousan
 	@$(BIN)/python -m tests.soak $(SOAK)
 
 lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
-	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --upgrade"
+	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --upgrade"
 	$$compile --output-file requirements.lock pyproject.toml build.in
 	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
 
