@@ -90,8 +90,9 @@ async def _step(connection: asyncpg.Connection, version: int) -> None:
 async def refuse_if_served(connection: asyncpg.Connection) -> None:
     """Refuse while a run has a lease in force. Raises StoreUnavailable."""
     rows = await connection.fetch(
-        "SELECT node, round((max(lease_until) - now_us()) / 1000000.0) FROM run "
-        "WHERE stopped_at IS NULL AND lease_until > now_us() GROUP BY node ORDER BY node"
+        "SELECT node, max(lease_until) / 1000000 - extract(epoch FROM clock_timestamp())::bigint AS left_s FROM run "
+        "WHERE stopped_at IS NULL AND lease_until / 1000000 > extract(epoch FROM clock_timestamp())::bigint "
+        "GROUP BY node ORDER BY node"
     )
     if rows:
         nodes = ", ".join(node or "another machine" for node, _ in rows)

@@ -19,6 +19,7 @@ from farebox.clock import steady_clock
 from farebox.errors import StoreUnavailable
 from farebox.store import postgres_schema, schema, sqlite
 from farebox.store.postgres import numbered, one_connection
+from farebox.store.postgres_connections import FAILED, words
 from farebox.store.protocol import Reading, Row
 from farebox.store.upgrade import upgrade
 from farebox.store.urls import is_postgres, without_password
@@ -200,5 +201,5 @@ class _PostgresSealed:
     async def _run(self, task: Any) -> Any:
         try:
             return await task
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-            raise StoreUnavailable(f"the database {self.where}: {error}") from error
+        except FAILED as error:
+            raise StoreUnavailable(f"the database {self.where}: {words(error)}") from error
