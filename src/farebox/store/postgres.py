@@ -265,6 +265,8 @@ class _Lane:
             try:
                 async with asyncio.timeout_at(give_up_at):
                     return await self._send(batch, again=again)
+            except UnicodeError as error:  # text that is none, such as half a surrogate pair
+                return await self._one_by_one(batch, error)
             except asyncpg.PostgresError as error:
                 if (error.sqlstate or "").startswith(_COMMANDS_FAULT):
                     return await self._one_by_one(batch, error)
