@@ -260,7 +260,7 @@ class _Lane:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._store.apply_patience_s
         pause_s = _PAUSE_S
-        again = False
+        again = collided = False
         while True:
             try:
                 async with asyncio.timeout_at(give_up_at):
@@ -268,6 +268,9 @@ class _Lane:
             except UnicodeError as error:  # text that is none, such as half a surrogate pair
                 return await self._one_by_one(batch, error)
             except asyncpg.PostgresError as error:
+                if isinstance(error, asyncpg.UniqueViolationError) and not collided:
+                    collided = True  # another process has just written one of these ids: now it will be seen
+                    continue
                 if (error.sqlstate or "").startswith(_COMMANDS_FAULT):
                     return await self._one_by_one(batch, error)
                 failure: Exception = error
