@@ -32,11 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _kind(item: pytest.Item) -> object:
-    return (
-        item.callspec.params.get("database_kind")
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-        else None
-    )
+    """Give the database that a test is about; None where it is about none, or only about SQLite."""
+    if not isinstance(item, pytest.Function):
+        return None
+    kind = item.callspec.params.get("database_kind") if hasattr(item, "callspec") else None
+    return kind or ("postgresql" if "cluster" in item.fixturenames else None)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,8 +14,10 @@ from farebox.billing.pricing import Catalogue, Model, Rates, Tariff
 from farebox.billing.usage import Line, Usage
 from farebox.books.ledger import Ledger, credit
 from farebox.books.prices import pin_prices
+from farebox.books.runs import Runs
 from farebox.ids import new_request_id
-from farebox.store.sqlite import SqliteStore, open_store
+from farebox.store.open import open_store
+from farebox.store.protocol import Store
 
 PLANS = Plans([Plan("pro", 100_000, 10**9, 100_000)])
 NOON_US = 1_795_348_800_000_000
@@ -46,9 +47,11 @@ MODELS = (
 class Shop:
     """alice has money, bob has none."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, url: str, store: Store) -> None:
+        self.url = url
         self.store = store
         self.ledger = Ledger(store)
+        self.runs = Runs(store, self.ledger, lease_s=300, warn=_refuse_to_warn)
         self.now_us = NOON_US
         self.catalogue: Catalogue
         self.keys: dict[int, int] = {}
@@ -122,15 +125,18 @@ class Shop:
         return int((await self.store.fetch(f"SELECT count(*) FROM {table}"))[0][0])
 
 
+def _refuse_to_warn(event: str, **_: object) -> None:
+    raise AssertionError(event)
+
+
 @asynccontextmanager
-async def open_shop(path: Path, *, alice_nanos: int = 10**9) -> AsyncIterator[Shop]:
+async def open_shop(url: str, *, alice_nanos: int = 10**9) -> AsyncIterator[Shop]:
     shops: list[Shop] = []
-    store = await open_store(path, plans=PLANS, clock=lambda: shops[0].now_us if shops else NOON_US, serving=True)
+    store = await open_store(url, plans=PLANS, clock=lambda: shops[0].now_us if shops else NOON_US, serving=True)
     try:
-        shop = Shop(store)
+        shop = Shop(url, store)
         shops.append(shop)
-        await store.write([("INSERT INTO run (started_at) VALUES (?)", (NOON_US,))])
-        store.run_id = (await store.fetch("SELECT max(id) FROM run"))[0][0]
+        await shop.runs.begin(NOON_US + await shop.count("run"))
         shop.catalogue = await pin_prices(store, MODELS, NOON_US)
         if not await shop.count("account"):
             shop.alice = await shop.person("alice@example.com", alice_nanos)

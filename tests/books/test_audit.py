@@ -1,11 +1,12 @@
 """The audit finds every kind of tampering, names it, and finds nothing in books that are sound."""
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import apsw
+import asyncpg
 import msgspec
 import pytest
 
@@ -18,13 +19,23 @@ from farebox.books.ledger import credit, debit
 from farebox.books.runs import resolve_orphans
 from farebox.clock import DAY_US
 from farebox.ids import new_request_id
-from farebox.store.sqlite import open_store
+from farebox.store.open import open_store
+from farebox.store.urls import is_postgres
 from tests.books.shop import Shop, open_shop
+from tests.cluster import Cluster, run
+from tests.databases import Databases, name_of, on_postgresql, on_sqlite, sqlite_path
 
-NAMES = [
-    "file", "references", "triggers", "balances", "held amounts", "open holds", "top-ups", "above zero",
+NAMES = {
+    "sqlite": ["file", "references", "triggers"],
+    "postgresql": ["settings", "references", "constraints", "triggers", "functions"],
+}
+"""What a database checks of itself."""
+OURS = [
+    "balances", "held amounts", "open holds", "top-ups", "above zero",
     "zero sum", "live holds", "settled once", "who pays", "price lists", "prices", "day digests",
 ]  # fmt: skip
+BENT = "constraints"
+"""Breaks where a row could only be written with a CHECK out of the way; SQLite reads all rows again instead."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,32 +44,32 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(databases: Databases, database_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Books with four closed days and a fifth, and every kind of call and transfer."""
-    path = tmp_path_factory.mktemp("audit") / "books.db"
 
-    async def write() -> None:
-        async with open_shop(path, alice_nanos=10**12) as shop:
+    async def write(url: str) -> None:
+        async with open_shop(url, alice_nanos=10**12) as shop:
             for _ in range(4):
                 await a_day(shop)
                 shop.now_us += DAY_US
             shop.now_us += DAY_US // 2
             assert len(await close_days(shop.store, shop.now_us)) == 4
             await a_day(shop)
+            await shop.runs.end(shop.now_us)
 
-    asyncio.run(write())
-    return path
+    with databases.fresh(database_kind, tmp_path_factory.mktemp("audit")) as url:
+        run(write(url))
+        yield url
 
 
 @pytest.fixture
-async def used(written: Path, tmp_path: Path) -> AsyncIterator[Shop]:
+async def used(databases: Databases, database_kind: str, written: str, tmp_path: Path) -> AsyncIterator[Shop]:
     """A copy of those books, served, with a call in flight."""
-    path = tmp_path / "books.db"
-    shutil.copy(written, path)
-    async with open_shop(path) as shop:
-        shop.now_us += 5 * DAY_US
-        await shop.admit(shop.alice, 12_345)
-        yield shop
+    with databases.fresh(database_kind, tmp_path, like=written) as url:
+        async with open_shop(url) as shop:
+            shop.now_us += 5 * DAY_US
+            await shop.admit(shop.alice, 12_345)
+            yield shop
 
 
 async def a_day(shop: Shop) -> None:
@@ -123,9 +134,20 @@ async def short(shop: Shop) -> None:
     assert (await shop.ledger.settle(settle)).shortfall_nanos == priced.cost_nanos - 1_000
 
 
-def tamper(shop: Shop, *statements: str) -> None:
-    """Change the file as somebody would who knows SQL: without triggers, checks and foreign keys; tidy up after."""
-    connection = apsw.Connection(str(shop.store.path))
+Tamper = Callable[..., None]
+
+
+@pytest.fixture
+def tamper(used: Shop, request: pytest.FixtureRequest) -> Tamper:
+    """Change the books as somebody would who knows SQL and may do anything there, and tidies up after."""
+    if is_postgres(used.url):
+        return partial(bend_postgres, request.getfixturevalue("cluster"), name_of(used.url))
+    return partial(bend_sqlite, sqlite_path(used.url))
+
+
+def bend_sqlite(path: Path, *statements: str) -> None:
+    """Without triggers, checks and foreign keys."""
+    connection = apsw.Connection(str(path))
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
     triggers = {str(name): str(sql) for name, sql in rows}
     for pragma in ("foreign_keys = OFF", "ignore_check_constraints = ON"):
@@ -138,6 +160,22 @@ def tamper(shop: Shop, *statements: str) -> None:
         if not any(name in statement for statement in statements):
             connection.execute(sql)
     connection.close()
+
+
+def bend_postgres(cluster: Cluster, database: str, *statements: str) -> None:
+    """Without triggers and foreign keys; a CHECK that is in the way goes, and comes back for new rows only."""
+    script = "; ".join(["SET session_replication_role = replica", *statements])
+    checks = cluster.fetch(_CHECKS, database=database)
+    try:
+        cluster.execute(script, database=database)
+    except asyncpg.CheckViolationError as error:
+        ((table, definition),) = [check[1:] for check in checks if check[0] == error.constraint_name]
+        drop = f"ALTER TABLE {table} DROP CONSTRAINT {error.constraint_name}"
+        bring_back = f"ALTER TABLE {table} ADD CONSTRAINT {error.constraint_name} {definition} NOT VALID"
+        cluster.execute(f"{drop}; {script}; {bring_back}", database=database)
+
+
+_CHECKS = "SELECT conname, conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'"
 
 
 def broken(checks: list[Check]) -> set[str]:
@@ -154,6 +192,7 @@ STEPS = "(SELECT request_id FROM usage WHERE detail IS NOT NULL ORDER BY at DESC
 FREE = "(SELECT request_id FROM usage WHERE kind = 'failed' ORDER BY at LIMIT 1)"
 LAST_TRANSFER = "(SELECT id FROM transfer WHERE code = 'promotion' ORDER BY at DESC LIMIT 1)"
 SECOND_DAY = "(SELECT day FROM day_close ORDER BY day LIMIT 1 OFFSET 1)"
+HOLD = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version, run_id, created_at"
 SOLD = '"input":7500000000'
 
 
@@ -166,9 +205,9 @@ SOLD = '"input":7500000000'
         ("UPDATE account SET topped_up_nanos = topped_up_nanos + 1 WHERE id = 2", {"top-ups"}),
         (
             "UPDATE account SET held_nanos = posted_nanos + 1 WHERE id = 2",
-            {"held amounts", "above zero", "file"},
+            {"held amounts", "above zero", BENT},
         ),
-        ("UPDATE account SET status = 'odd' WHERE id = 2", {"file"}),
+        ("UPDATE account SET status = 'odd' WHERE id = 2", {BENT}),
         ("UPDATE api_key SET account_id = 4711 WHERE id = 1", {"references"}),
         (f"DELETE FROM usage WHERE request_id = {NEW}", {"balances", "zero sum"}),
         (f"DELETE FROM usage WHERE request_id = {OLD}", {"balances", "zero sum", "day digests"}),
@@ -197,7 +236,7 @@ SOLD = '"input":7500000000'
         (f"UPDATE usage SET kind = 'waived' WHERE request_id = {NEW}", {"who pays"}),
         (
             f"UPDATE usage SET waived_nanos = 7 WHERE request_id = {NEW}",
-            {"who pays", "zero sum", "file"},
+            {"who pays", "zero sum", BENT},
         ),
         (
             f"UPDATE usage SET stop_reason = 'refusal', output_tokens = 0 WHERE request_id = {NEW}",
@@ -228,21 +267,16 @@ SOLD = '"input":7500000000'
         ("UPDATE price_list SET models = replace(models, 'Quiet', 'Loud')", {"price lists"}),
         (f"UPDATE price_list SET models = replace(models, '{SOLD}', '\"input\":1')", {"price lists", "prices"}),
         ("UPDATE price_list SET models = 'gone'", {"price lists", "prices"}),
-        ("DROP TRIGGER IF EXISTS usage_is_not_deleted", {"triggers"}),
-        (
-            "CREATE TRIGGER usage_is_not_updated BEFORE UPDATE ON usage BEGIN SELECT 1; END",
-            {"triggers"},
-        ),
         (
             (
-                "INSERT INTO hold VALUES (x'00', 1, 1, 'best', 5, 0, 1, 99, 0)",
+                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"live holds"},
         ),
         (
             (
-                f"INSERT INTO hold SELECT {NEW}, 1, 1, 'best', 5, 0, 1, 2, 0, NULL",
+                f"INSERT INTO hold ({HOLD}) SELECT {NEW}, 1, 1, 'best', 5, 0, 1, (SELECT max(id) FROM run), 0",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"settled once"},
@@ -252,60 +286,117 @@ SOLD = '"input":7500000000'
     ],
 )
 async def test_each_kind_of_tampering_breaks_exactly_the_checks_that_watch_for_it(
-    used: Shop, statements: str | tuple[str, ...], found: set[str]
+    used: Shop, tamper: Tamper, database_kind: str, statements: str | tuple[str, ...], found: set[str]
 ) -> None:
     assert broken(await audit(used.store)) == set()
-    tamper(used, *([statements] if isinstance(statements, str) else statements))
-    assert broken(await audit(used.store)) == found
+    tamper(*([statements] if isinstance(statements, str) else statements))
+    bent = "file" if database_kind == "sqlite" else BENT
+    assert broken(await audit(used.store)) == {bent if name == BENT else name for name in found}
 
 
-async def test_sound_books_pass_every_check_and_each_looked_at_what_there_is(used: Shop) -> None:
+ANYWAY = "CREATE OR REPLACE FUNCTION anyway() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+REPLACED = (
+    "DROP TRIGGER usage_is_not_updated ON usage; "
+    "CREATE TRIGGER usage_is_not_updated BEFORE UPDATE ON usage FOR EACH ROW EXECUTE FUNCTION anyway()"
+)
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TRIGGER IF EXISTS usage_is_not_deleted",
+        "CREATE TRIGGER usage_is_not_updated BEFORE UPDATE ON usage BEGIN SELECT 1; END",
+    ],
+)
+async def test_a_guard_that_was_taken_away_or_changed_is_missed(used: Shop, tamper: Tamper, statement: str) -> None:
+    tamper(statement)
+    assert broken(await audit(used.store)) == {"triggers"}
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("DROP TRIGGER usage_is_not_deleted ON usage", "triggers"),
+        ("ALTER TABLE usage DISABLE TRIGGER usage_is_not_updated", "triggers"),
+        ("ALTER TABLE transfer DISABLE TRIGGER ALL", "triggers"),
+        (f"{ANYWAY}; {REPLACED}", "triggers"),
+        (ANYWAY.replace("anyway", "refuse"), "functions"),
+        ("ALTER FUNCTION bucket_spend RENAME TO spent", "functions"),
+        ("ALTER TABLE account DROP CONSTRAINT account_check", "constraints"),
+        ("ALTER TABLE account DROP CONSTRAINT account_check, ADD CONSTRAINT account_check CHECK (true)", "constraints"),
+        ("ALTER TABLE usage DROP CONSTRAINT usage_kind_check", "constraints"),
+        ("ALTER TABLE api_key DROP CONSTRAINT api_key_account_id_fkey", "constraints"),
+    ],
+)
+async def test_a_guard_that_was_taken_away_or_changed_in_postgresql_is_missed(
+    used: Shop, tamper: Tamper, statement: str, found: str
+) -> None:
+    tamper(statement)
+    assert broken(await audit(used.store)) == {found}
+
+
+@on_postgresql
+async def test_every_guard_that_there_is_in_postgresql_is_watched(used: Shop, cluster: Cluster) -> None:
+    there = cluster.fetch(
+        "SELECT (SELECT count(*) FROM pg_constraint WHERE contype IN ('c', 'f', 'p', 'u', 'x') AND connamespace = n.oid "
+        "AND conname <> 'schema_version_pkey'), (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal), "
+        "(SELECT count(*) FROM pg_proc WHERE pronamespace = n.oid) FROM pg_namespace n WHERE nspname = 'public'",
+        database=name_of(used.url),
+    )
+    watched = {check.name: check.rows for check in await audit(used.store)}
+    assert tuple(there[0]) == tuple(watched[name] for name in ("constraints", "triggers", "functions"))
+
+
+async def test_sound_books_pass_every_check_and_each_looked_at_what_there_is(used: Shop, database_kind: str) -> None:
     checks = await audit(used.store)
-    assert [check.name for check in checks] == NAMES
+    assert [check.name for check in checks] == NAMES[database_kind] + OURS
     rows = {check.name: check.rows for check in checks}
     calls = await used.count("usage")
     assert (rows["prices"], rows["who pays"], rows["settled once"]) == (calls, calls, calls)
     assert rows["zero sum"] == calls + await used.count("transfer")
     assert (rows["balances"], rows["day digests"], rows["price lists"]) == (7, 4, 1)
-    assert (rows["live holds"], rows["triggers"]) == (1, 8)
+    assert (rows["live holds"], rows["triggers"]) == (1, {"sqlite": 8, "postgresql": 15}[database_kind])
 
 
 async def test_empty_books_are_sound(shop: Shop) -> None:
     assert broken(await audit(shop.store)) == set()
 
 
-async def test_a_break_is_told_with_its_figures_and_many_are_counted(used: Shop) -> None:
-    tamper(used, "UPDATE account SET topped_up_nanos = topped_up_nanos + 1")
+async def test_a_break_is_told_with_its_figures_and_many_are_counted(used: Shop, tamper: Tamper) -> None:
+    tamper("UPDATE account SET topped_up_nanos = topped_up_nanos + 1")
     (found,) = [check for check in await audit(used.store) if not check.ok]
     assert "account 1 has topped up 1000000000001, its deposits say 1000000000000" in found.detail
     assert found.detail.endswith("; and 4 more")
 
 
 async def test_a_call_that_nobody_serves_any_more_is_stuck_money(used: Shop) -> None:
-    tool = await open_store(used.store.path)
+    tool = await open_store(used.url)
     assert broken(await audit(tool)) == set()
+    await used.runs.end(used.now_us)
     await used.store.close()
     assert broken(await audit(tool)) == {"live holds"}
     await tool.close()
-    used.store = await open_store(used.store.path)
 
 
+@on_sqlite
 async def test_a_page_that_was_overwritten_is_found_and_the_other_checks_still_answer(used: Shop) -> None:
     await used.store.close()
-    connection = apsw.Connection(str(used.store.path))
+    connection = apsw.Connection(str(sqlite_path(used.url)))
     connection.pragma("wal_checkpoint(TRUNCATE)")
     rows = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'api_key_by_account'").fetchall()
     page = int(str(rows[0][0])) - 1
     size = connection.pragma("page_size")
     connection.close()
-    with used.store.path.open("r+b") as file:
+    with sqlite_path(used.url).open("r+b") as file:
         file.seek(page * size + size // 2)
         file.write(b"\xff" * (size // 2))
-    used.store = await open_store(used.store.path, serving=True)
+    used.store = await open_store(used.url, serving=True)
     checks = await audit(used.store)
     assert "file" in broken(checks)
     assert {"balances", "prices", "zero sum"} & broken(checks) == set()
-    assert len(checks) == len(NAMES)
+    assert len(checks) == len(NAMES["sqlite"] + OURS)
 
 
 async def test_a_sample_looks_at_that_share_of_the_calls(used: Shop) -> None:
@@ -322,7 +413,7 @@ async def test_it_tells_how_far_it_has_come(used: Shop) -> None:
 
 async def test_it_raises_no_alarm_while_calls_come_and_go(used: Shop) -> None:
     """Balances move between any two of its statements, and never within one."""
-    tool = await open_store(used.store.path)
+    tool = await open_store(used.url)
     running = True
 
     async def customers() -> None:

@@ -13,9 +13,10 @@ class Notebook:
     """A store that only notes how many commands came at once."""
 
     def __init__(self) -> None:
+        self.lanes = 1
         self.sizes: list[int] = []
 
-    async def apply(self, batch: Sequence[Command]) -> list[Answer | Exception]:
+    async def apply(self, batch: Sequence[Command], _lane: int) -> list[Answer | Exception]:
         self.sizes.append(len(batch))
         return [Posted(now=True) for _ in batch]
 

@@ -20,6 +20,34 @@ RISKS: Final = {
     "full_page_writes": "a crash of the machine can corrupt the books",
     "synchronous_commit": "a crash can lose charges that were answered for",
 }
+_CONSTRAINTS: Final = {
+    "account_pkey": "PRIMARY KEY (id)",
+    "account_email_key": "UNIQUE (email)",
+    "account_check": "CHECK (posted_nanos >= held_nanos)",
+    "account_held_nanos_check": "CHECK (held_nanos >= 0)",
+    "account_open_holds_check": "CHECK (open_holds >= 0)",
+    "account_status_check": "CHECK (status = ANY (ARRAY['active'::text, 'suspended'::text, 'closed'::text]))",
+    "api_key_pkey": "PRIMARY KEY (id)",
+    "api_key_hash_key": "UNIQUE (hash)",
+    "api_key_account_id_fkey": "FOREIGN KEY (account_id) REFERENCES account(id)",
+    "run_pkey": "PRIMARY KEY (id)",
+    "price_list_pkey": "PRIMARY KEY (version)",
+    "hold_pkey": "PRIMARY KEY (request_id)",
+    "hold_amount_nanos_check": "CHECK (amount_nanos >= 0)",
+    "usage_pkey": "PRIMARY KEY (request_id)",
+    "usage_kind_check": "CHECK (kind = ANY (ARRAY['exact'::text, 'estimated'::text, 'waived'::text, 'failed'::text, "
+    "'recovered'::text, 'late'::text]))",
+    "usage_check": "CHECK (cost_nanos = (charged_nanos + shortfall_nanos + waived_nanos))",
+    "usage_charged_nanos_check": "CHECK (charged_nanos >= 0)",
+    "usage_shortfall_nanos_check": "CHECK (shortfall_nanos >= 0)",
+    "usage_waived_nanos_check": "CHECK (waived_nanos >= 0)",
+    "transfer_pkey": "PRIMARY KEY (id)",
+    "transfer_check": "CHECK (debit_account <> credit_account)",
+    "transfer_amount_nanos_check": "CHECK (amount_nanos > 0)",
+    "day_close_pkey": "PRIMARY KEY (day)",
+    "lease_pkey": "PRIMARY KEY (name)",
+}
+"""What PostgreSQL makes of the constraints in the migrations, in its own words."""
 
 
 async def version_of(connection: asyncpg.Connection) -> int:
@@ -104,10 +132,11 @@ async def refuse_if_served(connection: asyncpg.Connection) -> None:
 
 
 async def find_faults(connection: asyncpg.Connection) -> list[tuple[str, int, list[str]]]:
-    """See that settings, references, triggers and functions are what keeps the promises (Store.check_itself)."""
+    """See that settings, constraints, triggers and functions are what keeps the promises (Store.check_itself)."""
     return [
         await _settings(connection),
         await _references(connection),
+        await _constraints(connection),
         await _triggers(connection),
         await _functions(connection),
     ]
@@ -121,7 +150,7 @@ async def _settings(connection: asyncpg.Connection) -> tuple[str, int, list[str]
 
 async def _references(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
     faults = []
-    for table in ("hold", "usage"):
+    for table in ("api_key", "hold", "usage"):
         count = await connection.fetchval(
             f"SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM account a WHERE a.id = t.account_id)"  # noqa: S608
         )
@@ -130,13 +159,49 @@ async def _references(connection: asyncpg.Connection) -> tuple[str, int, list[st
     return "references", 0, faults
 
 
+async def _constraints(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
+    """See that the database itself still refuses what must never be, and has looked at all rows there are."""
+    rows = await connection.fetch(
+        "SELECT conname, pg_get_constraintdef(oid, true), convalidated FROM pg_constraint "
+        "WHERE connamespace = current_schema()::regnamespace AND conname = ANY($1)",
+        list(_CONSTRAINTS),
+    )
+    there = {name: (definition, validated) for name, definition, validated in rows}
+    faults = []
+    for name, definition in _CONSTRAINTS.items():
+        if name not in there:
+            faults.append(f"{name} is gone")
+        elif there[name][0].removesuffix(" NOT VALID") != definition:
+            faults.append(f"{name} has been changed")
+        elif not there[name][1]:
+            faults.append(
+                f"{name} has not been checked for the rows there are: ALTER TABLE ... VALIDATE CONSTRAINT {name}"
+            )
+    return "constraints", len(_CONSTRAINTS), faults
+
+
 async def _triggers(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
-    rows = await connection.fetch("SELECT tgname, tgenabled::text FROM pg_trigger WHERE NOT tgisinternal")
-    there = dict(map(tuple, rows))
+    rows = await connection.fetch(
+        "SELECT t.tgname, t.tgenabled::text, pg_get_triggerdef(t.oid, true) FROM pg_trigger t "
+        "JOIN pg_class c ON c.oid = t.tgrelid "
+        "WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace"
+    )
+    there = {name: (enabled, definition) for name, enabled, definition in rows}
     guards = schema.triggers("postgresql")
-    faults = [f"{name} is gone" for name in guards if name not in there]
-    faults += [f"{name} is disabled" for name in guards if there.get(name, "O") not in {"O", "A"}]
+    faults = []
+    for name, definition in guards.items():
+        if name not in there:
+            faults.append(f"{name} is gone")
+        elif there[name][0] not in {"O", "A"}:
+            faults.append(f"{name} is disabled")
+        elif _said(there[name][1]) != _said(definition):
+            faults.append(f"{name} has been changed")
     return "triggers", len(guards), faults
+
+
+def _said(definition: str) -> list[str]:
+    """Give what a trigger's definition says, whatever the order of its events, its defaults left out."""
+    return sorted(definition.replace("FOR EACH STATEMENT ", "").split())
 
 
 async def _functions(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
