@@ -234,8 +234,10 @@ def _check_database(path: Path) -> Iterator[Finding]:
 
 def _check_spool(config: Config) -> Iterator[Finding]:
     """Look at where calls wait that the database cannot take; with SQLite it is on the same disk, and rarely used."""
-    folder = _existing(config.spool_path)
-    if not os.access(folder, os.W_OK | os.X_OK):
+    folder = config.spool_path
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         advice = f"let this user write to {folder}: while the database is away, answers would not be delivered"
         yield Finding("spool", "FAIL", f"{config.spool_path} cannot be written to", advice)
         return
@@ -356,7 +358,7 @@ def _check_public_url(config: Config) -> Iterator[Finding]:
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists():
+    while not folder.is_dir():
         folder = folder.parent
     return folder
 

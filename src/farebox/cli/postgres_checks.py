@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
@@ -33,11 +32,13 @@ async def check_postgres(config: Config) -> list[Finding]:
             connected_ms = (time.monotonic() - begun) * 1000
             findings.append(await _reach(connection, config, connected_ms))
             findings.append(_server(connection, await connection.fetchval("SHOW server_version")))
-            version = await version_of(connection)
-            findings.append(await _schema(connection, version))
             findings += await _settings(connection)
-            findings += await _rights(connection, version)
-            findings.append(await _clock(connection, version))
+            rights = await _rights(connection)
+            findings.append(rights)
+            if rights.status != "FAIL":
+                version = await version_of(connection)
+                findings.append(await _schema(connection, version))
+                findings.append(await _clock(connection, version))
             findings.append(await _connections(connection, config.server.workers))
     except StoreUnavailable as error:
         advice = "check [database] url, that the server runs, and that its pg_hba.conf lets this machine in"
@@ -83,38 +84,36 @@ async def _settings(connection: asyncpg.Connection) -> list[Finding]:
     rows = await connection.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(_SETTINGS))
     values = dict(map(tuple, rows))
     findings = [
-        Finding("settings", "FAIL", f"{name} is {values[name]}", f"set it to on: {risk}")
+        Finding("durability", "FAIL", f"{name} is {values[name]}", f"set it to on: {risk}")
         for name, risk in RISKS.items()
         if values.get(name) in {"off", "local"}
     ]
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
-        findings.append(Finding("settings", "FAIL", "the server is a standby: it only reads", "name the primary"))
+        findings.append(Finding("durability", "FAIL", "the server is a standby: it only reads", "name the primary"))
     elif values.get("default_transaction_read_only") == "on":
         advice = "ALTER DATABASE or ALTER ROLE … RESET default_transaction_read_only"
-        findings.append(Finding("settings", "FAIL", "the database takes no writes", advice))
+        findings.append(Finding("durability", "FAIL", "the database takes no writes", advice))
     if not findings:
-        findings.append(Finding("settings", "ok", ", ".join(f"{name} {values.get(name)}" for name in RISKS)))
+        findings.append(Finding("durability", "ok", ", ".join(f"{name} {values.get(name)}" for name in RISKS)))
     if values.get("data_checksums") == "off":
         advice = "stop the server and run pg_checksums --enable: a disk that rots is found before it is believed"
-        findings.append(Finding("settings", "warn", "data_checksums is off", advice))
+        findings.append(Finding("durability", "warn", "data_checksums is off", advice))
     return findings
 
 
-async def _rights(connection: asyncpg.Connection, version: int) -> list[Finding]:
+async def _rights(connection: asyncpg.Connection) -> Finding:
     """See that this role can do what a server does, and no more than it needs."""
-    role, is_super, may_create = await connection.fetchrow(
+    role, is_super, may_create, has_tables = await connection.fetchrow(
         "SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), "
-        "has_schema_privilege(current_schema(), 'CREATE')"
+        "has_schema_privilege(current_schema(), 'CREATE'), to_regclass('account') IS NOT NULL"
     )
-    lacking = await _lacking(connection) if version else []
-    if version == 0 and not may_create:
-        lacking = [f"CREATE on the schema {await connection.fetchval('SELECT current_schema()')}"]
+    lacking = await _lacking(connection) if has_tables else [] if may_create else ["CREATE on the schema"]
     if lacking:
         advice = f"let {role} own the database and all in it: `farebox migrate` changes tables as well"
-        return [Finding("rights", "FAIL", f"{role} lacks {', '.join(lacking)}", advice)]
+        return Finding("rights", "FAIL", f"{role} lacks {', '.join(lacking)}", advice)
     if is_super:
         advice = "give the gateway a role of its own, which owns its database and nothing else"
-        return [Finding("rights", "warn", f"{role} is a superuser", advice)]
+        return Finding("rights", "warn", f"{role} is a superuser", advice)
     strangers = await connection.fetchval(
         "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1) "
         "AND NOT pg_has_role(current_user, tableowner, 'MEMBER')",
@@ -122,8 +121,8 @@ async def _rights(connection: asyncpg.Connection, version: int) -> list[Finding]
     )
     if strangers:
         advice = "serving works; `farebox migrate` needs the owner"
-        return [Finding("rights", "warn", f"{role} does not own the tables", advice)]
-    return [Finding("rights", "ok", f"{role} owns what it needs")]
+        return Finding("rights", "warn", f"{role} does not own the tables", advice)
+    return Finding("rights", "ok", f"{role} owns what it needs")
 
 
 async def _lacking(connection: asyncpg.Connection) -> list[str]:
@@ -131,7 +130,7 @@ async def _lacking(connection: asyncpg.Connection) -> list[str]:
         "SELECT right_name || ' on ' || name FROM unnest($1::text[]) AS name, "
         "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS right_name "
         "WHERE to_regclass(name) IS NOT NULL AND NOT has_table_privilege(name, right_name)",
-        [*schema.TABLES, "lease"],
+        [*schema.TABLES, "lease", "schema_version"],
     )
     return [words for (words,) in rows[:4]]
 
@@ -142,11 +141,8 @@ async def _clock(connection: asyncpg.Connection, version: int) -> Finding:
     there_us = int(await connection.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"))
     here = (before + time.time()) / 2
     skew_s = there_us / US_PER_S - here
-    newest_us = 0
-    if version:
-        newest = "SELECT greatest((SELECT max(at) FROM usage), (SELECT max(at) FROM transfer))"
-        with suppress(asyncpg.InsufficientPrivilegeError):  # told by the check of rights
-            newest_us = int(await connection.fetchval(newest) or 0)
+    newest = "SELECT greatest((SELECT max(at) FROM usage), (SELECT max(at) FROM transfer))"
+    newest_us = int(await connection.fetchval(newest) or 0) if version else 0
     told = f"the database's says {iso(there_us)}, {abs(skew_s):.3f} s {'ahead of' if skew_s > 0 else 'behind'} ours"
     if newest_us > there_us + 60 * US_PER_S:
         return Finding("clock", "FAIL", f"{told}, and before the newest entry, {iso(newest_us)}", "let NTP keep it")
