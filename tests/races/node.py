@@ -148,9 +148,12 @@ class Rival:
         done = msgspec.json.Decoder(Done)
         while line := await self._process.stdout.readline():
             what = done.decode(line)
-            self._waiting.pop(what.number).set_result(what.events)
+            waiting = self._waiting.pop(what.number)
+            if not waiting.cancelled():
+                waiting.set_result(what.events)
         for waiting in self._waiting.values():
-            waiting.set_exception(AssertionError("the other process is gone"))
+            if not waiting.cancelled():
+                waiting.set_exception(AssertionError("the other process is gone"))
 
 
 @contextlib.asynccontextmanager
