@@ -340,7 +340,7 @@ async def test_a_guard_that_was_taken_away_or_changed_in_postgresql_is_missed(
 @on_postgresql
 async def test_every_guard_that_there_is_in_postgresql_is_watched(used: Shop, cluster: Cluster) -> None:
     there = cluster.fetch(
-        "SELECT (SELECT count(*) FROM pg_constraint WHERE contype IN ('c', 'f', 'p', 'u', 'x') AND connamespace = n.oid "
+        "SELECT (SELECT count(*) FROM pg_constraint WHERE contype IN ('c', 'f', 'p', 'u') AND connamespace = n.oid "
         "AND conname <> 'schema_version_pkey'), (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal), "
         "(SELECT count(*) FROM pg_proc WHERE pronamespace = n.oid) FROM pg_namespace n WHERE nspname = 'public'",
         database=name_of(used.url),
