@@ -144,7 +144,7 @@ async def test_a_schema_of_a_newer_farebox_is_refused(database_url: str) -> None
 
 async def test_a_database_without_tables_is_not_made_by_a_reader(cluster: Cluster) -> None:
     with cluster.database() as url:
-        with pytest.raises(StoreUnavailable, match="has no tables yet"):
+        with pytest.raises(StoreUnavailable, match="has no books in it yet"):
             await open_store(url, create=False)
         await (await open_store(url)).close()
         await (await open_store(url, create=False)).close()

@@ -26,6 +26,7 @@ from tests.cli.test_servers import environment
 from tests.cluster import Cluster
 from tests.databases import Databases, name_of, read, sqlite_path, write
 from tests.history import write_history
+from tests.old_schema import write_old_books
 from tests.stage import Person, config_text, open_stage
 
 DIRECTIONS = (("sqlite", "postgresql"), ("postgresql", "sqlite"))
@@ -242,6 +243,12 @@ def test_books_that_do_not_hold_are_not_moved(farebox: Farebox, places: Places) 
     asyncio.run(write_history(places.old))
     write(places.old, "UPDATE account SET posted_nanos = posted_nanos + 1 WHERE id = 1")
     refuse(farebox, places, "the old books do not hold, nothing was moved; balances: account 1 has")
+
+
+def test_books_of_an_older_schema_are_not_moved(farebox: Farebox, tmp_path: Path) -> None:
+    places = Places(f"sqlite:///{tmp_path}/farebox.db", f"sqlite:///{tmp_path}/new.db")
+    write_old_books(places.old, tmp_path)
+    refuse(farebox, places, "has schema 1, this farebox needs 2")
 
 
 def test_what_makes_no_sense_is_refused_in_words(farebox: Farebox, tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ def test_a_new_database_is_made_by_migrate_as_well(farebox: Farebox, empty_url: 
     due = farebox("migrate", "--check", "--json")
     assert (due.code, due.json["schema"]) == (1, 0)
     assert [step["version"] for step in due.json["to_do"]] == list(range(1, schema.VERSION + 1))
+    looked = farebox("audit")
+    assert looked.code == 1
+    assert "there is no database" in looked.err or "has no books in it yet; `farebox migrate`" in looked.err
     assert "schema 2: many processes" in farebox("migrate").out
     assert farebox("audit").code == 0
 

@@ -65,10 +65,7 @@ async def prepare(connection: asyncpg.Connection) -> None:
 
 async def check_schema(connection: asyncpg.Connection, where: str) -> None:
     """Refuse a database with another schema. Raises StoreUnavailable."""
-    version = await version_of(connection)
-    wrong = (
-        f"the database {where} has no tables yet" if version == 0 else schema.advice(f"the database {where}", version)
-    )
+    wrong = schema.advice(f"the database {where}", await version_of(connection))
     if wrong is not None:
         raise StoreUnavailable(wrong)
 
