@@ -289,3 +289,21 @@ def test_every_table_is_moved_in_the_order_of_its_key(database_url: str) -> None
         }
     assert {name for (name,) in tables} - {"lease", "schema_version"} == set(schema.TABLES)
     assert {table: keys[table] for table in schema.TABLES} == schema.TABLES
+
+
+def test_a_commit_whose_answer_is_lost_is_told_as_such(
+    farebox: Farebox, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(write_history(places.old))
+    for kind in (_SqliteSealed, _PostgresSealed):
+        real = kind.commit
+
+        async def commit(self: object, real: object = real) -> None:
+            await real(self)  # type: ignore[operator]
+            raise StoreUnavailable("the connection was cut")
+
+        monkeypatch.setattr(kind, "commit", commit)
+    told = farebox(*places.words)
+    assert told.code == 1
+    assert "the books may have arrived or not: move again" in told.err
+    assert "has books in it already" in farebox(*places.words).err

@@ -13,7 +13,7 @@ import msgspec
 
 from farebox.books.audit import Progress, audit
 from farebox.books.spool import waiting_in
-from farebox.errors import FareboxError
+from farebox.errors import FareboxError, StoreUnavailable
 from farebox.store.protocol import Reading, Row
 from farebox.store.schema import TABLES
 from farebox.store.sealed import Sealed, open_sealed
@@ -37,7 +37,7 @@ async def move(source_url: str, target_url: str, *, spools: Sequence[Path], tell
                 rows[table] = await _copy(source, target, table, tell)
             await target.settle_in()
             await _prove(target, "new", tell)
-            await target.commit()
+            await _commit(target)
     return rows
 
 
@@ -71,6 +71,15 @@ async def _prove(books: Reading, which: str, tell: Progress) -> None:
     broken = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
     if broken:
         raise FareboxError(f"the {which} books do not hold, nothing was moved; {'; '.join(broken)}")
+
+
+async def _commit(target: Sealed) -> None:
+    try:
+        await target.commit()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"{error}; the books may have arrived or not: move again, and if that finds them there, they have"
+        ) from error
 
 
 async def _copy(source: Sealed, target: Sealed, table: str, tell: Progress) -> int:

@@ -88,7 +88,11 @@ class _SqliteSealed:
         self._lock = sqlite.lock(path)
         try:
             self._connection = sqlite.connect(path, steady_clock())
-            self._begin()
+            try:
+                self._begin()
+            except BaseException:
+                self._connection.close()
+                raise
         except BaseException:
             os.close(self._lock)
             raise
