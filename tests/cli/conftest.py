@@ -44,3 +44,11 @@ def farebox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return Run(int(ended.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def at_books(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let commands find their books in the database of the test; answers its URL."""
+    request.getfixturevalue("farebox")  # which cleans the environment
+    monkeypatch.setenv("FAREBOX_DATABASE_URL", database_url)
+    return database_url

@@ -1,12 +1,14 @@
 """Accounts and keys by hand: what scripts get, what is refused, and that money moves once and exactly."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from farebox.ids import key_hash, key_is_well_formed
 from tests.cli.conftest import Farebox
+from tests.databases import on_sqlite, read
+
+pytestmark = pytest.mark.usefixtures("at_books")
 
 ACCOUNT_FIELDS = {
     "account_id", "email", "plan", "status", "balance_nanos", "held_nanos", "free_nanos", "topped_up_nanos",
@@ -97,7 +99,7 @@ def test_an_account_is_suspended_and_resumed(farebox: Farebox) -> None:
     assert farebox("account", "resume", "alice@example.com", "--json").json["status"] == "active"
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(farebox: Farebox, tmp_path: Path) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(farebox: Farebox, at_books: str, tmp_path: Path) -> None:
     farebox("account", "create", "alice@example.com")
     made = farebox("key", "create", "alice@example.com", "--name", "laptop", "--json").json
     assert key_is_well_formed(made["key"], "sk-cc-")
@@ -105,9 +107,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(farebox: Farebox, tmp_path: Path
     listed = farebox("key", "list", "alice@example.com", "--json")
     assert made["key"] not in listed.out
     assert listed.lines == [{name: value for name, value in made.items() if name != "key"}]
-    assert sqlite3.connect(tmp_path / "farebox.db").execute("SELECT hash FROM api_key").fetchall() == [
-        (key_hash(made["key"].encode()),)
-    ]
+    assert read(at_books, "SELECT hash FROM api_key") == [(key_hash(made["key"].encode()),)]
     assert made["key"].encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
@@ -154,6 +154,7 @@ def test_who_is_not_there_is_told_in_one_line(farebox: Farebox, words: tuple[str
     assert '{"error": {"message": "there is no ' in refused.err
 
 
+@on_sqlite
 def test_a_plan_that_is_not_offered_is_refused_before_anything_is_made(farebox: Farebox, tmp_path: Path) -> None:
     refused = farebox("account", "create", "alice@example.com", "--plan", "gold")
     assert refused.code == 2

@@ -1,7 +1,6 @@
 """Reports, settings and the doctor: stable JSON, honest exit codes, and nothing changed by looking."""
 
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from farebox import __version__
 from farebox.config.load import load_config
 from tests.cli.conftest import Farebox
+from tests.databases import write
 
 SIMULATOR = '[server]\nport = 0\nmetrics = "off"\n[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
 CALL_FIELDS = {
@@ -17,21 +17,21 @@ CALL_FIELDS = {
 }  # fmt: skip
 
 
-def put_calls(db: sqlite3.Connection, count: int) -> None:
+def put_calls(url: str, count: int) -> None:
     """Write usage rows as the gateway would, one a second."""
-    db.executemany(
+    insert = (
         "INSERT INTO usage (request_id, at, account_id, key_id, kind, model, asked_model, price_version, "
         "input_tokens, output_tokens, cost_nanos, list_nanos, charged_nanos, shortfall_nanos, waived_nanos, "
         "status, outcome, message_id) VALUES (?, ?, 1, 1, 'exact', 'm', 'm', 1, 10, 20, 7, 14, 7, 0, 0, "
-        "200, 'finished', ?)",
-        [(n.to_bytes(16, "big"), 1_700_000_000_000_000 + n * 1_000_000, f"msg_{n}") for n in range(count)],
+        "200, 'finished', ?)"
     )
+    moments = ((n, 1_700_000_000_000_000 + n * 1_000_000) for n in range(count))
+    write(url, *((insert, (n.to_bytes(16, "big"), at, f"msg_{n}")) for n, at in moments))
 
 
-def test_usage_gives_one_object_a_line_with_stable_names(farebox: Farebox, tmp_path: Path) -> None:
+def test_usage_gives_one_object_a_line_with_stable_names(farebox: Farebox, at_books: str) -> None:
     farebox("account", "create", "alice@example.com")
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        put_calls(db, 3)
+    put_calls(at_books, 3)
     calls = farebox("usage", "--account", "alice@example.com", "--json").lines
     assert set(calls[0]) >= CALL_FIELDS
     assert [call["message_id"] for call in calls] == ["msg_0", "msg_1", "msg_2"]
@@ -40,10 +40,9 @@ def test_usage_gives_one_object_a_line_with_stable_names(farebox: Farebox, tmp_p
     assert calls[0]["charged_nanos"] == 7
 
 
-def test_usage_is_limited_to_the_last_calls_unless_all_are_asked_for(farebox: Farebox, tmp_path: Path) -> None:
+def test_usage_is_limited_to_the_last_calls_unless_all_are_asked_for(farebox: Farebox, at_books: str) -> None:
     farebox("account", "create", "alice@example.com")
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        put_calls(db, 2_500)
+    put_calls(at_books, 2_500)
     names = [call["message_id"] for call in farebox("usage", "--json", "--limit", "2").lines]
     assert names == ["msg_2498", "msg_2499"]
     assert farebox("usage").out.count("alice@example.com") == 50
@@ -55,12 +54,11 @@ def test_usage_is_limited_to_the_last_calls_unless_all_are_asked_for(farebox: Fa
     assert "2,500 calls, $0.0000175 charged" in farebox("usage", "--all").out
 
 
-def test_a_statement_ends_at_the_balance(farebox: Farebox, tmp_path: Path) -> None:
+def test_a_statement_ends_at_the_balance(farebox: Farebox, at_books: str) -> None:
     farebox("account", "create", "alice@example.com", "--credit", "1")
     farebox("account", "credit", "alice@example.com", "2", "--gift")
     farebox("account", "debit", "alice@example.com", "0.5")
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        put_calls(db, 2)
+    put_calls(at_books, 2)
     entries = farebox("ledger", "--account", "alice@example.com", "--json").lines
     assert [entry["code"] for entry in entries] == ["usage", "usage", "deposit", "promotion", "debit"]
     assert [entry["balance_nanos"] for entry in entries][-1] == 2_500_000_000 - 14
@@ -69,24 +67,22 @@ def test_a_statement_ends_at_the_balance(farebox: Farebox, tmp_path: Path) -> No
     assert "-$0.50" in farebox("ledger", "--account", "1").out
 
 
-def test_the_totals_of_all_accounts_are_zero(farebox: Farebox, tmp_path: Path) -> None:
+def test_the_totals_of_all_accounts_are_zero(farebox: Farebox, at_books: str) -> None:
     farebox("account", "create", "alice@example.com", "--credit", "1")
     farebox("account", "credit", "alice@example.com", "2", "--gift")
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        put_calls(db, 2)
+    put_calls(at_books, 2)
     totals = farebox("ledger", "--totals", "--json").json["totals_nanos"]
     assert sum(totals.values()) == 0
     assert totals["customers"] == 3_000_000_000 - 14
     assert totals["house:promotion"] == -2_000_000_000
 
 
-def test_audit_exits_with_1_when_the_books_are_broken(farebox: Farebox, tmp_path: Path) -> None:
+def test_audit_exits_with_1_when_the_books_are_broken(farebox: Farebox, at_books: str) -> None:
     farebox("account", "create", "alice@example.com", "--credit", "1")
     sound = farebox("audit", "--json")
     assert sound.code == 0, sound.out
     assert all(check["ok"] for check in sound.lines)
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        db.execute("UPDATE account SET posted_nanos = posted_nanos + 1")
+    write(at_books, "UPDATE account SET posted_nanos = posted_nanos + 1")
     broken = farebox("audit")
     assert broken.code == 1
     assert "BROKEN" in broken.out
@@ -194,8 +190,8 @@ def test_the_doctor_finds_what_would_fail(farebox: Farebox, tmp_path: Path) -> N
 def test_the_doctor_finds_a_clock_that_was_set_back(farebox: Farebox, tmp_path: Path) -> None:
     (tmp_path / "farebox.toml").write_text(SIMULATOR)
     farebox("account", "create", "alice@example.com")
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        db.execute("INSERT INTO transfer VALUES ('x', 4000000000000000, 'house:a', 'house:b', 1, 'c', 'a', 'm')")
+    later = "INSERT INTO transfer VALUES ('x', 4000000000000000, 'house:a', 'house:b', 1, 'c', 'a', 'm')"
+    write(f"sqlite:///{tmp_path}/farebox.db", later)
     seen = farebox("doctor", "--offline")
     assert seen.code == 1
     assert "is before the newest entry" in seen.out

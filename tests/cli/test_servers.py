@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.test_operator import put_calls
+from tests.stage import config_text
 
 COMMAND = [sys.executable, "-c", "from farebox.cli import main; main()"]
 HELLO = {"model": "claude-sonnet-4-6", "max_tokens": 64, "messages": [{"role": "user", "content": "Hello!"}]}
@@ -134,19 +134,19 @@ def test_a_key_of_our_own_in_the_environment_is_not_taken_for_a_real_one(tmp_pat
         assert json.loads(line)["upstream"] == "simulator"
 
 
-def test_a_running_server_sees_what_the_command_line_changes(tmp_path: Path) -> None:
-    with running("demo", "--port", "0", "--data", "d", "--json", cwd=tmp_path) as (_, line):
-        shown = json.loads(line)
-        config = ("--config", shown["config"])
-        (made,) = run(*config, "account", "create", "new@example.com", "--credit", "1", "--json", cwd=tmp_path)
-        (key,) = run(*config, "key", "create", "new@example.com", "--name", "k", "--json", cwd=tmp_path)
-        assert post(shown["base_url"], key["key"], HELLO)[0] == 200
-        run(*config, "account", "suspend", str(made["account_id"]), "--json", cwd=tmp_path)
-        assert answers_within_a_second(shown["base_url"], key["key"], {401, 403})
-        run(*config, "account", "resume", "new@example.com", "--json", cwd=tmp_path)
-        assert answers_within_a_second(shown["base_url"], key["key"], {200})
-        run(*config, "key", "revoke", str(key["key_id"]), "--json", cwd=tmp_path)
-        assert answers_within_a_second(shown["base_url"], key["key"], {401})
+def test_a_running_server_sees_what_the_command_line_changes(tmp_path: Path, database_url: str) -> None:
+    (tmp_path / "farebox.toml").write_text(config_text(tmp_path, database_url=database_url))
+    with running("serve", cwd=tmp_path, reads="stderr") as (_, logged):
+        base_url = f"http://127.0.0.1:{json.loads(logged)['port']}"
+        (made,) = run("account", "create", "new@example.com", "--credit", "1", "--json", cwd=tmp_path)
+        (key,) = run("key", "create", "new@example.com", "--name", "k", "--json", cwd=tmp_path)
+        assert post(base_url, key["key"], HELLO)[0] == 200
+        run("account", "suspend", str(made["account_id"]), "--json", cwd=tmp_path)
+        assert answers_within_a_second(base_url, key["key"], {401, 403})
+        run("account", "resume", "new@example.com", "--json", cwd=tmp_path)
+        assert answers_within_a_second(base_url, key["key"], {200})
+        run("key", "revoke", str(key["key_id"]), "--json", cwd=tmp_path)
+        assert answers_within_a_second(base_url, key["key"], {401})
 
 
 def answers_within_a_second(base_url: str, key: str, statuses: set[int]) -> bool:
@@ -169,10 +169,10 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
             assert "Traceback" not in refused.stderr
 
 
-def test_a_configuration_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_configuration_serves_until_it_is_told_to_stop(tmp_path: Path, database_url: str) -> None:
     with running("simulate", "--port", "0", "--json", "--speed", "0", "--api-key", "up", cwd=tmp_path) as (_, line):
         (tmp_path / "farebox.toml").write_text(
-            '[server]\nport = 0\nmetrics = "off"\n'
+            f'[server]\nport = 0\nmetrics = "off"\n[database]\nurl = "{database_url}"\n'
             '[[upstreams]]\nname = "sim"\nkind = "anthropic"\napi_key = "file:key"\n'
             f"base_url = {json.dumps(json.loads(line)['base_url'])}\n"
         )
@@ -191,8 +191,7 @@ def test_a_configuration_serves_until_it_is_told_to_stop(tmp_path: Path) -> None
 
 def test_a_reader_that_leaves_early_is_no_accident(tmp_path: Path) -> None:
     attempt("account", "create", "alice@example.com", cwd=tmp_path)
-    with sqlite3.connect(tmp_path / "farebox.db") as db:
-        put_calls(db, 5_000)
+    put_calls(f"sqlite:///{tmp_path}/farebox.db", 5_000)
     told = subprocess.run(
         ["sh", "-c", '"$0" "$@" | head -n 1', *COMMAND, "usage", "--all", "--json"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=30,

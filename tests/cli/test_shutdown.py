@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +15,10 @@ from farebox.books.ledger import Ledger, credit
 from farebox.clock import steady_clock
 from farebox.config import load_config
 from farebox.http.client import Answer, HttpClient, Origin, UpstreamError
-from farebox.store.sqlite import open_store
+from farebox.store.open import open_store
 from farebox.upstreams.simulator import Simulator
 from tests.cli.test_servers import COMMAND, environment
+from tests.databases import read
 from tests.gateway.play import Heard, eventually, message
 
 USD = 10**9
@@ -29,13 +29,13 @@ class Served:
     """A gateway process, and a customer with a key."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, port: int, key: str, simulator: Simulator, directory: Path
+        self, process: asyncio.subprocess.Process, port: int, key: str, simulator: Simulator, database_url: str
     ) -> None:
         self.process = process
         self.port = port
         self.simulator = simulator
         self._key = key
-        self._directory = directory
+        self._database_url = database_url
         self.client = HttpClient(Origin("http", "127.0.0.1", port, ""), connect_s=2, connections=20)
 
     async def ask(self, text: str, *, stream: bool = True) -> Answer:
@@ -64,11 +64,7 @@ class Served:
         return len(self.simulator.requests) == 2
 
     def rows(self, sql: str) -> list[tuple[object, ...]]:
-        db = sqlite3.connect(self._directory / "farebox.db")
-        try:
-            return db.execute(sql).fetchall()
-        finally:
-            db.close()
+        return read(self._database_url, sql)
 
     def check_books(self, *ends: tuple[str, str]) -> None:
         """No hold is left, the calls ended so, and only what is no longer waived was paid."""
@@ -82,17 +78,18 @@ class Served:
 
 
 @asynccontextmanager
-async def served(directory: Path, shutdown_s: float) -> AsyncIterator[Served]:
+async def served(directory: Path, database_url: str, shutdown_s: float) -> AsyncIterator[Served]:
     simulator = Simulator(speed=0, api_key="theirs")
     await simulator.listen()
     path = directory / "farebox.toml"
     path.write_text(
         f'[server]\nport = 0\nmetrics = "off"\nshutdown_s = {shutdown_s}\n[limits]\ndrain_s = 0\n'
+        f'[database]\nurl = "{database_url}"\n'
         '[[upstreams]]\nname = "sim"\nkind = "anthropic"\napi_key = "theirs"\n'
         f'base_url = "http://127.0.0.1:{simulator.port}"\n'
     )
     config, clock = load_config(path, {}), steady_clock()
-    store = await open_store(config.database_path, plans=config.plans, clock=clock, serving=False)
+    store = await open_store(config.books_url, plans=config.plans, clock=clock, serving=False)
     account = await create_account(store, "alice@example.com", "pro", clock())
     _, key = await create_key(store, account.id, "k", "sk-cc-", clock())
     await Ledger(store).post(credit("c", account.id, USD, code="credit", actor="test", memo=""))
@@ -102,7 +99,7 @@ async def served(directory: Path, shutdown_s: float) -> AsyncIterator[Served]:
     )
     assert process.stderr is not None
     port = json.loads(await process.stderr.readline())["port"]
-    opened = Served(process, port, key, simulator, directory)
+    opened = Served(process, port, key, simulator, database_url)
     try:
         yield opened
     finally:
@@ -113,8 +110,8 @@ async def served(directory: Path, shutdown_s: float) -> AsyncIterator[Served]:
         await simulator.close()
 
 
-async def test_sigterm_closes_the_doors_lets_calls_end_and_exits_with_0(tmp_path: Path) -> None:
-    async with served(tmp_path, 20) as server, asyncio.timeout(15):
+async def test_sigterm_closes_the_doors_lets_calls_end_and_exits_with_0(tmp_path: Path, database_url: str) -> None:
+    async with served(tmp_path, database_url, 20) as server, asyncio.timeout(15):
         heard = await server.listen("[[sim tokens=60 rate=60 ttft=0]]")
         await heard.has(b"content_block_delta")
         asking = asyncio.create_task(server.ask("[[sim delay=600 tokens=30]]", stream=False))
@@ -133,9 +130,9 @@ async def test_sigterm_closes_the_doors_lets_calls_end_and_exits_with_0(tmp_path
 
 @pytest.mark.parametrize("second", [False, True])
 async def test_streams_are_ended_free_of_charge_when_the_time_is_up_or_a_second_sigterm_comes(
-    tmp_path: Path, *, second: bool
+    tmp_path: Path, database_url: str, *, second: bool
 ) -> None:
-    async with served(tmp_path, 60 if second else 0.5) as server, asyncio.timeout(10):
+    async with served(tmp_path, database_url, 60 if second else 0.5) as server, asyncio.timeout(10):
         heard = [await server.listen(SLOW) for _ in range(3)]
         for stream in heard:
             await stream.has(b"content_block_delta")
@@ -157,8 +154,10 @@ async def test_streams_are_ended_free_of_charge_when_the_time_is_up_or_a_second_
         await eventually(server.has_left_upstream)
 
 
-async def test_sigterm_without_calls_ends_the_process_at_once_whatever_connections_idle(tmp_path: Path) -> None:
-    async with served(tmp_path, 30) as server, asyncio.timeout(5):
+async def test_sigterm_without_calls_ends_the_process_at_once_whatever_connections_idle(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with served(tmp_path, database_url, 30) as server, asyncio.timeout(5):
         answer = await server.ask("Hello", stream=False)
         await answer.read(2**20)
         server.process.send_signal(signal.SIGTERM)
