@@ -17,7 +17,6 @@ from farebox.books.days import close_days
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
 from farebox.books.prices import pin_prices
-from farebox.books.runs import BEATS_PER_LEASE
 from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
@@ -136,7 +135,7 @@ class Gateway:
             warn=self.log.warning,
             alert=self.log.error,
         )
-        store, ledger = books.store, books.ledger
+        store, ledger, self.clock = books.store, books.ledger, books.clock
         catalogue = await pin_prices(store, config.models, self.clock())
         keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator of this gateway")
         pool = self.pool = await self._make_pool(simulator)
@@ -257,8 +256,7 @@ class Gateway:
         self.jobs.every(5.0, "retry_settlements", settler.retry)
         self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(60.0, "close_days", close_past_days)
-        if store.shared:
-            self.jobs.every(self.config.database.lease_s / BEATS_PER_LEASE, "beat", books.beat)
+        self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
         self.metrics.gauges += [
             ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
             ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
@@ -312,7 +310,7 @@ class Gateway:
             clock=self.clock,
             metrics=self.metrics,
             log_error=self.log.error,
-            is_ready=lambda: self._ready,
+            is_ready=lambda: self._ready and self.books is not None and self.books.available,
         )
         routes.add("POST", "/messages", messages.serve)
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)

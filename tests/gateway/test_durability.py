@@ -189,11 +189,10 @@ async def test_a_stream_goes_on_within_its_hold_while_an_extension_cannot_be_wri
     assert (heard.names[-1], row["kind"], row["output_tokens"]) == ("message_stop", "exact", 6000)
 
 
-async def test_a_stream_whose_hold_can_no_longer_be_extended_ends_free_of_charge(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("farebox.gateway.streaming._STORE_PAUSES_S", (0.01, 0.01))
-    store = trouble(stage)
+async def test_a_stream_whose_hold_can_no_longer_be_extended_ends_free_of_charge(stage: Stage) -> None:
+    store, streams = trouble(stage), stage.gateway._streams
+    assert streams is not None
+    streams._patience_s = 0.1
     store.failing = (Resize,)
     heard = await (await listen(stage, stage.alice, "[[sim tokens=6000 rate=4000 ttft=0]]", max_tokens=20_000)).end()
     row = await books(stage, stage.alice)

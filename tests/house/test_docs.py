@@ -187,7 +187,7 @@ def test_every_alert_is_documented() -> None:
     """What is logged as an error or a warning has a row that says what to do."""
     logged = set()
     for path in (ROOT / "src" / "farebox").rglob("*.py"):
-        logged |= set(re.findall(r'(?:alert|log_error|log\.error|log\.warning)\(\s*"(\w+)"', path.read_text()))
+        logged |= set(re.findall(r'(?:alert|warn|log_error|log\.error|log\.warning)\(\s*"(\w+)"', path.read_text()))
     told = {name for row in rows(section((DOCS / "operating.md").read_text(), "Alerts")) for name in codes(row[0])}
     assert logged
     assert told == logged

@@ -22,37 +22,62 @@ Log = Callable[..., Any]
 
 
 class Bookkeeping:
-    """Store, ledger, run and spool of one process."""
+    """Store, ledger, run and spool of one process, and the clock that all processes of these books share."""
 
-    def __init__(self, store: Store, ledger: Ledger, runs: Runs, spool: Spool, clock: Clock, warn: Log) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, runs: Runs, spool: Spool, clock: Clock, *, warn: Log, alert: Log
+    ) -> None:
         self.store = store
         self.ledger = ledger
         self.runs = runs
         self.spool = spool
-        self._clock = clock
+        self.clock = clock
         self._warn = warn
+        self._alert = alert
+        self._beats_at = 0.0
+        self.available = True
+        """Whether the books could be written when that was last tried."""
 
     async def begin(self) -> None:
         """Begin a run; where nobody else can serve, end the holds that an earlier one left. Raises StoreUnavailable."""
-        await self.runs.begin(self._clock())
+        await self.runs.begin(self.clock())
         if self.store.shared:
+            await self.spool.open()
             return
-        await self.spool.deliver(self.ledger)
+        if not await self.spool.deliver(self.ledger, lambda *_: None):
+            raise StoreUnavailable("charges of an earlier process are in the spool, which cannot be read; see the log")
         orphans = await resolve_orphans(self.store, self.ledger)
         if orphans:
             self._warn("holds_recovered", count=orphans)
 
     async def beat(self) -> None:
-        """Show that this process is alive, and look after what dead ones left. Called by a job."""
-        await self.runs.beat(self._clock())
-        if self.runs.leads:
-            await self.runs.recover()
+        """Show that this process is alive, and look after what dead ones left: when it is time to, or in trouble.
+
+        In trouble it finds out whether the books can be written. Called by a job, about once a second.
+        """
+        now = asyncio.get_running_loop().time()
+        in_trouble = self.ledger.in_trouble or not self.available
+        if not in_trouble and (now < self._beats_at or not self.store.shared):
+            return
+        self._beats_at = now + self.runs.beat_s
+        try:
+            await self.runs.beat(self.clock())
+            if self.runs.leads and self.store.shared:
+                await self.runs.recover()
+        except StoreUnavailable as error:
+            if self.available:
+                self._alert("books_unavailable", error=str(error))
+            self.available = False
+            return
+        if not self.available:
+            self._warn("books_available_again")
+        self.available, self.ledger.in_trouble = True, False
 
     async def close(self) -> None:
         """End the run and close the store. Without a database to tell it to, the others find out by its lease."""
         await self.ledger.drained()
         try:
-            await self.runs.end(self._clock())
+            await self.runs.end(self.clock())
         except StoreUnavailable as error:
             self._warn("run_end_not_written", error=str(error))
         self.spool.close()
@@ -82,12 +107,26 @@ async def open_books(
             told = True
             await asyncio.sleep(_WAIT_PAUSE_S)
     ledger = Ledger(store)
-    books = Bookkeeping(
-        store, ledger, Runs(store, ledger, lease_s=lease_s, warn=warn), Spool(spool, alert=alert), clock, warn
-    )
     try:
+        books = Bookkeeping(
+            store,
+            ledger,
+            Runs(store, ledger, lease_s=lease_s, warn=warn),
+            Spool(spool, alert=alert),
+            await _common_clock(store, clock),
+            warn=warn,
+            alert=alert,
+        )
         await books.begin()
     except BaseException:
         await store.close()
         raise
     return books
+
+
+async def _common_clock(store: Store, clock: Clock) -> Clock:
+    """Give the time of a store that several processes share, whatever the clock of this machine says."""
+    if not store.shared:
+        return clock
+    ahead_us = int((await store.fetch("SELECT now_us()"))[0][0]) - clock()
+    return lambda: clock() + ahead_us

@@ -43,7 +43,9 @@ class Ledger:
         self._store = store
         self._lanes = [_Lane(self, number) for number in range(store.lanes)]
         self.live: set[bytes] = set()
-        """Calls that were let in here and whose end is not in the books yet."""
+        """Calls that were let in here and whose end, which somebody here sees to, is not in the books yet."""
+        self.in_trouble = False
+        """Whether a batch could not be written since somebody last saw to that (Bookkeeping.beat)."""
         self.batches = 0
         self.commands = 0
 
@@ -53,6 +55,24 @@ class Ledger:
         When the caller is cancelled while it waits, a hold it can no longer learn of is ended at once.
         """
         return cast("asyncio.Future[Admission]", self._hand_in(command, command.account_id))
+
+    async def hold(self, command: Admit, patience_s: float) -> Admission:
+        """Admit, and wait for the answer no longer than that. Raises StoreUnavailable.
+
+        Whoever is told nothing, or was cancelled, owns nothing: a hold that has come to be all the same is ended.
+        """
+        answer = self.admit(command)
+        try:
+            async with asyncio.timeout(patience_s):
+                return await answer
+        except TimeoutError as error:
+            if answer.cancelled():
+                raise StoreUnavailable("the database took too long") from error
+            return answer.result()  # it came in the very moment
+        except asyncio.CancelledError:
+            if not answer.cancelled() and answer.exception() is None:
+                self.disown(command, answer.result())
+            raise
 
     def resize(self, command: Resize) -> asyncio.Future[Resized]:
         """Grow or shrink a hold. Idempotent. Raises StoreUnavailable."""
@@ -88,6 +108,23 @@ class Ledger:
         """Wait until everything handed in has been answered."""
         while flushers := [lane.flusher for lane in self._lanes if lane.flusher is not None]:
             await asyncio.wait(flushers)
+
+    def disown(self, command: Command, answer: Answer | Exception) -> None:
+        """End the hold of a call whose caller waits no more. If that fails, it is left to be found as a stray one."""
+        if isinstance(command, Admit) and isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
+            end = Settle(
+                request_id=command.request_id,
+                account_id=command.account_id,
+                kind="waived",
+                model=command.model,
+                outcome="gateway_broke",
+                status=0,
+            )
+            self.settle(end).add_done_callback(lambda ended: self._leave_to_strays(end.request_id, ended))
+
+    def _leave_to_strays(self, request_id: bytes, ended: "asyncio.Future[Settled]") -> None:
+        if not ended.cancelled() and ended.exception() is not None:
+            self.live.discard(request_id)
 
     def _hand_in(self, command: Command, account_id: int) -> "asyncio.Future[Answer]":
         return self._lanes[account_id % len(self._lanes)].hand_in(command)
@@ -129,10 +166,11 @@ class _Lane:
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             answers = [error] * len(batch)
             if isinstance(error, StoreUnavailable):
+                self._ledger.in_trouble = True
                 self._turn_away(error)
         for (command, future), answer in zip(batch, answers, strict=True):
             if future.done():
-                self._nobody_waits(command, answer)
+                self._ledger.disown(command, answer)
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
@@ -146,19 +184,6 @@ class _Lane:
                 self._waiting.append((command, future))
             elif not future.done():
                 future.set_exception(StoreUnavailable(str(error)))
-
-    def _nobody_waits(self, command: Command, answer: Answer | Exception) -> None:
-        if isinstance(command, Admit) and isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
-            self.hand_in(
-                Settle(
-                    request_id=command.request_id,
-                    account_id=command.account_id,
-                    kind="waived",
-                    model=command.model,
-                    outcome="gateway_broke",
-                    status=0,
-                )
-            )
 
 
 def credit(transfer_id: str, account_id: int, amount_nanos: int, *, code: str, actor: str, memo: str) -> Transfer:

@@ -1,9 +1,9 @@
 """Runs: each serving process's claim to be alive, and what becomes of the holds of one that is not (promise 4).
 
-A run keeps a lease and moves it on with a heartbeat. One whose lease has lapsed, and stays lapsed under the eyes of a
-living process for a grace as long again, is given up for good: its money goes back, an empty hold stays behind. Should
-the process only have been paused, its settles still find that hold, once; a day later the call is booked as recovered.
-The time of the leases is the store's own, one clock for all.
+A run keeps a lease and moves it on with a heartbeat. One that has not moved it, under the eyes of a living process, for
+what was left of it and a grace as long again, is given up for good: its money goes back, an empty hold stays behind.
+Should the process only have been paused, its settles still find that hold, once; a day later the call is booked as
+recovered. Leases are dated by the store's clock, one for all, and waited for by the watcher's own (decision 0012).
 """
 
 import asyncio
@@ -18,11 +18,15 @@ from farebox.clock import US_PER_S
 from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Row, Store
 
-BEATS_PER_LEASE: Final = 3
+_BEATS_PER_LEASE: Final = 3
 _TOMBSTONE_US: Final = 24 * 3600 * US_PER_S
 """How long a settle may come late: a machine that comes back within a day still books what it had spooled."""
 _STRAY_US: Final = 30 * US_PER_S
+_PATIENCE_S: Final = 3.0
+_SHORTEST_PATIENCE_S: Final = 1.0
 _LEADER: Final = "leader"
+_LONGEST_LEASE_S: Final = 300.0
+"""No lease is longer (`[database] lease_s`): the rest of one is, when the store's clock has been set back."""
 Log = Callable[..., Any]
 
 
@@ -34,8 +38,11 @@ class Runs:
         self._ledger = ledger
         self._lease_s = lease_s
         self._lease_us = round(lease_s * US_PER_S)
+        self.beat_s = lease_s / _BEATS_PER_LEASE
+        self._patience_s = min(max(_SHORTEST_PATIENCE_S, self.beat_s), _PATIENCE_S)
         self._warn = warn
-        self._lapsed: dict[int, tuple[int, float]] = {}
+        self._watched: dict[int, tuple[int, float]] = {}
+        """Of each run the lease it was last seen with, and when by our own clock it is to be given up."""
         self._watched_at = 0.0
         self._leads_until = 0.0
 
@@ -55,13 +62,14 @@ class Runs:
         """Move the lease on, ask for the lead, and look after the runs that have missed their heartbeats."""
         try:
             beat = "UPDATE run SET lease_until = now_us() + ? WHERE id = ? AND reaped_at IS NULL"
-            if not (await self._store.write([(beat, (self._lease_us, self._store.run_id))]))[0]:
+            if not await self._write(beat, self._lease_us, self._store.run_id):
                 self._warn("run_given_up", run=self._store.run_id)
                 await self.begin(now_us)
-            await self._ask_for_the_lead()
-            await self._watch()
+            if self._store.shared:
+                await self._ask_for_the_lead()
+                await self._watch()
         except StoreUnavailable:
-            self._lapsed.clear()  # nobody could beat meanwhile
+            self._watched.clear()  # nobody could beat meanwhile
             raise
 
     async def end(self, now_us: int) -> None:
@@ -72,7 +80,8 @@ class Runs:
             [
                 ("UPDATE run SET stopped_at = ? WHERE id = ?", (now_us, run_id)),
                 ("UPDATE lease SET until = 0 WHERE name = ? AND run_id = ?", (_LEADER, run_id)),
-            ]
+            ],
+            patience_s=self._patience_s,
         )
 
     async def recover(self) -> int:
@@ -111,37 +120,45 @@ class Runs:
         asked_at = asyncio.get_running_loop().time()
         ask = (
             "UPDATE lease SET run_id = ?, until = now_us() + ? "
-            "WHERE name = ? AND (run_id = ? OR until < now_us() OR until > now_us() + ?)"
+            "WHERE name = ? AND (run_id = ? OR until < now_us() OR run_id IN "
+            "(SELECT id FROM run WHERE stopped_at IS NOT NULL OR reaped_at IS NOT NULL))"
         )
-        run_id, lease_us = self._store.run_id, self._lease_us
-        got = await self._store.write([(ask, (run_id, lease_us, _LEADER, run_id, 10 * lease_us))])
-        self._leads_until = asked_at + self._lease_s if got[0] else 0.0
+        run_id = self._store.run_id
+        got = await self._write(ask, run_id, self._lease_us, _LEADER, run_id)
+        self._leads_until = asked_at + self._lease_s if got else 0.0
 
     async def _watch(self) -> None:
-        """Note which runs have lapsed, and for how long; as the leader, give up those that did not come back.
+        """Note which runs move their leases on, and give up those that did not for too long.
 
         Only what was seen without a gap counts: after a pause of our own, or of the database, all begins anew.
         """
-        now = asyncio.get_running_loop().time()
         rows = await self._store.fetch(
-            "SELECT id, lease_until FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL AND lease_until < now_us()"
+            "SELECT id, lease_until, lease_until - now_us() FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL",
+            patience_s=self._patience_s,
         )
+        now = asyncio.get_running_loop().time()
         if now - self._watched_at > self._lease_s:
-            self._lapsed.clear()
+            self._watched.clear()
         self._watched_at = now
-        before, self._lapsed = self._lapsed, {}
-        for run_id, lease_until in rows:
+        before, self._watched = self._watched, {}
+        for run_id, lease_until, left_us in rows:
             seen = before.get(run_id)
-            since = seen[1] if seen is not None and seen[0] == lease_until else now
-            self._lapsed[run_id] = (lease_until, since)
-            if self.leads and now - since >= self._lease_s and run_id != self._store.run_id:
+            if seen is None or seen[0] != lease_until:
+                left_s = min(max(left_us / US_PER_S, 0.0), _LONGEST_LEASE_S)
+                seen = (lease_until, now + left_s + self._lease_s)
+            self._watched[run_id] = seen
+            if now >= seen[1] and run_id != self._store.run_id:
                 await self._give_up(run_id, lease_until)
 
     async def _give_up(self, run_id: int, lease_until: int) -> None:
         """Give a run up, unless it has come back this very moment. There is no way back: it has to begin a new one."""
         give_up = "UPDATE run SET reaped_at = now_us() WHERE id = ? AND lease_until = ? AND reaped_at IS NULL"
-        if (await self._store.write([(give_up, (run_id, lease_until))]))[0]:
+        if await self._write(give_up, run_id, lease_until):
             self._warn("run_lost", run=run_id)
+
+    async def _write(self, statement: str, *values: Any) -> bool:
+        """Run a statement about one row; tells whether it was there."""
+        return bool((await self._store.write([(statement, values)], patience_s=self._patience_s))[0])
 
 
 async def resolve_orphans(store: Store, ledger: Ledger) -> int:

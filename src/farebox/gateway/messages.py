@@ -47,6 +47,8 @@ _OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached
 """How the API's own 400s about the operator's account begin (Messages API, "errors"): no business of a customer."""
 _CLIENTS_SHARE: Final = 0.1
 """A stream that stood still for its client for more than this share of the longest time ran out of it for that."""
+_ADMIT_S: Final = 1.8
+"""How long a call may wait for its hold: somebody is waiting for the answer, and can try again."""
 _TOKENS_PER_BYTE: Final = 4
 """A first guess for the token bucket, corrected once the upstream has counted."""
 _COUNT_MARGIN_PERMILLE: Final = 1_050
@@ -157,19 +159,18 @@ class Messages:
         if call.asked.stream:
             wanted = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens))
             least = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens // 8))
+        admit = Admit(
+            request_id=call.request_id,
+            account_id=call.caller.account_id,
+            key_id=call.caller.key_id,
+            model=call.asked.model,
+            amount_nanos=wanted,
+            least_nanos=least,
+            tokens=tokens,
+            price_version=call.catalogue.version,
+        )
         try:
-            return await self._ledger.admit(
-                Admit(
-                    request_id=call.request_id,
-                    account_id=call.caller.account_id,
-                    key_id=call.caller.key_id,
-                    model=call.asked.model,
-                    amount_nanos=wanted,
-                    least_nanos=least,
-                    tokens=tokens,
-                    price_version=call.catalogue.version,
-                )
-            )
+            return await self._ledger.hold(admit, _ADMIT_S)
         except StoreUnavailable as error:
             raise Unavailable(
                 "the books cannot be written at the moment; try again shortly", retry_after_s=2

@@ -18,6 +18,7 @@ from farebox.books.spool import Spool
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.metrics import Metrics
+from farebox.ids import show_request_id
 from farebox.upstreams.pool import OPERATORS_OWN
 
 _PAUSE_S: Final = 0.25
@@ -45,14 +46,20 @@ class Settler:
         try:
             settled: Settled | None = await self._ledger.settle(settle)
         except asyncio.CancelledError:
-            self.unsettled[settle.request_id] = settle  # it was handed in; once more changes nothing, and makes sure
+            self._end_undelivered(settle)
             raise
         except FareboxError:
             task = asyncio.create_task(self._insist(settle))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            settled = await asyncio.shield(task)
+            try:
+                settled = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.add_done_callback(lambda _: self._end_undelivered(settle))
+                raise
         if settled is not None and settled.recovered:
+            if not settle.waive:
+                self._alert("settled_too_late", request_id=call.shown_id, cost_nanos=settle.cost_nanos)
             settled = None  # given up by the others while this process was paused: too late to charge, so to deliver
         if settled is not None:
             self._note(call, settle, settled, priced)
@@ -60,21 +67,18 @@ class Settler:
 
     async def retry(self) -> None:
         """End the holds that could not be ended before, and empty the spool. Called by a job."""
-        for request_id, settle in list(self.unsettled.items()):
-            try:
-                await self._undo(settle, await self._ledger.settle(settle))
-            except StoreUnavailable:
-                return
-            except FareboxError as error:
-                self._alert("settlement_refused", request_id=request_id.hex(), error=str(error))
-            self.unsettled.pop(request_id, None)
         try:
-            booked = await self._spool.deliver(self._ledger)
+            for request_id, settle in list(self.unsettled.items()):
+                try:
+                    await self._undo(settle, await self._ledger.settle(settle))
+                except StoreUnavailable:
+                    raise
+                except FareboxError as error:
+                    self._alert("settlement_refused", request_id=show_request_id(request_id), error=str(error))
+                self.unsettled.pop(request_id, None)
+            await self._spool.deliver(self._ledger, self._count)
         except StoreUnavailable:
             return
-        for _, settled in booked:
-            self._metrics.charged_nanos += settled.charged_nanos
-            self._metrics.shortfall_nanos += settled.shortfall_nanos
 
     async def drained(self) -> None:
         """Wait for the settlements under way."""
@@ -88,21 +92,34 @@ class Settler:
         while True:
             await asyncio.sleep(_PAUSE_S)
             try:
-                return await self._ledger.settle(settle)
-            except StoreUnavailable as error:
-                if loop.time() > give_up_at:
-                    if await self._spool.put(settle):
-                        return Settled(0, 0, now=True)  # what it comes to is counted when the books have taken it
-                    self._give_up(settle, error)
-                    return None
+                async with asyncio.timeout_at(give_up_at):
+                    return await self._ledger.settle(settle)
+            except (StoreUnavailable, TimeoutError) as error:
+                if loop.time() < give_up_at:
+                    continue
+                if await self._spool.put(settle):
+                    return Settled(0, 0, now=True)  # what it comes to is counted when the books have taken it
+                self.unsettled[settle.request_id] = _waived(settle)
+                self._tell_not_durable(settle, error)
             except FareboxError as error:
-                self._give_up(settle, error)
-                return None
+                # refused for what it says: told without its figures, so that the hold ends all the same
+                self.unsettled[settle.request_id] = _without_figures(settle)
+                self._tell_not_durable(settle, error)
+            return None
+
+    def _end_undelivered(self, settle: Settle) -> None:
+        """End a call whose coroutine was stopped while it was settled: of a finished answer the end does not leave.
+
+        The settle was handed in and may have been booked: then `retry` gives back what it charged.
+        """
+        finished = settle.outcome == Outcome.FINISHED.value
+        self.unsettled[settle.request_id] = _waived(settle) if finished else settle
 
     async def _undo(self, settle: Settle, settled: Settled) -> None:
         """Give back what was charged for an answer whose end was not delivered, since nobody could tell."""
         if not settle.waive or settled.now or not settled.charged_nanos:
             return
+        self._alert("charge_refunded", request_id=show_request_id(settle.request_id), nanos=settled.charged_nanos)
         await self._ledger.post(
             credit(
                 f"refund:{settle.request_id.hex()}",
@@ -114,43 +131,31 @@ class Settler:
             )
         )
 
-    def _give_up(self, settle: Settle, error: Exception) -> None:
-        """Keep the hold's end for later, free of charge: what is not delivered is not paid.
+    def _tell_not_durable(self, settle: Settle, error: Exception) -> None:
+        self._alert("settlement_not_durable", request_id=show_request_id(settle.request_id), error=str(error))
 
-        An end that the books refuse for what it says is told without its figures, so that the hold ends all the same.
-        """
-        if isinstance(error, StoreUnavailable):
-            free = msgspec.structs.replace(settle, kind="waived", outcome=Outcome.GATEWAY_BROKE.value, waive=True)
-        else:
-            free = Settle(
-                request_id=settle.request_id,
+    def _count(self, settle: Settle, settled: Settled) -> None:
+        """Count what a settle came to, now that it is in the books."""
+        self._metrics.charged_nanos += settled.charged_nanos
+        self._metrics.shortfall_nanos += settled.shortfall_nanos
+        if settled.shortfall_nanos:
+            self._alert(
+                "shortfall",
+                request_id=show_request_id(settle.request_id),
                 account_id=settle.account_id,
-                kind="waived",
-                model=settle.model,
-                outcome=Outcome.GATEWAY_BROKE.value,
-                status=settle.status,
+                nanos=settled.shortfall_nanos,
             )
-        self.unsettled[settle.request_id] = free
-        self._alert("settlement_not_durable", request_id=settle.request_id.hex(), error=str(error))
 
     def _note(self, call: Call, settle: Settle, settled: Settled, priced: Priced) -> None:
         metrics = self._metrics
         metrics.settled[settle.outcome] += 1
-        metrics.charged_nanos += settled.charged_nanos
-        metrics.shortfall_nanos += settled.shortfall_nanos
+        self._count(settle, settled)
         metrics.tokens["input"] += settle.input_tokens
         metrics.tokens["output"] += settle.output_tokens
         metrics.tokens["cache_read"] += settle.cache_read_tokens
         metrics.tokens["cache_write"] += settle.cache_write_5m_tokens + settle.cache_write_1h_tokens
         if settle.waive and settle.cost_nanos:
             metrics.waived_nanos += settle.cost_nanos
-        if settled.shortfall_nanos:
-            self._alert(
-                "shortfall",
-                request_id=call.shown_id,
-                account_id=settle.account_id,
-                nanos=settled.shortfall_nanos,
-            )
         if call.tries.status in OPERATORS_OWN:
             self._alert(
                 "upstream_refuses_operator",
@@ -176,6 +181,23 @@ class Settler:
             cause=_cause(call, settle),
             ms=settle.duration_us // 1000,
         )
+
+
+def _waived(settle: Settle) -> Settle:
+    """Turn the end of a call into one that is free: what is not delivered is not paid."""
+    return msgspec.structs.replace(settle, kind="waived", outcome=Outcome.GATEWAY_BROKE.value, waive=True)
+
+
+def _without_figures(settle: Settle) -> Settle:
+    return Settle(
+        request_id=settle.request_id,
+        account_id=settle.account_id,
+        kind="waived",
+        model=settle.model,
+        outcome=Outcome.GATEWAY_BROKE.value,
+        status=settle.status,
+        waive=True,
+    )
 
 
 def _cause(call: Call, settle: Settle) -> str | None:

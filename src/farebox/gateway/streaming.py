@@ -8,7 +8,7 @@ import asyncio
 from typing import Final
 
 from farebox.billing.bound import affordable_tokens, estimated_output, output_cost, prompt_cost
-from farebox.billing.ledger import Resize, Settled
+from farebox.billing.ledger import Resize, Resized, Settled
 from farebox.billing.usage import UnusableUsage, Usage, read_usage
 from farebox.books.ledger import Ledger
 from farebox.errors import Refusal, StoreUnavailable
@@ -20,18 +20,20 @@ from farebox.gateway.settings import CallLimits
 from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.exchange import Headers
 
-_STORE_PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
-"""While the books cannot be written, an extension is asked for this often; about ten seconds in all."""
+_STORE_PAUSE_S: Final = 0.25
+"""While the books cannot be written, an extension is asked for this often."""
 _OPERATORS_OWN: Final = frozenset({"authentication_error", "permission_error", "billing_error"})
 
 
 class Streams:
     """All streams in flight."""
 
-    def __init__(self, ledger: Ledger, limits: CallLimits, top_up_words: str) -> None:
+    def __init__(self, ledger: Ledger, limits: CallLimits, top_up_words: str, *, patience_s: float = 10.0) -> None:
         self._ledger = ledger
         self._limits = limits
         self._top_up_words = top_up_words
+        self._patience_s = patience_s
+        """How long a stream that has used up its hold waits for books that cannot be written."""
         self._relays: dict[bytes, Relay] = {}
         self._stopping = False
 
@@ -132,8 +134,8 @@ class Streams:
     async def _extend(self, call: Call, relay: Relay) -> Outcome | None:
         """Bring the hold to what has been used and one more slice, or as near as the balance goes.
 
-        While the books cannot be asked the stream goes on within what it holds. Answers how the stream ends, if it
-        does. Output may have outrun a slice that was granted in full: then the next one is asked for, not an end made.
+        Answers how the stream ends, if it does. Output may have outrun a slice that was granted in full: then the next
+        one is asked for, not an end made.
         """
         known, prompt = self._known_prompt(call, relay)
         most = call.demand.max_tokens
@@ -143,15 +145,10 @@ class Streams:
         resize = Resize(
             request_id=call.request_id, account_id=call.caller.account_id, amount_nanos=wanted, tokens=counted
         )
-        for pause_s in _STORE_PAUSES_S:
-            try:
-                resized = await self._ledger.resize(resize)
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(pause_s)
-        else:
-            return Outcome.GATEWAY_BROKE
-        if resized.gone:
+        resized = await self._ask_for(resize, relay)
+        if resized is None and self._has_ended(relay):
+            return None
+        if resized is None or resized.gone:
             return Outcome.GATEWAY_BROKE
         call.held_nanos = resized.amount_nanos
         enough = resized.amount_nanos >= wanted
@@ -161,6 +158,26 @@ class Streams:
         covered = self._affordable(call, prompt)
         relay.cover(covered, covered - self._limits.slice_tokens / 2 if enough else covered)
         return None if enough or relay.is_covered or relay.meter.finished else Outcome.OUT_OF_MONEY
+
+    async def _ask_for(self, resize: Resize, relay: Relay) -> Resized | None:
+        """Ask for a hold's new size until the books answer; meanwhile the stream goes on within what it holds.
+
+        None when it came to its end like that, or stood still for too long, with all it holds used up.
+        """
+        loop = asyncio.get_running_loop()
+        used_up_at: float | None = None
+        while True:
+            try:
+                return await self._ledger.resize(resize)
+            except StoreUnavailable:
+                used_up_at = None if relay.is_covered else used_up_at or loop.time()
+            if self._has_ended(relay) or (used_up_at is not None and loop.time() - used_up_at >= self._patience_s):
+                return None
+            await asyncio.sleep(_STORE_PAUSE_S)
+
+    def _has_ended(self, relay: Relay) -> bool:
+        meter = relay.meter
+        return self._stopping or relay.ended or meter.finished or meter.broken is not None or meter.error is not None
 
     def _affordable(self, call: Call, prompt_nanos: int) -> int:
         return affordable_tokens(call.output_rate, call.held_nanos - prompt_nanos)
