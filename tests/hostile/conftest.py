@@ -1,4 +1,7 @@
-"""A stage that is shared by the tables of a module, and looked over after every case: unharmed, or the case fails."""
+"""A stage that is shared by the tables of a module, and looked over after every case: unharmed, or the case fails.
+
+What never comes as far as the books is tried on SQLite alone.
+"""
 
 import asyncio
 import json
@@ -8,6 +11,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
+from tests.databases import Databases
 from tests.hostile.raw import CANARY, ask, exchange, request
 from tests.stage import Stage, open_stage
 
@@ -27,9 +31,13 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with open_stage(tmp_path_factory.mktemp("hostile"), limits=LIMITS) as opened:
-        yield opened
+async def shared(
+    databases: Databases, database_kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stage]:
+    directory = tmp_path_factory.mktemp("hostile")
+    with databases.fresh(database_kind, directory) as url:
+        async with open_stage(directory, limits=LIMITS, database_url=url) as opened:
+            yield opened
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")

@@ -2,10 +2,11 @@
 
 import pytest
 
+from tests.databases import on_sqlite
 from tests.hostile.raw import ask, check_refusal, dial, exchange, head, request
 from tests.stage import Stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_sqlite]
 
 BODY = ask()
 CHUNKED = "transfer-encoding: chunked"

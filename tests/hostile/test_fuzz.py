@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.databases import on_sqlite
 from tests.hostile.raw import CANARY, ask, dial, request
 from tests.stage import MODEL, Stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_sqlite]
 
 quick = settings(
     max_examples=300,

@@ -2,10 +2,11 @@
 
 import pytest
 
+from tests.databases import on_sqlite
 from tests.hostile.raw import ask, check_refusal, dial, head, request
 from tests.stage import Stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_sqlite]
 
 MODELS = ("claude-opus-4-6", "claude-haiku-4-5", "claude-sonnet-4-6")
 BAD = {

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import on_sqlite
 from tests.hostile.raw import ask, check_refusal, dial, exchange, head, request
 from tests.stage import Stage, open_stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_sqlite]
 
 LATE_S = 4.0
 
