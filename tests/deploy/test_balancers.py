@@ -314,19 +314,19 @@ async def test_a_gateway_that_stops_ends_its_streams_while_new_calls_go_to_the_o
         balanced(first.gateway.port, second.gateway.port) as balancer,
     ):
         first.client, alice = balancer.client, first.alice
-        streams = [await listen(first, alice, "[[sim tokens=100 rate=100 ttft=0]]") for _ in range(2)]
+        streams = [await listen(first, alice, "[[sim tokens=250 rate=100 ttft=0]]") for _ in range(2)]
         assert (len(first.simulator.requests), len(second.simulator.requests)) == (1, 1)
         async with asyncio.TaskGroup() as group:
             group.create_task(first.gateway.stop())
             body = json.dumps(message()).encode()
-            refusals = [await ask_on(first, alice, body, balancer) for _ in range(12)]
+            refusals = [await ask_on(first, alice, body, balancer) for _ in range(6)]
             assert sum(refusals) <= 1
-            assert len(second.simulator.requests) == 13
+            assert len(second.simulator.requests) == 7
             assert not any(heard.ended for heard in streams)
             for heard in streams:
                 await heard.end(WAIT_S)
                 assert heard.names[-1] == "message_stop"
-        await books(second, alice, calls=14)
+        await books(second, alice, calls=8)
 
 
 @pytest.fixture
