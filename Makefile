@@ -39,7 +39,8 @@ bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half a
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 soak: $(VENV)/.dev  ## The long versions: a million random operations, a thousand kills
-	@$(BIN)/python -m tests.soak $(SOAK)
+	@bash tests/install.sh
+	$(BIN)/python -m tests.soak $(SOAK)
 
 lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --upgrade"

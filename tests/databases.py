@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,7 +26,7 @@ class Databases:
     """Lends databases. The PostgreSQL server is asked for once one of its kind is wanted."""
 
     def __init__(self, cluster: Callable[[], Cluster]) -> None:
-        self._cluster = cluster
+        self._cluster = cache(cluster)
         self._template = ""
 
     @contextlib.contextmanager

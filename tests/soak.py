@@ -1,7 +1,7 @@
 """The long versions of the tests that throw dice, with their progress; `make soak` runs both.
 
-python -m tests.soak                              a million random operations, then a thousand kills
-python -m tests.soak books --operations 1000000
+python -m tests.soak                              a million random operations on each database, then a thousand kills
+python -m tests.soak books --operations 1000000 --store postgresql
 python -m tests.soak kill --kills 1000
 """
 
@@ -13,18 +13,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.books.driver import Driver
+from tests.cluster import Cluster
+from tests.databases import KINDS, Databases
 from tests.kill.harness import Killing
 
 
-async def books(operations: int, seed: int) -> str:
+def books(kind: str, operations: int, seed: int) -> str:
     """Drive the books against the model."""
-    with tempfile.TemporaryDirectory(prefix="farebox-soak-") as directory:
-        driver = Driver(Path(directory) / "books.db", seed)
-        await driver.run(operations, _progress("operations", operations))
-        return f"{driver.operations:,} operations without a difference; {dict(driver.model.seen)}"
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-soak-")))
+        databases = Databases(lambda: stack.enter_context(Cluster()))
+        driver = Driver(stack.enter_context(databases.fresh(kind, directory)), seed)
+        asyncio.run(driver.run(operations, _progress("operations", operations)))
+    return f"{kind}: {driver.operations:,} operations without a difference; {dict(driver.model.seen)}"
 
 
 async def kill(kills: int, seed: int) -> str:
@@ -53,6 +58,7 @@ def _progress(noun: str, total: int) -> Callable[[int], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", choices=("books", "kill", "all"), default="all")
+    parser.add_argument("--store", choices=(*KINDS, "both"), default="both")
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
@@ -60,7 +66,8 @@ def main() -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a server that was killed
     print(f"seed {chosen.seed}", flush=True)
     if chosen.what != "kill":
-        print(asyncio.run(books(chosen.operations, chosen.seed)), flush=True)
+        for kind in KINDS if chosen.store == "both" else (chosen.store,):
+            print(books(kind, chosen.operations, chosen.seed), flush=True)
     if chosen.what != "books":
         print(asyncio.run(kill(chosen.kills, chosen.seed)), flush=True)
 
