@@ -1,31 +1,41 @@
-"""The long versions of the tests that throw dice, with their progress; `make soak` runs both.
+"""The long versions of the tests that throw dice, with their progress; `make soak` runs all of them.
 
-python -m tests.soak                              a million random operations on each database, then a thousand kills
-python -m tests.soak books --operations 1000000 --store postgresql
-python -m tests.soak kill --kills 1000
+python -m tests.soak books --operations 1000000 --store postgresql      the books against the model
+python -m tests.soak decisions --decisions 1000000                      PostgreSQL against the fold
+python -m tests.soak races --rounds 200000                              two processes for the last cent
+python -m tests.soak kill --kills 1000                                  one server over SQLite
+python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
 """
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from tests.books.driver import Driver
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
 from tests.kill.harness import Killing
+from tests.kill.nodes import nodes_under_load
+from tests.races.contest import Contest
+from tests.races.decisions import Decisions
+from tests.races.node import node, rivals
+
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes")
+_ACCOUNTS: Final = 60
 
 
 def books(kind: str, operations: int, seed: int) -> str:
     """Drive the books against the model."""
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farebox-soak-")))
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(_directory())
         databases = Databases(lambda: stack.enter_context(Cluster()))
         driver = Driver(stack.enter_context(databases.fresh(kind, directory)), seed)
         asyncio.run(driver.run(operations, _progress("operations", operations)))
@@ -34,11 +44,49 @@ def books(kind: str, operations: int, seed: int) -> str:
 
 async def kill(kills: int, seed: int) -> str:
     """Kill the server under load."""
-    with tempfile.TemporaryDirectory(prefix="farebox-soak-") as directory:
-        killing = Killing(Path(directory), seed)
+    with _directory() as directory:
+        killing = Killing(directory, seed)
         await killing.run(kills, _progress("kills", kills))
         slowest = max(killing.ready_s)
         return f"{kills:,} kills, every promise kept; ready after {slowest:.2f} s at most; {dict(killing.seen)}"
+
+
+def decisions(count: int, seed: int) -> str:
+    """Compare PostgreSQL's decisions with the fold's."""
+    with Cluster() as cluster, cluster.database() as url, _directory() as directory:
+        deciding = Decisions(url, directory, seed)
+        asyncio.run(deciding.run(count, _progress("decisions", count)))
+    return f"{deciding.made:,} decisions without a difference; {dict(deciding.seen)}"
+
+
+def races(rounds: int, seed: int) -> str:
+    """Let two processes race for the last cent."""
+
+    async def race(url: str) -> Contest:
+        async with node(url, 1) as here, rivals(url, 1) as others:
+            contest = Contest(here.store, [here, *others], seed)
+            await contest.run(rounds, _ACCOUNTS, _progress("rounds", rounds))
+            return contest
+
+    with Cluster() as cluster, cluster.database() as url:
+        contest = asyncio.run(race(url))
+    return f"{rounds:,} rounds, every answer explained; {dict(contest.seen)}"
+
+
+async def kill_nodes(kills: int, seed: int) -> str:
+    """Kill nodes under load, PostgreSQL in between, pause nodes and cut connections."""
+    with Cluster() as cluster, _directory() as directory:
+        async with nodes_under_load(directory, cluster, seed) as nodes:
+            await nodes.storm(kills, _progress("kills", kills))
+            await nodes.end(strays=True)
+    slowest = f"slowest call {nodes.slowest_s():.1f} s, money free after {nodes.free_after_s:.1f} s at most"
+    return f"{kills:,} kills of nodes, every promise kept; {slowest}; {dict(nodes.seen)}"
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="farebox-soak-") as directory:
+        yield Path(directory)
 
 
 def _progress(noun: str, total: int) -> Callable[[int], None]:
@@ -57,19 +105,28 @@ def _progress(noun: str, total: int) -> Callable[[int], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=("books", "kill", "all"), default="all")
-    parser.add_argument("--store", choices=(*KINDS, "both"), default="both")
+    parser.add_argument("what", nargs="?", choices=(*_ALL, "all"), default="all")
+    parser.add_argument("--store", choices=(*KINDS, "both"), default="both", help="whose books to drive")
     parser.add_argument("--operations", type=int, default=1_000_000)
+    parser.add_argument("--decisions", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     chosen = parser.parse_args()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a server that was killed
     print(f"seed {chosen.seed}", flush=True)
-    if chosen.what != "kill":
-        for kind in KINDS if chosen.store == "both" else (chosen.store,):
-            print(books(kind, chosen.operations, chosen.seed), flush=True)
-    if chosen.what != "books":
-        print(asyncio.run(kill(chosen.kills, chosen.seed)), flush=True)
+    for what in _ALL if chosen.what == "all" else (chosen.what,):
+        if what == "books":
+            for kind in KINDS if chosen.store == "both" else (chosen.store,):
+                print(books(kind, chosen.operations, chosen.seed), flush=True)
+        elif what == "kill":
+            print(asyncio.run(kill(chosen.kills, chosen.seed)), flush=True)
+        elif what == "kill-nodes":
+            print(asyncio.run(kill_nodes(chosen.kills, chosen.seed)), flush=True)
+        elif what == "decisions":
+            print(decisions(chosen.decisions, chosen.seed), flush=True)
+        else:
+            print(races(chosen.rounds, chosen.seed), flush=True)
 
 
 if __name__ == "__main__":

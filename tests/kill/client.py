@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,14 @@ class Seen:
     message_id: str | None = None
     finished: bool = False
     """A whole JSON answer, or a stream down to its message_stop."""
+    took_s: float = 0
+    """How long it was until the connection ended."""
+    ended_at_us: int = 0
 
 
 async def call(port: int, key: str, body: dict[str, Any], *, hang_up_s: float | None = None) -> Seen:
     """Make one call; leave it after a time, if one is given."""
+    began = time.monotonic()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -48,7 +53,10 @@ async def call(port: int, key: str, body: dict[str, Any], *, hang_up_s: float | 
         pass
     finally:
         writer.transport.abort()
-    return _read(bytes(got))
+    seen = _read(bytes(got))
+    seen.took_s = time.monotonic() - began
+    seen.ended_at_us = time.time_ns() // 1000
+    return seen
 
 
 def _read(got: bytes) -> Seen:

@@ -25,6 +25,7 @@ top_up = 0
 """
 _FIRST_NANOS: Final = (10**12, 10**12, 10**12, 3_000_000, 1_500_000, 0)
 _POOR: Final = slice(3, 5)
+_RETRY_AFTER_S: Final = 0.2
 _FAULTS: Final = (
     "cut_after=4", "reset_after=6", "error=529", "error=400", "error=500", "fail_first=1", "truncate", "refusal=0",
     "refusal=9", "error_after=5", "garbage_after=5", "close_before", "many_deltas=3", "cache_read=500",
@@ -38,6 +39,8 @@ class Crowd:
     def __init__(self, store: Store, choices: random.Random, seen: Counter[str], door: Callable[[], int]) -> None:
         self.answers: list[Seen] = []
         self.deposited: set[str] = set()
+        self.calling: Counter[int] = Counter()
+        """Calls under way, by the port they went to."""
         self._store = store
         self._ledger = Ledger(store)
         self._random = choices
@@ -58,9 +61,9 @@ class Crowd:
             if nanos:
                 await self._deposit(account.id, nanos, f"first:{number}")
 
-    def begin(self, customers: int, *, depositors: int = 1, deposit_pause_s: float = 0.05) -> None:
-        """Let them begin."""
-        self._tasks = [asyncio.create_task(self._customer()) for _ in range(customers)]
+    def begin(self, customers: int, *, pause_s: float = 0, depositors: int = 1, deposit_pause_s: float = 0.05) -> None:
+        """Let them begin. They pause between calls for up to so long."""
+        self._tasks = [asyncio.create_task(self._customer(pause_s)) for _ in range(customers)]
         for number in range(depositors):
             self._tasks.append(asyncio.create_task(self._depositor(number, deposit_pause_s)))
 
@@ -74,7 +77,7 @@ class Crowd:
         for task in self._tasks:
             task.cancel()
 
-    async def _customer(self) -> None:
+    async def _customer(self, pause_s: float) -> None:
         while self._calls:
             number = self._random.choices(range(len(self._keys)), (6, 6, 6, 2, 2, 1))[0]
             model = self._random.choice(list(NANOS))
@@ -91,11 +94,16 @@ class Crowd:
                 "messages": [{"role": "user", "content": f"[[sim {knobs}]] {self._random.random()}"}],
             }
             hang_up_s = self._random.uniform(0.001, 0.2) if self._random.random() < 0.15 else None
-            seen = await call(self._door(), self._keys[number], body, hang_up_s=hang_up_s)
+            port = self._door()
+            self.calling[port] += 1
+            seen = await call(port, self._keys[number], body, hang_up_s=hang_up_s)
+            self.calling[port] -= 1
             if not seen.refused:
                 self.answers.append(seen)
-            if seen.refused or seen.status == 503:
+            if seen.refused:
                 await asyncio.sleep(0.02)
+            else:
+                await asyncio.sleep(_RETRY_AFTER_S if seen.status == 503 else self._random.uniform(0, pause_s))
 
     async def _depositor(self, who: int, pause_s: float) -> None:
         """Credit money from a process of its own, as the command line does, delivering everything twice."""

@@ -73,10 +73,19 @@ class Server:
         """Wait until it takes connections."""
         assert self.process is not None
         began = time.monotonic()
-        while not _takes_connections(self.port):
+        while not self.is_up:
             assert self.process.returncode is None, self.last_words()
             assert time.monotonic() - began < 20 * READY_S, f"the server does not come up: {self.last_words()}"
             await asyncio.sleep(0.01)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=0.2).close()
+        except OSError:
+            return False
+        return True
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -188,11 +197,3 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is free")
-
-
-def _takes_connections(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
-    except OSError:
-        return False
-    return True
