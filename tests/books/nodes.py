@@ -97,7 +97,7 @@ async def open_node(
             account = await create_account(store, "alice@example.com", "pro", node.clock())
             await create_key(store, account.id, "key", "sk-cc-", node.clock())
             await node.ledger.post(credit("first", account.id, alice_nanos, code="deposit", actor="test", memo=""))
-        ((node.account, node.key),) = await node.rows("SELECT account_id, id FROM api_key")
+        ((node.account, node.key),) = await node.rows("SELECT account_id, id FROM api_key ORDER BY id LIMIT 1")
         yield node
     finally:
         await store.close()

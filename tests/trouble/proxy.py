@@ -31,7 +31,7 @@ class Proxy:
         """Nothing that the server says reaches a client."""
         self.lost = 0
         """Answers that did not arrive as they should."""
-        self._marker = b""
+        self._markers: list[bytes] = []
         self._pass_bytes = 0
         self._stays_away = False
         self.opened = 0
@@ -42,12 +42,13 @@ class Proxy:
         head, _, rest = url.rpartition(":")
         return f"{head}:{self.port}/{rest.partition('/')[2]}"
 
-    def lose_answer(self, marker: bytes, *, after_bytes: int = 0, stay_away: bool = False) -> None:
-        """Cut the connection on which a request with `marker` in it comes next, once the server has answered in whole.
+    def lose_answer(self, *markers: bytes, after_bytes: int = 0, stay_away: bool = False) -> None:
+        """Cut the connection on which a request with a marker in it comes next, once the server has answered in whole.
 
-        `after_bytes` of its answer still arrive. With `stay_away` the server cannot be reached any more after that.
+        `after_bytes` of its answer still arrive (-1: all but the last). Each marker counts once. With `stay_away` the
+        server cannot be reached any more after that.
         """
-        self._marker, self._pass_bytes, self._stays_away = marker, after_bytes, stay_away
+        self._markers, self._pass_bytes, self._stays_away = [*markers], after_bytes, stay_away
 
     async def refuse(self) -> None:
         """Refuse connections, and reset those there are."""
@@ -80,8 +81,7 @@ class Proxy:
 
     async def close(self) -> None:
         await self.refuse()
-        while self._lines:
-            await asyncio.sleep(0)
+        await asyncio.gather(*(line.task for line in self._lines), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = _Line(self, reader, writer)
@@ -96,11 +96,11 @@ class Proxy:
             self._lines.discard(line)
 
     def takes_for_lost(self, data: bytes) -> bool:
-        """Tell whether the answer to what a client says is one to lose; only one is."""
-        if not self._marker or self._marker not in data:
-            return False
-        self._marker = b""
-        return True
+        """Tell whether the answer to what a client says is one to lose."""
+        found = [marker for marker in self._markers if marker in data]
+        for marker in found:
+            self._markers.remove(marker)
+        return bool(found)
 
     async def lose(self, line: "_Line", answer: bytes) -> None:
         """Pass on as much of an answer as is to arrive."""
@@ -120,7 +120,9 @@ class _Line:
         self._reader = reader
         self._writer = writer
         self._upstream: asyncio.StreamWriter | None = None
-        self._task = asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
         self._loses = False
 
     async def serve(self, server: tuple[str, int]) -> None:
@@ -152,7 +154,7 @@ class _Line:
             while data := await answers.read(_PIECE):
                 if self._loses:
                     while _READY not in data[-6:]:
-                        data += await answers.read(_PIECE)  # noqa: PLW2901
+                        data += await answers.read(_PIECE)
                     await self._proxy.lose(self, data)
                     return
                 if self._proxy.delay_s:
