@@ -14,8 +14,8 @@ from subprocess import Popen
 
 from bench import phases, report, tools
 from bench.phases import Figures, Target, Timing, measure_memory, measure_speed
-from bench.process import GATEWAY_CORE, LOAD_CORE, free_port, running
-from bench.stacks import STACKS, Place, Stack, terminator
+from bench.process import LOAD_CORE, free_port, running
+from bench.stacks import STACKS, UPSTREAM_KEY, Place, Stack, terminator
 
 START_LIMIT_S = 120
 
@@ -37,7 +37,7 @@ def main() -> None:
     chosen = [s for s in STACKS if (s.name in options.only if options.only else s.quick or not options.quick)]
     rounds = options.rounds or (1 if options.quick else 3)
     timing = phases.QUICK if options.quick else phases.FULL
-    tools.debian_packages()
+    tools.debian_packages(postgres=any(s.postgres for s in chosen))
     results: dict[str, list[Figures]] = {s.name: [] for s in chosen}
     scratch = tools.PEERS / "run"  # on a real disk: fsync into a tmpfs would flatter whoever syncs
     scratch.mkdir(parents=True, exist_ok=True)
@@ -88,37 +88,41 @@ def _options() -> argparse.Namespace:
 def _start_upstream(stack: ExitStack, folder: Path) -> Upstream:
     certificate, key = tools.certificate()
     port, tls_port = free_port(), free_port()
-    mock = running([str(tools.program("upstream")), str(port)], core=LOAD_CORE, log=folder / "upstream.log")
+    mock = running([str(tools.program("upstream")), str(port)], cores=LOAD_CORE, log=folder / "upstream.log")
     process = stack.enter_context(mock)
     home = folder / "terminator"
     home.mkdir()
     command = terminator(Place(home, tls_port, f"http://127.0.0.1:{port}", certificate), key)
-    stack.enter_context(running(command, core=LOAD_CORE, log=folder / "terminator.log"))
+    stack.enter_context(running(command, cores=LOAD_CORE, log=folder / "terminator.log"))
     return Upstream(process.pid, port, tls_port, certificate)
 
 
 def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figures:
     """Measure one gateway once: speed in one process, memory in a fresh one."""
     if stack.launch is None:
-        headers = {"x-api-key": "sk-ant-bench"}
+        headers = {"x-api-key": UPSTREAM_KEY}
         load = tools.program("load")
-        return measure_speed(Target(upstream.port, "/v1/messages", headers, None, upstream.pid, load, folder), timing)
-    return _started(stack, folder / "speed", upstream, timing, measure_speed) | _started(
-        stack, folder / "memory", upstream, timing, measure_memory
-    )
+        target = Target(upstream.port, "/v1/messages", headers, None, "", None, upstream.pid, load, folder)
+        return measure_speed(target, timing)
+    figures: Figures = {}
+    for name, phase in (("speed", measure_speed), ("memory", measure_memory)):
+        with ExitStack() as ending:
+            (folder / name).mkdir()
+            base = f"https://localhost:{upstream.tls_port}" if stack.tls else f"http://127.0.0.1:{upstream.port}"
+            place = Place(folder / name, free_port(), base, upstream.certificate, ending)
+            figures |= _started(stack, place, upstream, timing, phase)
+    return figures
 
 
-def _started(stack: Stack, folder: Path, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:
+def _started(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:
     """Start a gateway, wait for its first answer, check it, measure it, stop it."""
     assert stack.launch is not None
-    folder.mkdir()
-    base = f"https://localhost:{upstream.tls_port}" if stack.tls else f"http://127.0.0.1:{upstream.port}"
-    place = Place(folder, free_port(), base, upstream.certificate)
-    launch = stack.launch(place)
+    launch, folder = stack.launch(place), place.folder
     load, log = tools.program("load"), folder / "gateway.log"
     started = time.monotonic()
-    with running(launch.argv, core=GATEWAY_CORE, log=log, env=launch.env, cwd=folder) as process:
-        target = Target(place.port, launch.path, launch.headers, process.pid, upstream.pid, load, folder)
+    with running(launch.argv, cores=stack.cores, log=log, env=launch.env, cwd=folder) as process:
+        gateway = (process.pid, stack.cores, launch.database)
+        target = Target(place.port, launch.path, launch.headers, *gateway, upstream.pid, load, folder)
         try:
             start_s = _first_answer(target, started, process)
             phases.check(target)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.process import GATEWAY_CORE, LOAD_CORE, core_busy_s, cpu_ns, rss_bytes, tree
+from bench.process import GATEWAY_CORE, LOAD_CORE, core_busy_s, cpu_ns, ended_ns, rss_bytes, tree
 from bench.stacks import MODEL
 from bench.tools import say
 
@@ -44,6 +44,9 @@ class Target:
     path: str
     headers: Mapping[str, str]
     gateway: int | None
+    cores: str
+    """Those of the gateway."""
+    database: int | None
     upstream: int
     load: Path
     folder: Path
@@ -102,6 +105,8 @@ def measure_memory(target: Target, timing: Timing) -> Figures:
     figures["stream_kib"] = (got["rss"] - idle) / max(got["with_event"], 1) / 1024
     if got["with_event"] == OPEN_STREAMS:
         figures["open_mb"] = got["rss"] / 1e6
+    if target.database is not None:
+        figures["database_mb"] = rss_bytes(tree(target.database)) / 1e6
     return figures
 
 
@@ -126,14 +131,15 @@ def _streams(target: Target, timing: Timing, figures: Figures) -> None:
 
 def _cpu(prefix: str, got: Figures, units: float) -> Figures:
     """Turn what was read at both ends of the window into figures per request or event."""
-    lost = {f"{prefix}_errors": got["errors"] + got["unanswered"]}
-    if "cpu_s" not in got:
-        return lost
-    return lost | {
-        f"{prefix}_us": got["cpu_s"] * 1e6 / max(units, 1),
-        f"{prefix}_busy": got["cpu_s"] / got["wall_s"],
-        f"{prefix}_foreign": max(0.0, (got["core_s"] - got["cpu_s"]) / got["wall_s"]),
-    }
+    figures = {f"{prefix}_errors": got["errors"] + got["unanswered"]}
+    if "cpu_s" in got:
+        figures[f"{prefix}_us"] = got["cpu_s"] * 1e6 / max(units, 1)
+        figures[f"{prefix}_busy"] = got["cpu_s"] / got["wall_s"]
+    if "core_s" in got:
+        figures[f"{prefix}_foreign"] = max(0.0, (got["core_s"] - got["cpu_s"]) / got["wall_s"])
+    if "database_s" in got:
+        figures[f"{prefix}_database_us"] = got["database_s"] * 1e6 / max(units, 1)
+    return figures
 
 
 def _load(target: Target, mode: str, payload: bytes, *numbers: float) -> Figures:
@@ -144,7 +150,7 @@ def _load(target: Target, mode: str, payload: bytes, *numbers: float) -> Figures
     start = f"POST {target.path} HTTP/1.1\r\n{head}content-length: {len(payload)}\r\n\r\n"
     request.write_bytes(start.encode() + payload)
     command = [str(target.load), mode, str(target.port), str(request), *map(str, numbers)]
-    with subprocess.Popen(["taskset", "-c", str(LOAD_CORE), *command], stdout=subprocess.PIPE, text=True) as load:
+    with subprocess.Popen(["taskset", "-c", LOAD_CORE, *command], stdout=subprocess.PIPE, text=True) as load:
         assert load.stdout is not None
         readings = []
         for line in load.stdout:
@@ -163,9 +169,12 @@ def _load(target: Target, mode: str, payload: bytes, *numbers: float) -> Figures
 
 
 def _read_costs(target: Target) -> Figures:
-    wall = {"wall_s": time.monotonic()}
-    if target.gateway is None:
-        return wall
-    pids = tree(target.gateway)
-    used = {"cpu_s": cpu_ns(pids) / 1e9, "core_s": core_busy_s(GATEWAY_CORE)}
-    return wall | used | {"rss": float(rss_bytes(pids))}
+    costs = {"wall_s": time.monotonic()}
+    if target.gateway is not None:
+        pids = tree(target.gateway)
+        costs |= {"cpu_s": cpu_ns(pids) / 1e9, "rss": float(rss_bytes(pids))}
+        if target.cores == GATEWAY_CORE:
+            costs["core_s"] = core_busy_s(GATEWAY_CORE)
+    if target.database is not None:
+        costs["database_s"] = (cpu_ns(tree(target.database)) + ended_ns(target.database)) / 1e9
+    return costs

@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-GATEWAY_CORE = 0
-LOAD_CORE = 1
+GATEWAY_CORE = "0"
+LOAD_CORE = "1"
+EVERY_CORE = f"{GATEWAY_CORE},{LOAD_CORE}"
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -29,15 +29,15 @@ def free_port() -> int:
 def running(
     argv: Sequence[str],
     *,
-    core: int,
+    cores: str,
     log: Path,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `argv` on one core, its output in `log`, and end it and its children on the way out."""
+    """Run `argv` on some cores, its output in `log`, and end it and its children on the way out."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *argv],
+            ["taskset", "-c", cores, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -82,12 +82,25 @@ def cpu_ns(pids: Sequence[int]) -> int:
     return total
 
 
+def ended_ns(pid: int) -> int:
+    """Return user + system time of the children of `pid` that have ended, by the kernel's coarser clock."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[13:15])) * 1_000_000_000 // _TICKS_PER_S
+
+
 def rss_bytes(pids: Sequence[int]) -> int:
-    """Return the resident memory of `pids`, pages shared between them counted in each."""
-    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * _PAGE_BYTES
+    """Return the resident memory of `pids`: what each has to itself, and what they share once."""
+    private, shared = 0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            sizes = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+            kib = {name: int(size) for name, size, *_ in sizes}
+            private += kib["Private_Clean:"] + kib["Private_Dirty:"]
+            shared = max(shared, kib["Shared_Clean:"] + kib["Shared_Dirty:"])
+    return (private + shared) * 1024
 
 
-def core_busy_s(core: int) -> float:
+def core_busy_s(core: str) -> float:
     """Return how long a core has been busy since boot, to see load that is not ours."""
     for line in Path("/proc/stat").read_text().splitlines():
         name, *ticks = line.split()

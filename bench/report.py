@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.phases import EVENTS_PER_S, OPEN_RATE, OPEN_STREAMS, STREAMS, Figures
+from bench.process import GATEWAY_CORE, LOAD_CORE
 from bench.stacks import STACKS
 
 Results = Mapping[str, Sequence[Figures]]
@@ -15,6 +16,8 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 COLUMNS = (
     ("CPU µs/request, 16 conns", "c16_us", 1),
     ("CPU µs/request, 64 conns", "c64_us", 1),
+    ("CPU µs/request of its database, 16", "c16_database_us", 1),
+    ("CPU µs/request of its database, 64", "c64_database_us", 1),
     ("requests/s, 64 conns", "c64_rps", 0),
     ("core busy", "c64_busy", 2),
     (f"added p50 ms at {OPEN_RATE}/s", "added_p50_ms", 2),
@@ -58,6 +61,11 @@ RATIOS = (
     Ratio("Farebox ÷ nginx, CPU/event", "event_us", "farebox", "nginx", at_most=2),
     Ratio("Farebox ÷ nginx, both to a TLS upstream, CPU/request, 64", "c64_us", "farebox-tls", "nginx-tls"),
     Ratio("Farebox ÷ nginx, both to a TLS upstream, CPU/event", "event_us", "farebox-tls", "nginx-tls"),
+    Ratio("Farebox, PostgreSQL ÷ SQLite, CPU/request, 16", "c16_us", "farebox-pg", "farebox", at_most=1),
+    Ratio("Farebox, PostgreSQL ÷ SQLite, CPU/request, 64", "c64_us", "farebox-pg", "farebox", at_most=1),
+    Ratio("Farebox, PostgreSQL ÷ SQLite, requests/s, 64", "c64_rps", "farebox-pg", "farebox"),
+    Ratio("Farebox, PostgreSQL, 2 processes ÷ 1, CPU/request, 64", "c64_us", "farebox-pg-2", "farebox-pg"),
+    Ratio("Farebox, PostgreSQL, 2 processes ÷ 1, requests/s, 64", "c64_rps", "farebox-pg-2", "farebox-pg"),
     Ratio("LiteLLM ÷ Farebox, CPU/request, 16", "c16_us", "litellm", "farebox", at_least=80),
     Ratio("LiteLLM ÷ Farebox, CPU/request, 64", "c64_us", "litellm", "farebox", at_least=80),
     Ratio("LiteLLM ÷ Farebox, CPU/event", "event_us", "litellm", "farebox"),
@@ -67,9 +75,10 @@ RATIOS = (
 )
 
 LIMITS = (
-    (f"Farebox with {OPEN_STREAMS:,} open streams, MB", "open_mb", 250),
-    (f"Farebox, added p50 at {OPEN_RATE} requests/s, ms", "added_p50_ms", 1),
-    (f"Farebox, added p99 at {OPEN_RATE} requests/s, ms", "added_p99_ms", 5),
+    (f"Farebox with {OPEN_STREAMS:,} open streams, MB", "open_mb", "farebox", 250),
+    (f"Farebox, added p50 at {OPEN_RATE} requests/s, ms", "added_p50_ms", "farebox", 1),
+    (f"Farebox, added p99 at {OPEN_RATE} requests/s, ms", "added_p99_ms", "farebox", 5),
+    (f"Farebox, PostgreSQL, added p50 at {OPEN_RATE} requests/s, ms", "added_p50_ms", "farebox-pg", 3),
 )
 
 
@@ -93,7 +102,8 @@ def markdown(results: Results) -> str:
     head = "| gateway | " + " | ".join(title for title, _, _ in COLUMNS) + " |"
     intro = (
         f"{machine()}; {rounds} interleaved round{'s' * (rounds > 1)}, median (min to max)."
-        f" Gateway on core 0, upstream and load generator on core 1."
+        f" Gateway on core {GATEWAY_CORE}; upstream, load generator and PostgreSQL on core {LOAD_CORE};"
+        " two gateway processes and their PostgreSQL on both."
         f" Events: {STREAMS:,} streams at {EVENTS_PER_S} events/s each."
     )
     lines = [
@@ -142,8 +152,8 @@ def _targets(full: Results) -> list[Outcome]:
         values = [o[ratio.figure] / u[ratio.figure] for o, u in pairs if ratio.figure in o and ratio.figure in u]
         if values:
             outcomes.append(_outcome(ratio.words, values, ratio.at_least, ratio.at_most))
-    for words, figure, most in LIMITS:
-        if values := [r[figure] for r in full.get("farebox", ()) if figure in r]:
+    for words, figure, name, most in LIMITS:
+        if values := [r[figure] for r in full.get(name, ()) if figure in r]:
             outcomes.append(_outcome(words, values, None, most))
     return outcomes
 
@@ -184,6 +194,8 @@ def _notes(full: Results) -> list[str]:
     if direct := full.get("direct"):
         p50, p99 = (_spread([r[f"open_{p}_ms"] for r in direct]).text(2) for p in ("p50", "p99"))
         notes.append(f"Straight to the upstream at {OPEN_RATE}/s: p50 {p50} ms, p99 {p99} ms.")
+    if memory := [r["database_mb"] for _, r in every if "database_mb" in r]:
+        notes.append(f"PostgreSQL's own memory: {_spread(memory).text(0)} MB.")
     foreign = [value for _, r in every for figure, value in r.items() if figure.endswith("_foreign")]
     if foreign:
         notes.append(

@@ -4,11 +4,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from tests.cluster import Cluster
+
 from bench import tools
-from bench.process import free_port
+from bench.process import EVERY_CORE, GATEWAY_CORE, LOAD_CORE, free_port
 
 UPSTREAM_KEY = "sk-ant-bench"
 LITELLM_KEY = "sk-6f1c0d7e5b3a49288e7d6c5b4a392817"
@@ -24,6 +28,8 @@ class Place:
     upstream: str
     """Base URL of the upstream, without a path; https for the rows with TLS."""
     certificate: Path
+    ending: ExitStack = field(default_factory=ExitStack)
+    """What has to end with it."""
 
     @property
     def tls(self) -> bool:
@@ -40,6 +46,8 @@ class Launch:
     env: dict[str, str] = field(default_factory=dict)
     verify: Callable[[], None] | None = None
     """Called after the gateway has stopped; raises when its own books disagree with the run."""
+    database: int | None = None
+    """The first process of the database server, whose tree is measured apart."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class Stack:
     tls: bool = False
     quick: bool = False
     """Part of `--quick`."""
+    postgres: bool = False
+    cores: str = GATEWAY_CORE
+    """Where the gateway may run, in the words of taskset."""
 
 
 def _nginx_command(place: Place, listen: str, proxy_pass: str, extra: str = "") -> list[str]:
@@ -94,8 +105,8 @@ def _nginx(place: Place) -> Launch:
     return Launch(_nginx_command(place, "", "https://mock", trust))
 
 
-def _farebox(place: Place) -> Launch:
-    """Billing on: a real key, an account with money, plan limits, a durable hold and settle on SQLite.
+def _farebox(place: Place, books: str = "sqlite:///farebox.db", workers: int = 1) -> Launch:
+    """Billing on: a real key, an account with money, plan limits, a durable hold and settle.
 
     Everything is as it comes, but for limits that are wide enough for one customer to be the whole load.
     """
@@ -105,9 +116,10 @@ def _farebox(place: Place) -> Launch:
 host = "127.0.0.1"
 port = {place.port}
 metrics = "127.0.0.1:{free_port()}"
+workers = {workers}
 
 [database]
-url = "sqlite:///farebox.db"
+url = "{books}"
 
 [[upstreams]]
 name = "mock"
@@ -143,6 +155,14 @@ concurrent_calls = 4000
         env={"SSL_CERT_FILE": str(place.certificate)} if place.tls else {},
         verify=audit,
     )
+
+
+def _farebox_postgres(place: Place, workers: int, cores: str) -> Launch:
+    """The same, with the books in a PostgreSQL server of its own on `cores`, as durable as it comes."""
+    disk = Path("/var/tmp")  # a real one, too, and with a path short enough for a socket
+    server = place.ending.enter_context(Cluster(within=disk, settings="", through=("taskset", "-c", cores)))
+    server.create_database("farebox")
+    return replace(_farebox(place, server.url("farebox"), workers), database=server.processes()[0])
 
 
 def _litellm(place: Place) -> Launch:
@@ -184,6 +204,19 @@ STACKS = (
     Stack("direct", "no gateway", None, quick=True),
     Stack("nginx", "nginx reverse proxy", _nginx, quick=True),
     Stack("farebox", "Farebox, billing on", _farebox, quick=True),
+    Stack(
+        "farebox-pg",
+        "Farebox, billing on, PostgreSQL",
+        partial(_farebox_postgres, workers=1, cores=LOAD_CORE),
+        postgres=True,
+    ),
+    Stack(
+        "farebox-pg-2",
+        "Farebox, billing on, PostgreSQL, 2 processes",
+        partial(_farebox_postgres, workers=2, cores=EVERY_CORE),
+        postgres=True,
+        cores=EVERY_CORE,
+    ),
     Stack("nginx-tls", "nginx, TLS upstream", _nginx, tls=True),
     Stack("farebox-tls", "Farebox, billing on, TLS upstream", _farebox, tls=True),
     Stack("portkey", f"Portkey {tools.PORTKEY}, no billing", _portkey),

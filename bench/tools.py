@@ -1,4 +1,4 @@
-"""What the benchmark needs and builds: nginx and a C compiler from Debian, two C programs, the peers.
+"""What the benchmark needs and builds: nginx, PostgreSQL and a C compiler from Debian, two C programs, the peers.
 
 Everything but the Debian packages lies under `.peers/` and is built once; delete the folder to build anew.
 """
@@ -43,7 +43,9 @@ def run(argv: Sequence[str | Path], **env: str) -> str:
     return done.stdout
 
 
-def debian_packages() -> None:
+def debian_packages(*, postgres: bool) -> None:
+    if postgres:
+        run(["sh", HERE.parent / "tests" / "install.sh"])
     wanted = {"nginx": "nginx-light", "gcc": "gcc libc6-dev", "openssl": "openssl", "taskset": "util-linux"}
     missing = [package for tool, package in wanted.items() if not shutil.which(tool)]
     if not missing:

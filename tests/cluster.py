@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -35,10 +35,12 @@ _ENDS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIG
 _PORTS = range(20_000, 32_000)
 """Below those that the kernel gives to clients: one that connects while the server is down must not meet itself."""
 _READY_S = 60
-_SETTINGS = """
+_DOORS = """
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = '{directory}'
+"""
+_SMALL = """
 max_connections = 200
 shared_buffers = 32MB
 max_wal_size = 512MB
@@ -54,9 +56,10 @@ class PostgresMissing(Exception):
 class Cluster:
     """A running server. Methods wait until the thing is done; all may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, within: Path = Path("/tmp"), settings: str = _SMALL, through: Sequence[str] = ()) -> None:
+        """Start one in a directory `within` (short: a socket's path has 107 bytes), by way of a command like nice."""
         programs, owner = find_programs(), _owner()
-        self.directory = Path(tempfile.mkdtemp(prefix="farebox-", dir="/tmp"))  # short: a socket's path has 107 bytes
+        self.directory = Path(tempfile.mkdtemp(prefix="farebox-", dir=within))
         self.port = _free_port()
         self._numbers = itertools.count(1)
         self._pid = 0
@@ -67,13 +70,13 @@ class Cluster:
             if owner is not None:
                 os.chown(self.directory, *owner)
             _initdb(programs, data, owner)
-            with (data / "postgresql.conf").open("a") as settings:
-                settings.write(_SETTINGS.format(port=self.port, directory=self.directory))
+            with (data / "postgresql.conf").open("a") as file:
+                file.write(_DOORS.format(port=self.port, directory=self.directory) + settings)
             (data / "pg_hba.conf").write_text(_ACCESS)
             keeper = Path(__file__).with_name("keeper.py")
             shown = "{}:{}".format(*owner) if owner else ""
             self._keeper = subprocess.Popen(
-                [sys.executable, "-IS", keeper, self.directory, shown, programs / "postgres", "-D", data],
+                [sys.executable, "-IS", keeper, self.directory, shown, *through, programs / "postgres", "-D", data],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
