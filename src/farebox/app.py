@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from prometheus_client.registry import CollectorRegistry
 
 from farebox.accounts.keyring import KeyRing
-from farebox.books.days import close_days
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
 from farebox.books.prices import pin_prices
@@ -245,7 +244,7 @@ class Gateway:
                 keys.forget()
 
         async def close_past_days() -> None:
-            for day in await close_days(store, self.clock()) if books.runs.leads else ():
+            for day in await books.close_days():
                 self.log.info("day_closed", day=day)
 
         async def end_strays() -> None:

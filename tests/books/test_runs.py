@@ -11,15 +11,21 @@ from farebox.billing.ledger import Answer, Command, Expire, Resize, Settle
 from farebox.books import runs as runs_module
 from farebox.books.audit import audit
 from farebox.books.days import close_days
+from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
 from farebox.clock import DAY_US, US_PER_S, day_start_us, steady_clock
 from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Store
 from tests.books.nodes import CENT, LEASE_S, Node, beating, is_reaped, leaders, open_node, until
+from tests.books.shop import PLANS
 from tests.databases import Databases
 from tests.trouble.proxy import proxy_to
 
 HOUR_US = 3600 * US_PER_S
+OLD_TRANSFER = (
+    "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
+    "VALUES (?, ?, 'house:cash', 'house:promotion', 1, 'credit', 'test', '')"
+)
 
 
 @pytest.fixture
@@ -324,12 +330,8 @@ async def test_days_are_closed_once_by_two_at_once_and_after_one_was_killed_in_t
     first: Node, second: Node
 ) -> None:
     now_us = day_start_us("2026-06-06") + 2 * HOUR_US
-    insert = (
-        "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
-        "VALUES (?, ?, 'house:cash', 'house:promotion', 1, 'credit', 'test', '')"
-    )
     await first.store.write(
-        [(insert, (f"{day}-{hour}", now_us - day * DAY_US + hour)) for day in range(1, 6) for hour in range(3)]
+        [(OLD_TRANSFER, (f"{day}-{hour}", now_us - day * DAY_US + hour)) for day in range(1, 6) for hour in range(3)]
     )
     closing = asyncio.create_task(close_days(first.store, now_us))
     await until(lambda: second.rows("SELECT 1 FROM day_close"))
@@ -399,3 +401,30 @@ async def test_a_hold_that_its_caller_left_and_that_cannot_be_ended_is_found_as_
 
 async def _true(value: object) -> bool:
     return bool(value)
+
+
+async def test_only_the_leader_does_what_one_does_for_all(url: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    nodes = [await open_beside(url, tmp_path / name, told) for name in ("one", "two")]
+    try:
+        now_us = nodes[0].clock()
+        await nodes[0].store.write([(OLD_TRANSFER, ("old", now_us - 3 * DAY_US))])
+        for node in nodes:
+            assert await node.close_days() == []
+            await node.beat()
+        assert [node.runs.leads for node in nodes] == [True, False]
+        assert await nodes[1].close_days() == []
+        assert len(await nodes[0].close_days()) >= 2
+    finally:
+        for node in nodes:
+            await node.close()
+    assert told == []
+
+
+async def open_beside(url: str, directory: Path, told: list[str]) -> Bookkeeping:
+    """Open the books as a gateway does that has another beside it."""
+
+    def tell(event: str, **_: object) -> None:
+        told.append(event)
+
+    return await open_books(url, plans=PLANS, clock=steady_clock(), spool=directory, lease_s=30, warn=tell, alert=tell)

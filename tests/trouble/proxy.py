@@ -66,6 +66,11 @@ class Proxy:
         """Pass nothing on, either way; connections are taken, and nothing is said."""
         self.deaf = self.mute = True
 
+    def forsake(self) -> None:
+        """Let nothing more pass on the connections there are, without a word; new ones are as before."""
+        for line in self._lines:
+            line.is_dead = True
+
     async def heal(self) -> None:
         """Let everything pass again, on new connections."""
         self.deaf = self.mute = False
@@ -124,6 +129,7 @@ class _Line:
         assert task is not None
         self.task = task
         self._loses = False
+        self.is_dead = False
 
     async def serve(self, server: tuple[str, int]) -> None:
         try:
@@ -145,7 +151,7 @@ class _Line:
             while data := await self._reader.read(_PIECE):
                 if self._proxy.takes_for_lost(data):
                     self._loses = True
-                if not self._proxy.deaf:
+                if not (self._proxy.deaf or self.is_dead):
                     server.write(data)
                     await server.drain()
 
@@ -159,7 +165,7 @@ class _Line:
                     return
                 if self._proxy.delay_s:
                     await asyncio.sleep(self._proxy.delay_s)
-                if not self._proxy.mute:
+                if not (self._proxy.mute or self.is_dead):
                     self.say(data)
                     await self.said()
 

@@ -255,3 +255,11 @@ async def _listen(port: object, person: Person, text: str) -> Heard:
     fields = [(b"x-api-key", person.key.encode()), (b"content-type", b"application/json")]
     body = json.dumps(message(text, stream=True)).encode()
     return Heard(await client.request("POST", "/v1/messages", fields, body, first_byte_s=10))
+
+
+async def test_a_gateway_that_has_no_spool_says_so_when_it_starts(tmp_path: Path, postgres_url: str) -> None:
+    """Rather than in the outage for which it would be needed. It serves all the same."""
+    (tmp_path / "farebox.spool").write_text("in the way")
+    async with open_stage(tmp_path, database_url=postgres_url) as stage:
+        assert len(logged(stage, "spool_not_durable")) == 1
+        assert (await stage.ask(stage.alice))[0] == 200

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from farebox.billing.plans import Plans
+from farebox.books.days import close_days
 from farebox.books.ledger import Ledger
 from farebox.books.runs import Runs, resolve_orphans
 from farebox.books.spool import Spool
@@ -72,6 +73,10 @@ class Bookkeeping:
         if not self.available:
             self._warn("books_available_again")
         self.available, self.ledger.in_trouble = True, False
+
+    async def close_days(self) -> list[str]:
+        """Close the days that are over, where it is this process that does so for all; answers their names."""
+        return await close_days(self.store, self.clock()) if self.runs.leads else []
 
     async def close(self) -> None:
         """End the run and close the store. Without a database to tell it to, the others find out by its lease."""

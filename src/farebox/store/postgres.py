@@ -190,9 +190,11 @@ class PostgresStore:
                 async with self._pool.lend(timeout_s=give_up_at - loop.time()) as connection:
                     return await task(connection)
             except FAILED as error:
-                if again or not may_pass(error) or loop.time() >= give_up_at:
+                lost = may_pass(error)
+                if lost:
+                    self._pool.forget()
+                if again or not lost or loop.time() >= give_up_at:
                     raise StoreUnavailable(f"the database did not answer: {words(error)}") from error
-                self._pool.forget()
                 again = True
 
     async def _together(self, connection: asyncpg.Connection, statements: Sequence[Statement]) -> list[int]:

@@ -34,6 +34,8 @@ OLDEST_SQLITE: Final = (3, 51, 3)
 """Before it, resetting the WAL could corrupt the file (sqlite.org/wal.html#walresetbug)."""
 
 _BUSY_MS: Final = 5000
+_BATCH_BUSY_MS: Final = 1500
+"""How long the batches of a server wait for another process that writes: calls wait for them."""
 _GLANCE_S: Final = 0.2
 """Who asks whether a database is served holds its lock for a moment."""
 _PRAGMAS: Final = (
@@ -76,6 +78,7 @@ class SqliteStore:
         self.path = path
         self.lanes = 1
         self.shared = False
+        self._batch_busy_ms = _BATCH_BUSY_MS if serving else _BUSY_MS
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,9 @@ class SqliteStore:
             try:
                 answers = self.books.begin(batch)
             except Exception:  # noqa: BLE001  busy, or a command that spoils the batch: the thread takes its time over it
-                return await self._on_writer(lambda: self._patiently(lambda: self.books.apply(batch)))
+                return await self._on_writer(
+                    lambda: self._patiently(lambda: self.books.apply(batch), self._batch_busy_ms)
+                )
             try:
                 if self.books.wrote:
                     await self._on_writer(self.books.commit)
@@ -133,14 +138,10 @@ class SqliteStore:
     ) -> list[Row]:
         return await _hand_in(self._reading, lambda: self._reader.execute(sql, params).fetchall())
 
-    async def write(
-        self,
-        statements: Sequence[Statement],
-        *,
-        patience_s: float | None = None,  # noqa: ARG002  another process writes for a moment, never for long
-    ) -> list[int]:
+    async def write(self, statements: Sequence[Statement], *, patience_s: float | None = None) -> list[int]:
+        busy_ms = _BUSY_MS if patience_s is None else round(patience_s * 1000)
         async with self._turn:
-            return await self._on_writer(lambda: self._patiently(lambda: self._write(statements)))
+            return await self._on_writer(lambda: self._patiently(lambda: self._write(statements), busy_ms))
 
     async def changed_elsewhere(self) -> bool:
         """Tell whether another process has written since this was last asked (keys, plans, balances may differ)."""
@@ -165,9 +166,9 @@ class SqliteStore:
             running.exception()  # nobody is left to be told
             raise
 
-    def _patiently(self, task: Callable[[], T]) -> T:
+    def _patiently(self, task: Callable[[], T], busy_ms: int) -> T:
         """Run a task that may find another process writing, and wait for that one."""
-        self._writer.set_busy_timeout(_BUSY_MS)
+        self._writer.set_busy_timeout(busy_ms)
         try:
             return task()
         finally:
