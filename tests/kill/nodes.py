@@ -34,6 +34,7 @@ _PAUSE_S: Final = 0.04
 """How long a customer waits between two calls, at most: some of the machine must be left for starting nodes."""
 _DEPOSITORS: Final = 3
 _KILLS_UNTIL_PEACE: Final = 10
+_CALLS_TO_SPOOL: Final = 8
 _OTHERWISE: Final = 0.25
 _PATIENCE_S: Final = 20.0
 """How long we wait for what must come about: a settle is spooled after ten seconds, for one."""
@@ -121,6 +122,7 @@ class Nodes:
 
     async def outlast_patience(self) -> None:
         """Keep the database away until settles are spooled; kill a node that has some, and start it too early."""
+        await self._until(lambda: self.crowd.calling.total() >= _CALLS_TO_SPOOL, "no calls come in")
         async with self._without_database():
             had = self._finished()
             await self._until(
@@ -169,6 +171,7 @@ class Nodes:
             if number % _KILLS_UNTIL_PEACE == 0:
                 await self._recover()
             if self.random.random() < _OTHERWISE:
+                await asyncio.gather(*(server.answers() for server in self.servers))
                 await self.random.choice(others)()
             on_progress(number)
 

@@ -283,8 +283,8 @@ class Decisions:
             account_id=number,
             key_id=self.random.choice(keys),
             model=self.random.choice(("any", "", "größer \\ \"'\t$1")),
-            amount_nanos=amount,
-            least_nanos=self.random.choice((amount, amount, amount // 2, amount // 2, 0, 0, free, free + 1)),
+            amount_nanos=_fit(amount),
+            least_nanos=_fit(self.random.choice((amount, amount, amount // 2, amount // 2, 0, 0, free, free + 1))),
             tokens=self._tokens(),
             price_version=self.random.choice((1, 2)),
         )
@@ -296,7 +296,7 @@ class Decisions:
         request_id, number = self._some_hold()
         free = max(0, self._free.get(number, 0))
         amount = self.random.choice((0, 1, free // 9, free // 99, free, free * 2, 10**6, 10**7))
-        return Resize(request_id, number, amount, self._tokens())
+        return Resize(request_id, number, _fit(amount), self._tokens())
 
     def _settle(self) -> Settle:
         request_id, number = self._some_hold()
@@ -314,7 +314,7 @@ class Decisions:
             model=self.random.choice(("any", "claude-ü")),
             outcome=self.random.choice(("finished", "client_gone")),
             status=self.random.choice((0, 200)),
-            cost_nanos=self.random.choice(usual if self.random.random() < 0.8 else edge),
+            cost_nanos=_fit(self.random.choice(usual if self.random.random() < 0.8 else edge)),
             list_nanos=self.random.choice((0, 5)),
             waive=waive,
             input_tokens=self.random.randrange(2**40),
@@ -362,13 +362,18 @@ class Decisions:
             id=name,
             debit_account=debit,
             credit_account=credit,
-            amount_nanos=amount,
+            amount_nanos=_fit(amount),
             code=code,
             actor="test",
             memo="'$1 \\",
         )
         self._posted.append(made)
         return made
+
+
+def _fit(nanos: int) -> int:
+    """Keep an amount to 64 bits, as its makers do."""
+    return min(nanos, MAX_NANOS)
 
 
 def _difference(table: str, ours: list[tuple[object, ...]], theirs: list[tuple[object, ...]]) -> str:

@@ -128,8 +128,9 @@ BEGIN
         verdict := 'gone';
       ELSE
         IF r.has_expired THEN holds[s] := holds[s] + 1; END IF;
-        amount := least(r.amount_nanos, r.hold_amount + posted[s] - held[s]);
-        held[s] := held[s] + amount - r.hold_amount;
+        held[s] := held[s] - r.hold_amount;  -- first, so that no sum leaves 64 bits
+        amount := least(r.amount_nanos, posted[s] - held[s]);
+        held[s] := held[s] + amount;
         IF r.tokens <> r.hold_tokens THEN
           tokens_full[s] := bucket_spend(bucket_state(tokens_full[s], moment_ns), r.tokens - r.hold_tokens, _plan_tokens[plans[s]]);
         END IF;
