@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import asyncpg
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from farebox.billing.ledger import Transfer
 from farebox.billing.usage import Line, Usage
@@ -16,12 +18,14 @@ from farebox.books import audit as module
 from farebox.books.audit import Check, audit
 from farebox.books.days import close_days
 from farebox.books.ledger import credit, debit
+from farebox.books.prices import pin_prices
 from farebox.books.runs import resolve_orphans
 from farebox.clock import DAY_US
 from farebox.ids import new_request_id
 from farebox.store.open import open_store
+from farebox.store.protocol import Row
 from farebox.store.urls import is_postgres
-from tests.books.shop import Shop, open_shop
+from tests.books.shop import MODELS, Shop, open_shop
 from tests.cluster import Cluster, run
 from tests.databases import Databases, name_of, on_postgresql, on_sqlite, sqlite_path
 
@@ -428,3 +432,23 @@ async def test_it_raises_no_alarm_while_calls_come_and_go(used: Shop) -> None:
     running = False
     await busy
     await tool.close()
+
+
+async def test_it_raises_no_alarm_when_prices_change_meanwhile(used: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may start with new prices, and serve by them, between any two things that the audit reads."""
+    fetch = used.store.fetch
+    names = iter(("Opus II", "Opus III", "Opus IV"))
+
+    async def fetch_and_change(sql: str, *rest: Any, **options: Any) -> list[Row]:
+        rows = await fetch(sql, *rest, **options)
+        if "FROM price_list" in sql and (name := next(names, None)):
+            with monkeypatch.context() as unchanging:
+                unchanging.setattr(used.store, "fetch", fetch)
+                models = (replace(MODELS[0], display_name=name), *MODELS[1:])
+                used.catalogue = await pin_prices(used.store, models, used.now_us)
+                await used.call(used.alice, 20, 20)
+        return rows
+
+    monkeypatch.setattr(used.store, "fetch", fetch_and_change)
+    assert [check.detail for check in await audit(used.store) if not check.ok] == []
+    assert next(names, None) is None
