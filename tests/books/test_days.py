@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+from pathlib import Path
 
+import asyncpg
 import pytest
 
 from farebox.billing.ledger import Verdict
 from farebox.books import days
+from farebox.books.audit import audit
 from farebox.books.days import FIRST, close_days, digest_day
+from farebox.books.keeping import open_books
 from farebox.books.ledger import credit
-from farebox.clock import DAY_US, day_of, day_start_us
-from tests.books.shop import NOON_US, Shop, open_shop
+from farebox.clock import DAY_US, day_of, day_start_us, steady_clock
+from tests.books.nodes import CENT, open_node
+from tests.books.shop import NOON_US, PLANS, Shop, open_shop
 from tests.cluster import Cluster
 from tests.databases import name_of, on_postgresql, on_sqlite
 
@@ -116,3 +121,51 @@ async def test_limits_go_by_the_clock_even_where_days_of_the_future_are_closed(s
         assert admission.requests is not None
         assert admission.verdict is (Verdict.ADMITTED if seconds else Verdict.REQUESTS_LIMITED)
         assert admission.requests.remaining == (per_minute - 1 if seconds else 0)
+
+
+@on_postgresql
+async def test_a_day_is_not_closed_while_an_entry_of_it_waits_to_be_seen(database_url: str) -> None:
+    """A commit may wait for hours: for a standby that is away, or in a machine that was frozen."""
+    async with open_node(database_url) as node:
+        request_id = await node.hold(CENT)
+        waiting = await asyncpg.connect(database_url)
+        try:
+            async with waiting.transaction():
+                await waiting.execute("SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE", node.account)
+                now_us = node.clock()
+                assert await close_days(node.store, now_us + 2 * DAY_US) == []
+                await waiting.execute(_ENTRY, now_us)
+            assert await node.rows("SELECT id FROM transfer WHERE at = ?", now_us) == [("awaited",)]
+        finally:
+            await waiting.close()
+        await node.ledger.settle(node.settlement(request_id, 5))
+        assert day_of(now_us) in await close_days(node.store, now_us + 2 * DAY_US)
+        assert all(check.ok for check in await audit(node.store) if check.name == "day digests")
+
+
+_ENTRY = (
+    "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
+    "VALUES ('awaited', $1, 'house:cash', 'house:promotion', 1, 'credit', 'test', '')"
+)
+
+
+@on_postgresql
+async def test_days_are_closed_by_the_clock_that_dates_their_entries(database_url: str, tmp_path: Path) -> None:
+    """The database's may have been set back since this process first asked for it."""
+    async with open_node(database_url):
+        pass
+
+    def alarm(event: str, **_: object) -> None:
+        raise AssertionError(event)
+
+    books = await open_books(
+        database_url, plans=PLANS, clock=steady_clock(), spool=tmp_path, lease_s=30, warn=alarm, alert=alarm
+    )
+    try:
+        await books.beat()
+        right = books.clock
+        books.clock = lambda: right() + 9 * DAY_US
+        assert books.runs.leads
+        assert await books.close_days() == []
+    finally:
+        await books.close()

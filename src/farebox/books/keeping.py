@@ -76,7 +76,7 @@ class Bookkeeping:
 
     async def close_days(self) -> list[str]:
         """Close the days that are over, where it is this process that does so for all; answers their names."""
-        return await close_days(self.store, self.clock()) if self.runs.leads else []
+        return await close_days(self.store, await _time_of(self.store)) if self.runs.leads else []
 
     async def close(self) -> None:
         """End the run and close the store. Without a database to tell it to, the others find out by its lease."""
@@ -133,5 +133,10 @@ async def _common_clock(store: Store, clock: Clock) -> Clock:
     """Give the time of a store that several processes share, whatever the clock of this machine says."""
     if not store.shared:
         return clock
-    ahead_us = int((await store.fetch("SELECT now_us()"))[0][0]) - clock()
+    ahead_us = await _time_of(store) - clock()
     return lambda: clock() + ahead_us
+
+
+async def _time_of(store: Store) -> int:
+    """Ask a store for the moment that its entries would get."""
+    return int((await store.fetch("SELECT now_us()"))[0][0])

@@ -147,7 +147,7 @@ async def _clock(connection: asyncpg.Connection, version: int) -> Finding:
     if newest_us > there_us + 60 * US_PER_S:
         return Finding("clock", "FAIL", f"{told}, and before the newest entry, {iso(newest_us)}", "let NTP keep it")
     if abs(skew_s) > _SKEW_WARN_S:
-        advice = "let NTP keep both: entries, limits and leases go by the database's, days are closed by ours"
+        advice = "let NTP keep both: entries, limits, leases and days go by the database's"
         return Finding("clock", "FAIL" if abs(skew_s) > _SKEW_FAIL_S else "warn", told, advice)
     return Finding("clock", "ok", told)
 

@@ -33,6 +33,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT greatest(now_ns, least(full_ns
 CREATE OR REPLACE FUNCTION now_us() RETURNS bigint
 LANGUAGE sql VOLATILE AS $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 
+-- When the oldest transaction began that has written something nobody sees yet: NULL where there is none. A commit may
+-- wait for hours, for a standby. Of roles that are not ours nothing is known; they write no entries.
+CREATE OR REPLACE FUNCTION unseen_since_us() RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+  SELECT (extract(epoch FROM min(xact_start)) * 1000000)::bigint FROM pg_stat_activity
+   WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+$$;
+
 -- _batch: the commands in the order of billing/ledger.py ORDER, no id twice. _accounts: whom they are about.
 -- _plan_*: the plans, the default one first. _given_now_us: NULL, or the moment to take for the present one.
 -- An answer a command, by its place in the batch; a to g are what its verdict needs (see postgres.py).

@@ -7,7 +7,11 @@ from farebox.billing.ledger import Answer, Command
 
 Row = tuple[Any, ...]
 Statement = tuple[str, tuple[Any, ...]]
-"""SQL with `?` placeholders, and its values: one text for every store. Both know the function `now_us()`."""
+"""SQL with `?` placeholders, and its values: one text for every store.
+
+Both know the functions `now_us()`, and `unseen_since_us()`: when the oldest transaction began that has written what
+nobody sees yet, NULL where there is none.
+"""
 
 
 class Reading(Protocol):

@@ -259,6 +259,7 @@ def connect(path: Path, clock: Clock) -> apsw.Connection:
         connection = apsw.Connection(str(path))
         connection.set_busy_timeout(_BUSY_MS)
         connection.create_scalar_function("now_us", lambda *_: clock(), 0)
+        connection.create_scalar_function("unseen_since_us", lambda *_: None, 0)  # one writer, which commits at once
         for pragma in _PRAGMAS:
             connection.execute(pragma)
     except apsw.Error as error:
