@@ -4,13 +4,13 @@ Their lease is the shortest there is. `end` lets the customers finish and then a
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +45,7 @@ _NEVER_LOGGED: Final = frozenset({
 Progress = Callable[[int], None]
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def nodes_under_load(directory: Path, cluster: Cluster, seed: int) -> AsyncIterator["Nodes"]:
     """Start nodes over a fresh database and let customers at them. A failure names the seed."""
     with cluster.database() as url:
@@ -234,14 +234,16 @@ class Nodes:
         self._away = None
         await asyncio.sleep(self.random.uniform(0.3, 0.6))
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _without_database(self, **settings: str | None) -> AsyncIterator[None]:
         """Kill the database; start it afterwards, change settings, and wait until calls are served again."""
         await asyncio.to_thread(self.cluster.kill)
         gone_us = time.time_ns() // 1000
-        yield
-        self._outages.append((gone_us, time.time_ns() // 1000))
-        await asyncio.to_thread(self.cluster.start)
+        try:
+            yield
+        finally:
+            self._outages.append((gone_us, time.time_ns() // 1000))
+            await asyncio.to_thread(self.cluster.start)
         if settings:
             await asyncio.to_thread(self.cluster.configure, **settings)
         finished = self._finished()
@@ -293,7 +295,11 @@ class Nodes:
 
     def _spooled(self, number: int) -> int:
         """Count the settles that wait on disk for the database, in files of living processes and of dead ones."""
-        return sum(path.read_bytes().count(b"\n") for path in self._spool(number).glob("*.spool"))
+        lines = 0
+        for path in self._spool(number).glob("*.spool"):
+            with contextlib.suppress(FileNotFoundError):  # delivered this very moment
+                lines += path.read_bytes().count(b"\n")
+        return lines
 
     async def _count(self, sql: str) -> int:
         return int((await self.store.fetch(sql))[0][0])
