@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from farebox.billing.ledger import Settled, Verdict
+from farebox.billing.ledger import Posted, Settled, Verdict
 from farebox.books.ledger import Ledger, credit
 from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable
 from farebox.store.open import open_store
@@ -169,3 +169,12 @@ async def test_a_value_that_fits_no_column_spoils_its_own_command_alone(shop: Sh
     assert isinstance(answers[0], BrokenInvariant)
     assert answers[1] == Settled(7, 0, now=True)
     assert await shop.store.fetch("SELECT request_id FROM hold") == [(first,)]
+
+
+@on_postgresql
+async def test_an_id_too_long_for_an_index_spoils_its_own_command_alone(shop: Shop) -> None:
+    long = "".join(chr(1_000 + number * 7_919 % 50_000) for number in range(4_000))
+    credits = [credit(name, shop.bob, 1, code="credit", actor="test", memo="") for name in (long, "short")]
+    answers = await asyncio.gather(*map(shop.ledger.post, credits), return_exceptions=True)
+    assert isinstance(answers[0], BrokenInvariant)
+    assert answers[1] == Posted(now=True)

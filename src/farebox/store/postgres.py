@@ -65,8 +65,8 @@ _LANE_SESSION: Final = {
 }
 _APPLY: Final = "SELECT * FROM apply_batch($1, $2, $3, $4, $5, $6, $7, $8)"
 _PLACE: Final = {kind: place for place, kind in enumerate(ORDER)}
-_COMMANDS_FAULT: Final = ("22", "23", "P0")
-"""Classes of SQLSTATE that speak of the values sent: data, integrity, and our own RAISE."""
+_COMMANDS_FAULT: Final = ("22", "23", "54", "P0")
+"""Classes of SQLSTATE that speak of the values sent: data, integrity, what is too large, and our own RAISE."""
 _CHANGED: Final = "farebox_changed"
 _PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.5
