@@ -174,7 +174,7 @@ async def test_a_value_that_fits_no_column_spoils_its_own_command_alone(shop: Sh
 @on_postgresql
 async def test_an_id_too_long_for_an_index_spoils_its_own_command_alone(shop: Shop) -> None:
     long = "".join(chr(1_000 + number * 7_919 % 50_000) for number in range(4_000))
-    credits = [credit(name, shop.bob, 1, code="credit", actor="test", memo="") for name in (long, "short")]
-    answers = await asyncio.gather(*map(shop.ledger.post, credits), return_exceptions=True)
+    posts = [credit(name, shop.bob, 1, code="credit", actor="test", memo="") for name in (long, "short")]
+    answers = await asyncio.gather(*map(shop.ledger.post, posts), return_exceptions=True)
     assert isinstance(answers[0], BrokenInvariant)
     assert answers[1] == Posted(now=True)
