@@ -234,3 +234,34 @@ async def test_parallel_calls_of_one_customer_are_each_charged_once_and_the_sum_
     (output, charged, given), *_ = rows
     assert output == sum(range(1, 41))
     assert charged == nanos(exact(input=given, output=output))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["claude-sonnet-4-6\0", "\0", "m" * 100_000])
+async def test_a_finished_answer_is_charged_however_odd_the_names_in_it(
+    open_stage: OpenStage, name: str, *, stream: bool
+) -> None:
+    """PostgreSQL keeps no text with a NUL in it."""
+    said: dict[str, Any] = {
+        "id": name,
+        "model": name,
+        "stop_reason": name,
+        "usage": {"input_tokens": 7, "output_tokens": 9},
+    }
+    events: dict[str, dict[str, Any]] = {
+        "message_start": {"message": said},
+        "message_delta": {"delta": {"stop_reason": name}, "usage": said["usage"]},
+        "message_stop": {},
+    }
+    body, kind = json.dumps(said).encode(), b"application/json"
+    if stream:
+        lines = (f"event: {type_}\ndata: {json.dumps({'type': type_, **more})}\n\n" for type_, more in events.items())
+        body, kind = "".join(lines).encode(), b"text/event-stream"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(body))
+    async with script([head, body]) as theirs:  # noqa: SIM117
+        async with open_stage(upstreams=upstream("theirs", theirs.port)) as stage:
+            assert await stage.ask(stage.alice, stream=stream) == (200, body)
+            row = await books(stage, stage.alice)
+            assert (row["kind"], row["charged_nanos"]) == ("exact", nanos(exact(input=7, output=9)))
+            ((longest,),) = await stage.rows("SELECT max(length(model || message_id || stop_reason)) FROM usage")
+            assert longest is None or longest <= 600

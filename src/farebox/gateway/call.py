@@ -35,6 +35,7 @@ class Outcome(StrEnum):
         return self in _PAID
 
 
+_KEPT_CHARS: Final = 200
 _PAID: Final = frozenset({Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_MONEY})
 
 
@@ -100,8 +101,7 @@ class Call:
         elif self._read is not None and self._read[0] is counts:
             return self._read[1]
         try:
-            name = self.answered_model or self.model.id
-            usage = read_usage(counts, name, long_cache_asked=self.demand.caches_long)
+            usage = read_usage(counts, self._answering_model, long_cache_asked=self.demand.caches_long)
         except UnusableUsage:
             usage = None
         self._read = (counts, usage)
@@ -126,7 +126,7 @@ class Call:
             request_id=self.request_id,
             account_id=self.caller.account_id,
             kind=kind,
-            model=self.answered_model or self.model.id,
+            model=self._answering_model,
             outcome=outcome.value,
             status=self.status,
             cost_nanos=priced.cost_nanos,
@@ -139,11 +139,11 @@ class Call:
             output_tokens=line.output,
             web_searches=usage.web_searches,
             limited_tokens=line.limited_tokens,
-            detail=_detail(usage, self.answered_model or self.model.id),
-            stop_reason=self.stop_reason,
-            message_id=self.message_id,
+            detail=_detail(usage, self._answering_model),
+            stop_reason=_kept(self.stop_reason),
+            message_id=_kept(self.message_id),
             upstream=upstream.name if upstream is not None else None,
-            upstream_request_id=theirs.decode("latin-1")[:200] if theirs else None,
+            upstream_request_id=_kept(theirs.decode("latin-1")) if theirs else None,
             attempts=self.tries.count,
             streamed=bool(self.asked.stream),
             first_byte_us=_us(self.started_at, self.first_byte_at),
@@ -151,9 +151,18 @@ class Call:
         )
         return settle, priced
 
+    @property
+    def _answering_model(self) -> str:
+        return _kept(self.answered_model) or self.model.id
+
     def _unbilled_refusal(self) -> bool:
         """Tell a refusal without output, which the upstream does not bill (Messages API, "stop reasons")."""
         return self.stop_reason == "refusal" and self.usage_is_final and self.usage.get("output_tokens") == 0
+
+
+def _kept(text: str | None) -> str | None:
+    """Cut a text of the upstream's to what every database takes: a row must not fail, nor grow, for a name."""
+    return (text or "").replace("\0", "")[:_KEPT_CHARS] or None
 
 
 def _detail(usage: Usage, model: str) -> str | None:
