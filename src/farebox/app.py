@@ -187,9 +187,10 @@ class Gateway:
                 task.cancel()
             if self._server.tasks:
                 await asyncio.wait(self._server.tasks, timeout=_END_S)
-        if self._settler is not None:
+        if self._settler is not None and self.books is not None:
             await self._settler.drained()
             await self._settler.retry()
+            await self._settler.leave()
         await self.jobs.stop()
         for server in (self._server, self._metrics_server):
             if server is not None:

@@ -423,3 +423,27 @@ async def test_on_sqlite_nothing_starts_while_a_spool_cannot_be_read(
     await books.close()
     async with open_node(f"sqlite:///{tmp_path}/farebox.db") as node:
         assert await node.usage(request_id) == ("exact", CENT, 0)
+
+
+async def test_of_several_lines_about_a_call_the_last_one_counts(node: Node, tmp_path: Path) -> None:
+    """Its process could not deliver what it had spooled, and died before it could book it as free."""
+    dead = Keeper(tmp_path / "spool")
+    first, second = await spooled(node, dead, 2)
+    assert await dead.spool.put(node.settlement(first, CENT, kind="waived", waive=True))
+    dead.die()
+    heir = Keeper(tmp_path / "spool")
+    assert await heir.deliver(node.ledger)
+    assert await node.usage(first) == ("waived", 0, 0)
+    assert await node.usage(second) == ("exact", CENT, 0)
+    assert len(heir.booked) == 2
+    assert files(tmp_path / "spool") == []
+
+
+async def test_what_is_free_and_had_been_charged_is_told(node: Node, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path / "spool")
+    paid, free = [await node.hold(CENT) for _ in range(2)]
+    for request_id, waive in ((paid, False), (free, True)):
+        await node.ledger.settle(node.settlement(request_id, CENT, waive=waive, kind="waived" if waive else "exact"))
+        assert await keeper.spool.put(node.settlement(request_id, CENT, kind="waived", waive=True))
+    assert await keeper.deliver(node.ledger)
+    assert [(settle.request_id, settled.charged_nanos) for settle, settled in keeper.booked] == [(paid, CENT)]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from farebox import app
 from farebox.books import keeping
 from farebox.errors import StoreUnavailable
-from farebox.http.client import HttpClient, Origin
+from farebox.http.client import HttpClient, Origin, UpstreamError
 from tests.cli.test_servers import COMMAND, environment
 from tests.cluster import ROLE, Cluster
 from tests.databases import name_of, read
@@ -221,6 +222,44 @@ async def test_a_call_that_is_cut_while_it_is_settled_is_not_charged_for_what_di
     assert await stage.balance(stage.alice) == (100 * USD, 0)
     await sound(stage)
     asking.cancel()
+
+
+@pytest.mark.parametrize("how", ["spooled", "booked"])
+async def test_what_a_gateway_charged_and_could_not_deliver_before_it_stopped_is_not_paid(
+    tmp_path: Path, postgres_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It stops while the database is away, and cuts the calls that it settles: the next one makes it good."""
+    monkeypatch.setattr(app, "_END_S", 0.1)
+    async with open_stage(tmp_path, database_url=proxy.url(postgres_url)) as stage:
+        hurry(stage, settle_s=1.0)
+        alice, settler = stage.alice, settler_of(stage)
+        if how == "booked":
+            proxy.lose_answer(SETTLE, stay_away=True)
+        asking = asyncio.create_task(stage.ask(alice, "[[sim tokens=60 ttft=300]]"))
+
+        async def in_the_books() -> bool:
+            return bool(stage.gateway.ledger.live)
+
+        async def settling() -> bool:
+            return bool(settler._running)
+
+        await eventually(in_the_books)
+        if how == "spooled":
+            await proxy.refuse()
+        await eventually(settling)
+        stage.gateway.hurry()
+        await stage.gateway.stop()
+        with pytest.raises(UpstreamError):
+            await asking
+        assert len(logged(stage, "settles_spooled")) == 1
+    assert len(read(postgres_url, "SELECT 1 FROM usage WHERE charged_nanos > 0")) == (how == "booked")
+    await proxy.heal()
+    async with open_stage(tmp_path, database_url=proxy.url(postgres_url)) as heir:
+        await settler_of(heir).retry()
+        await delivered(heir)
+        assert await heir.balance(alice) == (100 * USD, 0)
+        assert len(await heir.rows("SELECT 1 FROM transfer WHERE code = 'refund'")) == (how == "booked")
+        await sound(heir)
 
 
 async def test_what_a_killed_gateway_had_spooled_is_booked_by_the_next(

@@ -2,7 +2,8 @@
 
 A settle that is in the spool is as good as booked: the call's last bytes may be delivered (promise 1). Each process has
 a file of its own in the spool's directory, a line a settle, synced before `put` answers, and locked while the process
-lives; the file of a dead one is taken over by whoever finds it. Delivering a line twice changes nothing.
+lives; the file of a dead one is taken over by whoever finds it. Delivering a line twice changes nothing. Of several
+lines about a call the last one counts: its end may not have been delivered after all.
 """
 
 import asyncio
@@ -71,10 +72,10 @@ class Spool:
         return kept.result()
 
     async def deliver(self, ledger: Ledger, note: Note) -> bool:
-        """Hand what waits to the ledger, files of dead processes included; `note` hears what has been booked now.
+        """Hand what waits to the ledger, files of dead processes included.
 
-        Answers whether all files could be read. Raises StoreUnavailable while the books cannot be written; what waits
-        goes on waiting.
+        `note` hears what has been booked now, and what was to be free but had been charged before. Answers whether all
+        files could be read. Raises StoreUnavailable while the books cannot be written; what waits goes on waiting.
         """
         await self._hand_in(ledger, list(self.waiting.values()), note)
         async with self._turn:
@@ -164,7 +165,7 @@ class Spool:
         facts = {"request_id": show_request_id(settle.request_id), "cost_nanos": settle.cost_nanos}
         if isinstance(answer, FareboxError):
             self._alert("settlement_refused", **facts, error=str(answer))
-        elif answer.now:
+        elif answer.now or (settle.waive and answer.charged_nanos):
             note(settle, answer)
         elif answer.recovered and not settle.waive:
             self._alert("settled_too_late", **facts)
@@ -192,18 +193,20 @@ class Spool:
 
         A last one without an end was being written when its process died: nobody was told that it is safe.
         """
-        settles, sound = [], True
+        settles: dict[bytes, Settle] = {}
+        sound = True
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
             crc, _, data = line.partition(b" ")
             try:
                 if line and int(crc, 16) != zlib.crc32(data):
                     raise ValueError("its checksum is another")
                 if line:
-                    settles.append(_settle.decode(data))
+                    settle = _settle.decode(data)
+                    settles[settle.request_id] = settle
             except (ValueError, msgspec.MsgspecError) as error:
                 self._alert("spool_line_unreadable", path=str(path), line=number, error=str(error))
                 sound = False
-        return settles, sound
+        return list(settles.values()), sound
 
 
 def _line(settle: Settle) -> bytes:

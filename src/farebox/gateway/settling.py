@@ -76,9 +76,13 @@ class Settler:
                 except FareboxError as error:
                     self._alert("settlement_refused", request_id=show_request_id(request_id), error=str(error))
                 self.unsettled.pop(request_id, None)
-            await self._spool.deliver(self._ledger, self._count)
+            await self._spool.deliver(self._ledger, self._delivered)
         except StoreUnavailable:
             return
+
+    async def leave(self) -> None:
+        """Keep on disk what could not be ended: this process goes, the next one ends it."""
+        await asyncio.gather(*map(self._spool.put, self.unsettled.values()))
 
     async def drained(self) -> None:
         """Wait for the settlements under way."""
@@ -133,6 +137,12 @@ class Settler:
 
     def _tell_not_durable(self, settle: Settle, error: Exception) -> None:
         self._alert("settlement_not_durable", request_id=show_request_id(settle.request_id), error=str(error))
+
+    def _delivered(self, settle: Settle, settled: Settled) -> None:
+        if settled.now:
+            self._count(settle, settled)
+        else:
+            self.unsettled[settle.request_id] = settle  # to give back what was charged for it
 
     def _count(self, settle: Settle, settled: Settled) -> None:
         """Count what a settle came to, now that it is in the books."""
