@@ -25,6 +25,10 @@ _PAUSE_S: Final = 0.25
 Log = Callable[..., Any]
 
 
+_NOTHING: Final = Settled(0, 0, now=True)
+"""What is in the books yet of a call whose end they could not take."""
+
+
 class Settler:
     """Ends holds, and keeps those it could not end."""
 
@@ -48,7 +52,11 @@ class Settler:
         except asyncio.CancelledError:
             self._end_undelivered(settle)
             raise
-        except FareboxError:
+        except FareboxError as error:
+            if isinstance(error, StoreUnavailable) and not outcome.paid_by_customer:
+                self.unsettled[settle.request_id] = settle  # free either way: nobody has to wait until that is written
+                self._note(call, settle, _NOTHING, priced)
+                return _NOTHING
             task = asyncio.create_task(self._insist(settle))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -102,7 +110,7 @@ class Settler:
                 if loop.time() < give_up_at:
                     continue
                 if await self._spool.put(settle):
-                    return Settled(0, 0, now=True)  # what it comes to is counted when the books have taken it
+                    return _NOTHING  # what it comes to is counted when the books have taken it
                 self.unsettled[settle.request_id] = _waived(settle)
                 self._tell_not_durable(settle, error)
             except FareboxError as error:
@@ -185,7 +193,7 @@ class Settler:
             status=settle.status,
             input_tokens=settle.input_tokens,
             output_tokens=settle.output_tokens,
-            charged_nanos=settled.charged_nanos,
+            charged_nanos=settled.charged_nanos if settled is not _NOTHING or settle.waive else settle.cost_nanos,
             upstream=settle.upstream,
             attempts=settle.attempts,
             cause=_cause(call, settle),
