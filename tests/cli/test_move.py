@@ -20,7 +20,7 @@ from farebox.errors import StoreUnavailable
 from farebox.store import schema, sqlite
 from farebox.store.protocol import Row
 from farebox.store.sealed import _PostgresSealed, _SqliteSealed
-from farebox.store.urls import is_postgres
+from farebox.store.urls import database_name, is_postgres
 from tests.cli.conftest import Farebox
 from tests.cli.test_servers import environment
 from tests.cluster import Cluster
@@ -233,7 +233,7 @@ def test_books_with_calls_in_flight_are_not_moved_until_they_were_ended(farebox:
 def test_books_that_wait_for_calls_in_the_spool_are_not_moved(farebox: Farebox, places: Places, tmp_path: Path) -> None:
     (tmp_path / "farebox.toml").write_text(config_text(tmp_path, database_url=places.old))
     asyncio.run(write_history(places.old))
-    spool = tmp_path / ("farebox.spool" if is_postgres(places.old) else "farebox.db.spool")
+    spool = tmp_path / (f"{database_name(places.old)}.spool" if is_postgres(places.old) else "farebox.db.spool")
     spool.mkdir()
     (spool / "1-00.spool").write_bytes(b"a line\n")
     refuse(farebox, places, f"1 calls wait in {spool}")

@@ -13,6 +13,7 @@ from farebox import app
 from farebox.books import keeping
 from farebox.errors import StoreUnavailable
 from farebox.http.client import HttpClient, Origin, UpstreamError
+from farebox.store.urls import database_name
 from tests.cli.test_servers import COMMAND, environment
 from tests.cluster import ROLE, Cluster
 from tests.databases import name_of, read
@@ -180,7 +181,7 @@ async def test_a_gateway_stops_in_time_and_the_next_one_delivers_its_spool(
         began = loop.time()
     assert loop.time() - began < 10
     assert len(logged(stage, "run_end_not_written")) == 1
-    (left,) = (tmp_path / "farebox.spool").iterdir()
+    (left,) = (tmp_path / f"{database_name(postgres_url)}.spool").iterdir()
     assert left.stat().st_size
     await proxy.heal()
     async with open_stage(tmp_path, database_url=proxy.url(postgres_url)) as heir:
@@ -286,7 +287,7 @@ async def test_what_a_killed_gateway_had_spooled_is_booked_by_the_next(
         row = await charged_exactly(heir, alice)
         assert (row["kind"], row["output_tokens"]) == ("exact", 60)
         assert spooled(heir) == 0
-        assert len(list((tmp_path / "farebox.spool").iterdir())) == 1  # its own
+        assert len(list((tmp_path / f"{database_name(postgres_url)}.spool").iterdir())) == 1  # its own
 
 
 async def _listen(port: object, person: Person, text: str) -> Heard:
@@ -298,7 +299,7 @@ async def _listen(port: object, person: Person, text: str) -> Heard:
 
 async def test_a_gateway_that_has_no_spool_says_so_when_it_starts(tmp_path: Path, postgres_url: str) -> None:
     """Rather than in the outage for which it would be needed. It serves all the same."""
-    (tmp_path / "farebox.spool").write_text("in the way")
+    (tmp_path / f"{database_name(postgres_url)}.spool").write_text("in the way")
     async with open_stage(tmp_path, database_url=postgres_url) as stage:
         assert len(logged(stage, "spool_not_durable")) == 1
         assert (await stage.ask(stage.alice))[0] == 200

@@ -33,7 +33,7 @@ from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
 from farebox.secret import Secret
-from farebox.store.urls import fault_in, is_postgres, without_password
+from farebox.store.urls import database_name, fault_in, is_postgres, without_password
 from farebox.upstreams.settings import UpstreamSettings
 
 SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
@@ -261,7 +261,9 @@ def _place_of_books(reader: Reader, database: DatabaseSettings, base: Path) -> _
         if fault := fault_in(url):
             reader.problem(here, fault)
             return None
-        return _Place(None, _beside(reader, ("database", "spool"), database.spool or "farebox.spool", base))
+        return _Place(
+            None, _beside(reader, ("database", "spool"), database.spool or f"{database_name(url)}.spool", base)
+        )
     file = rest.removeprefix("/")
     if scheme != "sqlite" or not separator or not rest.startswith("/") or not file or "?" in file:
         reader.problem(

@@ -70,7 +70,7 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = "sqlite:///farebox.db"
     spool: str = ""
-    lease_s: Annotated[float, Meta(ge=0.5, le=300)] = 30.0
+    lease_s: Annotated[float, Meta(ge=0.5, le=45)] = 30.0
 
 
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -222,6 +222,8 @@ class Messages:
             case Verdict.SUSPENDED:
                 self._keys.forget()
                 return PermissionDenied("this account is suspended")
+            case Verdict.DUPLICATE:
+                return Unavailable("this call's id is in use; try again", retry_after_s=1)
             case _:
                 self._keys.forget()
                 return AuthenticationFailed("this API key has been revoked; use another")

@@ -57,3 +57,8 @@ def for_tools(url: str) -> str:
         if name in _TOLD_TO_TOOLS or name == "database"
     ]
     return without_password(url) + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+
+
+def database_name(url: str) -> str:
+    """Give the database's name as a file may be called; "farebox" where the URL leaves it to PostgreSQL."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", urlsplit(url).path.strip("/")) or "farebox"
