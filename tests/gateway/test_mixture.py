@@ -63,7 +63,7 @@ async def test_whatever_happens_to_a_crowd_of_calls_the_books_stay_true(open_sta
                 return await one_call(stage, person, dice)
 
         finished = dict(filter(None, await asyncio.gather(*(limited(*call) for call in calls))))
-        assert len(finished) > 30
+        assert len(finished) > 15
         server = stage.gateway._server
         assert server is not None
         await asyncio.wait(server.tasks, timeout=20) if server.tasks else None
