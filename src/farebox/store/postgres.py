@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import msgspec
 
-from farebox.billing.ledger import ORDER, Admit, Answer, Command, Expire, Resize, Settle, Transfer, customer_id
+from farebox.billing.ledger import ORDER, Answer, Command, Transfer, customer_id
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import Clock
 from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable, StoreUnreachable
@@ -63,7 +63,11 @@ _LANE_SESSION: Final = {
     "enable_mergejoin": "off",
     "enable_bitmapscan": "off",
 }
-_APPLY: Final = "SELECT * FROM apply_batch($1, $2, $3, $4, $5, $6, $7, $8)"
+_APPLY: Final = """
+SELECT format('SELECT * FROM apply_batch($1, $2, %L, %L, %L, %L, $3, $4)',
+              $1::text[], $2::bigint[], $3::bigint[], $4::bigint[])
+"""
+"""Makes the statement that a lane prepares: what is the same in every batch is part of it, and is not sent again."""
 _PLACE: Final = {kind: place for place, kind in enumerate(ORDER)}
 _COMMANDS_FAULT: Final = ("22", "23", "54", "P0")
 """Classes of SQLSTATE that speak of the values sent: data, integrity, what is too large, and our own RAISE."""
@@ -124,6 +128,8 @@ class PostgresStore:
         return without_password(self.url)
 
     async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
+        if len(batch) == 1:
+            return await self._lanes[lane].apply(batch)
         answers: dict[int, Answer | Exception] = {}
         order = sorted(range(len(batch)), key=lambda index: _PLACE[type(batch[index])])
         for part in _without_repeats(batch, order):
@@ -265,8 +271,7 @@ class _Lane:
         again = collided = False
         while True:
             try:
-                async with asyncio.timeout_at(give_up_at):
-                    return await self._send(batch, again=again)
+                return await self._send(batch, give_up_at, again=again)
             except UnicodeError as error:  # text that is none, such as half a surrogate pair
                 return await self._one_by_one(batch, error)
             except asyncpg.PostgresError as error:
@@ -295,18 +300,20 @@ class _Lane:
             await shut(self._connection)
             self._connection = None
 
-    async def _send(self, batch: Sequence[Command], *, again: bool) -> list[Answer | Exception]:
+    async def _send(self, batch: Sequence[Command], give_up_at: float, *, again: bool) -> list[Answer | Exception]:
+        loop = asyncio.get_running_loop()
         if self._apply is None or self._connection is None or self._connection.is_closed():
             self._drop()
-            self._connection = await connect(self._store.url, _LANE_SESSION, timeout_s=_CONNECT_S)
-            self._apply = await self._connection.prepare(_APPLY)
+            async with asyncio.timeout_at(give_up_at):
+                self._connection = await connect(self._store.url, _LANE_SESSION, timeout_s=_CONNECT_S)
+                self._apply = await self._connection.prepare(await self._connection.fetchval(_APPLY, *self._limits))
         clock = self._store.clock
         records = await self._apply.fetch(
             msgspec.json.encode(batch).decode(),
             _accounts_of(batch),
-            *self._limits,
             self._store.run_id,
             clock() if clock is not None else None,
+            timeout=max(0.0, give_up_at - loop.time()),
         )
         plans = self._store.plans
         return [
@@ -366,11 +373,11 @@ def _without_repeats(batch: Sequence[Command], order: list[int]) -> list[list[in
 def _accounts_of(batch: Sequence[Command]) -> list[int]:
     accounts: set[int] = set()
     for command in batch:
-        if isinstance(command, Admit | Settle | Resize | Expire):
-            accounts.add(command.account_id)
-        else:
+        if isinstance(command, Transfer):
             named = (customer_id(command.debit_account), customer_id(command.credit_account))
             accounts.update(account_id for account_id in named if account_id is not None)
+        else:
+            accounts.add(command.account_id)
     return list(accounts)
 
 
