@@ -15,7 +15,6 @@ from typing import Any, Final
 from farebox.billing.ledger import Expire, Settle
 from farebox.books.ledger import Ledger
 from farebox.clock import US_PER_S
-from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Row, Store
 
 _BEATS_PER_LEASE: Final = 3
@@ -60,17 +59,13 @@ class Runs:
 
     async def beat(self, now_us: int) -> None:
         """Move the lease on, ask for the lead, and look after the runs that have missed their heartbeats."""
-        try:
-            beat = "UPDATE run SET lease_until = now_us() + ? WHERE id = ? AND reaped_at IS NULL"
-            if not await self._write(beat, self._lease_us, self._store.run_id):
-                self._warn("run_given_up", run=self._store.run_id)
-                await self.begin(now_us)
-            if self._store.shared:
-                await self._ask_for_the_lead()
-                await self._watch()
-        except StoreUnavailable:
-            self._watched.clear()  # nobody could beat meanwhile
-            raise
+        beat = "UPDATE run SET lease_until = now_us() + ? WHERE id = ? AND reaped_at IS NULL"
+        if not await self._write(beat, self._lease_us, self._store.run_id):
+            self._warn("run_given_up", run=self._store.run_id)
+            await self.begin(now_us)
+        if self._store.shared:
+            await self._ask_for_the_lead()
+            await self._watch()
 
     async def end(self, now_us: int) -> None:
         """End the run and give the lead away. Raises StoreUnavailable."""
