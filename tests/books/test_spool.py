@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from farebox.billing.ledger import Answer, Command, Settle, Settled
+from farebox.billing.ledger import Answer, Command, Settle, Settled, Transfer
 from farebox.books import spool as spool_module
 from farebox.books.audit import audit
 from farebox.books.keeping import open_books
@@ -439,11 +439,28 @@ async def test_of_several_lines_about_a_call_the_last_one_counts(node: Node, tmp
     assert files(tmp_path / "spool") == []
 
 
-async def test_what_is_free_and_had_been_charged_is_told(node: Node, tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path / "spool")
+async def test_what_is_free_and_had_been_charged_is_given_back_once(node: Node, tmp_path: Path) -> None:
+    """Its end was not delivered, since nobody could tell. The line stays until its customer has the money."""
+    dead = Keeper(tmp_path / "spool")
     paid, free = [await node.hold(CENT) for _ in range(2)]
     for request_id, waive in ((paid, False), (free, True)):
         await node.ledger.settle(node.settlement(request_id, CENT, waive=waive, kind="waived" if waive else "exact"))
-        assert await keeper.spool.put(node.settlement(request_id, CENT, kind="waived", waive=True))
-    assert await keeper.deliver(node.ledger)
-    assert [(settle.request_id, settled.charged_nanos) for settle, settled in keeper.booked] == [(paid, CENT)]
+        assert await dead.spool.put(node.settlement(request_id, CENT, kind="waived", waive=True))
+    dead.die()
+
+    class NoTransfers(Away):
+        async def apply(self, batch: Sequence[Command], lane: int = 0) -> list[Answer | Exception]:
+            self.away = any(isinstance(command, Transfer) for command in batch)
+            return await super().apply(batch, lane)
+
+    heir = Keeper(tmp_path / "spool")
+    with pytest.raises(StoreUnavailable):
+        await heir.deliver(Ledger(NoTransfers(node.store)))  # type: ignore[arg-type]
+    assert len(files(tmp_path / "spool")) == 1
+    for _ in range(2):
+        assert await heir.deliver(node.ledger)
+    assert heir.booked == []
+    assert [(event, facts["nanos"]) for event, facts in heir.told] == [("charge_refunded", CENT)]
+    assert await node.rows("SELECT amount_nanos FROM transfer WHERE code = 'refund'") == [(CENT,)]
+    assert await node.balance() == (100 * CENT, 0, 0)
+    assert files(tmp_path / "spool") == []

@@ -91,6 +91,19 @@ class Ledger:
         account_id = customer_id(transfer.debit_account) or customer_id(transfer.credit_account) or 0
         return cast("asyncio.Future[Posted]", self._hand_in(transfer, account_id))
 
+    async def give_back(self, settle: Settle, settled: Settled) -> int:
+        """Give back what was charged for a call that is to be free after all; answers how much that is.
+
+        Of an answer whose end was not delivered, since nobody could tell that it was paid. Once on the call's id,
+        however often. Raises StoreUnavailable.
+        """
+        owed = settled.charged_nanos if settle.waive and not settled.now else 0
+        if owed:
+            memo = "charged, but not delivered: the books could not be written"
+            refund = f"refund:{settle.request_id.hex()}"
+            await self.post(credit(refund, settle.account_id, owed, code="refund", actor="gateway", memo=memo))
+        return owed
+
     async def apply(self, batch: Sequence[Command], lane: int) -> list[Answer | Exception]:
         """Hand a batch to the store, and keep count of the calls that are let in. Raises StoreUnavailable."""
         self.batches += 1

@@ -72,10 +72,10 @@ class Spool:
         return kept.result()
 
     async def deliver(self, ledger: Ledger, note: Note) -> bool:
-        """Hand what waits to the ledger, files of dead processes included.
+        """Hand what waits to the ledger, files of dead processes included; `note` hears what has been booked now.
 
-        `note` hears what has been booked now, and what was to be free but had been charged before. Answers whether all
-        files could be read. Raises StoreUnavailable while the books cannot be written; what waits goes on waiting.
+        What is to be free and had been charged is given back. Answers whether all files could be read. Raises
+        StoreUnavailable while the books cannot be written; what waits goes on waiting.
         """
         await self._hand_in(ledger, list(self.waiting.values()), note)
         async with self._turn:
@@ -153,6 +153,8 @@ class Spool:
                     continue
                 if not isinstance(answer, Settled | FareboxError):
                     raise answer
+                if isinstance(answer, Settled) and (owed := await ledger.give_back(settle, answer)):
+                    self._alert("charge_refunded", request_id=show_request_id(settle.request_id), nanos=owed)
                 self.waiting.pop(settle.request_id, None)
                 refused += isinstance(answer, FareboxError)
                 self._tell(settle, answer, note)
@@ -165,7 +167,7 @@ class Spool:
         facts = {"request_id": show_request_id(settle.request_id), "cost_nanos": settle.cost_nanos}
         if isinstance(answer, FareboxError):
             self._alert("settlement_refused", **facts, error=str(answer))
-        elif answer.now or (settle.waive and answer.charged_nanos):
+        elif answer.now:
             note(settle, answer)
         elif answer.recovered and not settle.waive:
             self._alert("settled_too_late", **facts)

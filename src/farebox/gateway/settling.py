@@ -13,7 +13,7 @@ import msgspec
 
 from farebox.billing.ledger import Settle, Settled
 from farebox.billing.pricing import Priced
-from farebox.books.ledger import Ledger, credit
+from farebox.books.ledger import Ledger
 from farebox.books.spool import Spool
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
@@ -78,13 +78,14 @@ class Settler:
         try:
             for request_id, settle in list(self.unsettled.items()):
                 try:
-                    await self._undo(settle, await self._ledger.settle(settle))
+                    if owed := await self._ledger.give_back(settle, await self._ledger.settle(settle)):
+                        self._alert("charge_refunded", request_id=show_request_id(request_id), nanos=owed)
                 except StoreUnavailable:
                     raise
                 except FareboxError as error:
                     self._alert("settlement_refused", request_id=show_request_id(request_id), error=str(error))
                 self.unsettled.pop(request_id, None)
-            await self._spool.deliver(self._ledger, self._delivered)
+            await self._spool.deliver(self._ledger, self._count)
         except StoreUnavailable:
             return
 
@@ -127,30 +128,8 @@ class Settler:
         finished = settle.outcome == Outcome.FINISHED.value
         self.unsettled[settle.request_id] = _waived(settle) if finished else settle
 
-    async def _undo(self, settle: Settle, settled: Settled) -> None:
-        """Give back what was charged for an answer whose end was not delivered, since nobody could tell."""
-        if not settle.waive or settled.now or not settled.charged_nanos:
-            return
-        self._alert("charge_refunded", request_id=show_request_id(settle.request_id), nanos=settled.charged_nanos)
-        await self._ledger.post(
-            credit(
-                f"refund:{settle.request_id.hex()}",
-                settle.account_id,
-                settled.charged_nanos,
-                code="refund",
-                actor="gateway",
-                memo="charged, but not delivered: the books could not be written",
-            )
-        )
-
     def _tell_not_durable(self, settle: Settle, error: Exception) -> None:
         self._alert("settlement_not_durable", request_id=show_request_id(settle.request_id), error=str(error))
-
-    def _delivered(self, settle: Settle, settled: Settled) -> None:
-        if settled.now:
-            self._count(settle, settled)
-        else:
-            self.unsettled[settle.request_id] = settle  # to give back what was charged for it
 
     def _count(self, settle: Settle, settled: Settled) -> None:
         """Count what a settle came to, now that it is in the books."""
