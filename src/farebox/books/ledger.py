@@ -32,7 +32,7 @@ from farebox.store.protocol import Store
 
 _BATCH: Final = 400
 _CROWD: Final = 8
-"""After a batch of so many, a smaller one waits a moment for company, as PostgreSQL's commit_delay does."""
+"""After a batch of so many, one of fewer waits a moment for company, as PostgreSQL's commit_delay does."""
 _COMPANY_S: Final = 0.001
 
 
@@ -165,7 +165,7 @@ class _Lane:
     async def _flush(self) -> None:
         try:
             while self._waiting:
-                if len(self._waiting) < self._last_batch and self._last_batch >= _CROWD:
+                if len(self._waiting) < _CROWD <= self._last_batch:
                     await asyncio.sleep(_COMPANY_S)
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
                 self._last_batch = len(batch)
