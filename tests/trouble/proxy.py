@@ -1,4 +1,4 @@
-"""A way to the database that can be troubled: refused, cut, silent, slow, narrow, or cut in the middle of an answer."""
+"""A way to the database that can be troubled: refused, cut, silent, slow, or cut in the middle of an answer."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,6 @@ class Proxy:
         self._door: asyncio.Server | None = None
         self._lines: set[_Line] = set()
         self.port = 0
-        self.limit: int | None = None
-        """How many connections there can be at once; others are hung up on."""
         self.delay_s = 0.0
         """How long each piece of an answer takes."""
         self.deaf = False
@@ -34,8 +32,6 @@ class Proxy:
         self._markers: list[bytes] = []
         self._pass_bytes = 0
         self._stays_away = False
-        self.opened = 0
-        """Connections there have been."""
 
     def url(self, url: str) -> str:
         """Write a database's URL as it is reached through here."""
@@ -74,7 +70,7 @@ class Proxy:
     async def heal(self) -> None:
         """Let everything pass again, on new connections."""
         self.deaf = self.mute = False
-        self.limit, self.delay_s = None, 0.0
+        self.delay_s = 0.0
         self.cut()
         await self.open()
 
@@ -90,10 +86,6 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = _Line(self, reader, writer)
-        if self.limit is not None and len(self._lines) >= self.limit:
-            line.reset()
-            return
-        self.opened += 1
         self._lines.add(line)
         try:
             await line.serve(self._server)
