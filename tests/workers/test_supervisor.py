@@ -91,8 +91,7 @@ def runs(pid: int) -> bool:
 
 def test_all_workers_answer_at_one_socket_and_end_with_0(tmp_path: Path) -> None:
     with troupe(tmp_path, w1=["serve"], w2=["serve"], w3=["serve"]) as running:
-        until(lambda: len(running.workers()) == 3)
-        assert running.workers() == set(running.children())
+        until(lambda: len(running.children()) == 3 and running.workers() == set(running.children()))
         names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in running.children()}
         assert names == {"farebox 1", "farebox 2", "farebox 3"}
         assert running.end() == 0
