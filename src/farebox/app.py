@@ -27,7 +27,7 @@ from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
 from farebox.gateway.metrics import Metrics, metrics_server
-from farebox.gateway.routes import Routes
+from farebox.gateway.routes import Handler, Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
 from farebox.http.doors import open_doors
@@ -38,6 +38,8 @@ from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
+from farebox.web.asgi import AsgiDoor
+from farebox.web.site import make_site
 
 _COLLECT_AFTER: Final = 20_000
 """New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
@@ -318,12 +320,29 @@ class Gateway:
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/", listing.model)
+        routes.add_pages(self._make_site())
         await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
         self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
+
+    def _make_site(self) -> Handler:
+        config = self.config
+        site = make_site(
+            self.store,
+            clock=self.clock,
+            models=config.models,
+            plans=config.plans,
+            name=config.site.name,
+            support_email=config.site.support_email,
+            public_url=config.public_url,
+            base_url=config.base_url,
+            key_prefix=config.keys.prefix,
+            open_to_all=True,
+        )
+        return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 
     async def _open_metrics(self) -> None:
         address = self.config.server.metrics_address

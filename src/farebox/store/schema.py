@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Dialect = Literal["sqlite", "postgresql"]
 
-STEPS: Final = ("books", "many_processes")
+STEPS: Final = ("books", "many_processes", "people")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
