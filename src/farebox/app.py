@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from prometheus_client.registry import CollectorRegistry
 
 from farebox.accounts.keyring import KeyRing
+from farebox.accounts.mail import Postman
 from farebox.books.days import close_days
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
@@ -251,6 +252,12 @@ class Gateway:
             for day in await close_days(store, self.clock()) if books.runs.leads else ():
                 self.log.info("day_closed", day=day)
 
+        postman = Postman(store, self.config.mail, self.log.error)
+
+        async def send_mail() -> None:
+            if books.runs.leads:
+                await postman.send(self.clock())
+
         async def end_strays() -> None:
             await books.runs.end_strays()
 
@@ -258,6 +265,7 @@ class Gateway:
         self.jobs.every(0.25, "follow_changes", follow_changes)
         self.jobs.every(5.0, "retry_settlements", settler.retry)
         self.jobs.every(30.0, "end_strays", end_strays)
+        self.jobs.every(5.0, "send_mail", send_mail)
         self.jobs.every(60.0, "close_days", close_past_days)
         if store.shared:
             self.jobs.every(self.config.database.lease_s / BEATS_PER_LEASE, "beat", books.beat)
@@ -340,7 +348,7 @@ class Gateway:
             public_url=config.public_url,
             base_url=config.base_url,
             key_prefix=config.keys.prefix,
-            open_to_all=True,
+            open_to_all=config.site.sign_up == "open",
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 

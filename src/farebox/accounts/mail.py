@@ -5,7 +5,7 @@ import smtplib
 import ssl
 from collections.abc import Callable
 from email.message import EmailMessage
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -24,11 +24,11 @@ class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mail server that takes our mail. Without a host, mail stays in the outbox for the operator to read."""
 
     host: str = ""
-    port: int = 587
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 587
+    tls: Literal["starttls", "tls", "off"] = "starttls"
     user: str = ""
-    password: Secret | None = None
+    password: Secret = Secret("")
     sender: str = ""
-    tls: str = "starttls"
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -104,6 +104,6 @@ def _deliver(settings: MailSettings, recipient: str, subject: str, body: str) ->
     with connection:
         if settings.tls == "starttls":
             connection.starttls(context=context)
-        if settings.user and settings.password is not None:
+        if settings.user:
             connection.login(settings.user, settings.password.reveal())
         connection.send_message(message)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import inspect
 
+from farebox.accounts.mail import MailSettings
 from farebox.billing.plans import Plan, Plans
 from farebox.billing.pricing import Model
 from farebox.config.locate import Path as KeyPath
@@ -43,6 +44,7 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "keys": (KeySettings,),
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
+    "mail": (MailSettings,),
     "log": (LogSettings,),
 }
 """Tables that stand once, with the Structs their keys belong to."""
@@ -154,6 +156,9 @@ def _read_tables(
     place = _place_of_books(reader, database, base) if database else None
     if place is not None and server is not None:
         _check_workers(reader, server, place.path)
+    mail = read.get(MailSettings)
+    if mail is not None and mail.host and not mail.sender:
+        reader.problem(("mail", "sender"), 'is missing; it is whom mails come from: "Farebox <post@farebox.example>"')
     if place is None or not plans or None in read.values() or len(read) < len(SINGLE_TABLES) + 1:
         return None
     return Config(
@@ -163,6 +168,7 @@ def _read_tables(
         spool_path=place.spool,
         site=read[SiteSettings],
         keys=read[KeySettings],
+        mail=read[MailSettings],
         upstreams=upstreams,
         models=models,
         plans=Plans(plans),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from farebox.accounts.mail import MailSettings
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
@@ -76,6 +77,7 @@ class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "Farebox"
     support_email: Email = ""
+    sign_up: Literal["open", "closed"] = "open"
 
 
 class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +101,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """The directory for settles that the database cannot take, absolute."""
     site: SiteSettings
     keys: KeySettings
+    mail: MailSettings
     upstreams: tuple[UpstreamSettings, ...]
     models: tuple[Model, ...]
     plans: Plans

@@ -111,13 +111,13 @@ class Routes:
         self._metrics.responses[exchange.status] += 1
 
     def _is_page(self, exchange: Exchange) -> bool:
-        """Tell pages from calls: a browser at /, and every path that is not one of the API's."""
+        """Tell pages from calls: whoever shows a key, or asks for a path of the API, is answered in its envelope."""
         path = exchange.path
-        if path == "/":
-            return exchange.method == "GET"
-        if path in self._probes or path in {"/healthz", "/readyz"}:
+        if path in self._probes or path in {"/healthz", "/readyz"} or path.startswith(("/api/", "/v1/")):
             return False
-        return not any(path.startswith(prefix) for prefix in self._prefixes)
+        if path.startswith(self._prefixes[0]) or (path == "/" and exchange.method == "HEAD"):
+            return False
+        return all(name not in {b"x-api-key", b"authorization"} for name, _ in exchange.headers)
 
     def _find(self, path: str) -> tuple[str, Handler]:
         found = self._exact.get(path)
