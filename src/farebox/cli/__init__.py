@@ -12,8 +12,8 @@ from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
 from farebox.cli.key import key
-from farebox.cli.serve import serve, simulate
 from farebox.cli.outbox import outbox
+from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
 from farebox.errors import FareboxError
 
