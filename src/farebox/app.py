@@ -179,7 +179,7 @@ class Gateway:
             clock=self.clock,
         )
         self._watch(books, keys, messages, streams)
-        await self._open_doors(messages, listing)
+        await self._open_doors(keys, messages, listing)
 
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
@@ -315,7 +315,7 @@ class Gateway:
         self._simulators.append(simulator)
         return await simulator.listen()
 
-    async def _open_doors(self, messages: Messages, listing: Listing) -> None:
+    async def _open_doors(self, keys: KeyRing, messages: Messages, listing: Listing) -> None:
         config = self.config
         routes = Routes(
             base_path=config.server.base_path,
@@ -328,7 +328,7 @@ class Gateway:
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/", listing.model)
-        routes.add_pages(self._make_site())
+        routes.add_pages(self._make_site(keys))
         await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
         self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
@@ -336,7 +336,7 @@ class Gateway:
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
 
-    def _make_site(self) -> Handler:
+    def _make_site(self, keys: KeyRing) -> Handler:
         config = self.config
         site = make_site(
             self.store,
@@ -349,6 +349,7 @@ class Gateway:
             base_url=config.base_url,
             key_prefix=config.keys.prefix,
             open_to_all=config.site.sign_up == "open",
+            forget_keys=keys.forget,
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 

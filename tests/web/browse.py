@@ -113,8 +113,25 @@ def _value(field: ET.Element) -> str:
     return field.get("value", "") if field.tag != f"{_NS}textarea" else field.text or ""
 
 
+_APART: Final = frozenset(
+    {"br", "button", "dd", "div", "dt", "h1", "h2", "h3", "label", "li", "option", "p", "td", "th", "title", "tr"}
+)
+
+
 def _words(element: ET.Element) -> str:
-    return " ".join("".join(element.itertext()).split())
+    """Give the text of an element as one line, what stands in cells and paragraphs of its own apart."""
+    pieces: list[str] = []
+
+    def walk(one: ET.Element) -> None:
+        space = " " if str(one.tag).rpartition("}")[2] in _APART else ""
+        pieces.append(space + (one.text or ""))
+        for child in one:
+            walk(child)
+            pieces.append(child.tail or "")
+        pieces.append(space)
+
+    walk(element)
+    return " ".join("".join(pieces).split())
 
 
 class Browser:

@@ -44,10 +44,19 @@ class Letter(msgspec.Struct, frozen=True):
     error: str | None
 
 
-def letter(recipient: str, subject: str, body: str, now_us: int) -> Statement:
-    """Make the statement that puts a mail into the outbox, to be written with what it tells of."""
-    insert = "INSERT INTO outbox (at, recipient, subject, body, next_at) VALUES (?, ?, ?, ?, ?)"
-    return insert, (now_us, recipient, subject, body, now_us)
+def letter(recipient: str, subject: str, body: str, now_us: int, *, asked: bool = False) -> Statement:
+    """Make the statement that puts a mail into the outbox, to be written with what it tells of.
+
+    `asked`: by a form that anybody can send with anybody's address; those are counted.
+    """
+    insert = "INSERT INTO outbox (at, recipient, subject, body, asked, next_at) VALUES (?, ?, ?, ?, ?, ?)"
+    return insert, (now_us, recipient, subject, body, int(asked), now_us)
+
+
+async def mails_asked_for(store: Store, recipient: str, since_us: int) -> int:
+    """Count the mails to an address that forms have asked for since a moment."""
+    count = "SELECT count(*) FROM outbox WHERE recipient = ? AND at > ? AND asked = 1"
+    return int((await store.fetch(count, (recipient, since_us)))[0][0])
 
 
 async def letters(store: Store, limit: int = 100) -> list[Letter]:

@@ -69,7 +69,7 @@ class Sessions:
             return None
         rows = await self._store.fetch(
             f"SELECT {_COLUMNS} FROM session s JOIN account a ON a.id = s.account_id "  # noqa: S608  fixed text
-            "WHERE s.hash = ? AND s.ends_at > ? AND s.seen_at > ?",
+            "WHERE s.hash = ? AND s.ends_at > ? AND s.seen_at > ? AND a.status <> 'closed'",
             (_hash(cookie), now_us, now_us - IDLE_S * US_PER_S),
         )
         if not rows:

@@ -1,141 +1,102 @@
-"""The dashboard: what a customer has, used and pays for."""
+"""The dashboard's first page and its charts: what a customer has, what was spent, by what."""
 
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from farebox.accounts.accounts import find_account
-from farebox.accounts.keys import Key, create_key, find_key, list_keys, revoke_key
+from farebox.accounts.keys import Key, list_keys
 from farebox.accounts.sessions import Session
-from farebox.books.figures import by_day, last_used
-from farebox.books.reports import calls, entries
-from farebox.clock import DAY_US, Clock, day_of
-from farebox.errors import InvalidRequest, NotFound
+from farebox.books.figures import HOUR_US, use_of_keys
+from farebox.clock import DAY_US, Clock, day_of, iso
+from farebox.money import decimal_usd
 from farebox.store.protocol import Store
-from farebox.web.charts import stack
+from farebox.web.exports import Cell, export, format_of
 from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors, read_form
+from farebox.web.usage import Asked, Usage, look_at_usage, show_group
+from farebox.web.visitors import Visitors
 
-_RANGES: Final = (7, 30, 90)
-_METRICS: Final = ("spend", "tokens", "requests")
-_SHOWN: Final = 50
-_KEYS_MOST: Final = 100
+_COLUMNS: Final = ("begins", "group", "requests", "tokens", "spend_usd", "list_usd")
+_LONGEST_DAYS: Final = 365
 
 
 class Dashboard:
     """Pages for people who are signed in, about their own account alone."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock, key_prefix: str) -> None:
+    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock) -> None:
         self._pages = pages
         self._visitors = visitors
         self._store = store
         self._clock = clock
-        self._key_prefix = key_prefix
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
         return [
             Route("/dashboard", page(self.overview)),
-            Route("/dashboard/requests", page(self.requests)),
-            Route("/dashboard/keys", page(self.keys), methods=["GET", "POST"]),
-            Route("/dashboard/keys/{key_id:int}/revoke", page(self.revoke), methods=["GET", "POST"]),
-            Route("/dashboard/transactions", page(self.transactions)),
-            Route("/dashboard/settings", page(self.settings)),
-            Route("/dashboard/sessions/{name}/end", page(self.end_session), methods=["POST"]),
-            Route("/dashboard/sessions/end", page(self.end_sessions), methods=["POST"]),
+            Route("/dashboard/usage", page(self.usage)),
+            Route("/dashboard/usage.csv", page(self.export)),
+            Route("/dashboard/usage.json", page(self.export)),
         ]
 
     async def overview(self, request: Request, me: Session) -> Response:
-        days = _one_of(request.query_params.get("days"), _RANGES, 30)
-        metric = request.query_params.get("metric", "")
-        metric = metric if metric in _METRICS else "spend"
+        now_us = self._clock()
         account = await find_account(self._store, str(me.account_id))
-        last_day = self._clock() // DAY_US
-        first_day = last_day - days + 1
-        points = await by_day(self._store, me.account_id, first_day * DAY_US, (last_day + 1) * DAY_US, "model")
-        series: dict[str, list[int]] = {}
-        for point in points:
-            figure = {"spend": point.spend_nanos, "tokens": point.tokens, "requests": point.requests}[metric]
-            series.setdefault(point.group, [0] * days)[point.day - first_day] += figure
-        today = [point for point in points if point.day == last_day]
-        spent = sum(point.spend_nanos for point in points if point.day > last_day - 7)
+        keys = await list_keys(self._store, me.account_id)
+        usage = await self._usage(request, me, keys)
+        week = usage
+        if usage.asked.hourly:
+            week = await look_at_usage(self._store, me.account_id, Asked("spend", "model", "7d"), {}, now_us)
+        spent = week.spent(7)
+        days_left = account.free_nanos * 7 // spent if spent else None
+        used = await use_of_keys(self._store, me.account_id)
+        today = [point for point in week.points if point.step == week.last_step]
         return self._pages.render(
             request,
             "overview.html",
             me=me,
             account=account,
-            chart=stack(series, days),
-            labels=[day_of(day * DAY_US) for day in range(first_day, last_day + 1)],
-            days=days,
-            metric=metric,
+            usage=usage,
             spent_today=sum(point.spend_nanos for point in today),
             requests_today=sum(point.requests for point in today),
-            days_left=account.free_nanos * 7 // spent if spent else None,
-            keys=await self._keys(me),
-            used=await last_used(self._store, me.account_id),
-            has_called=bool(points) or bool(await last_used(self._store, me.account_id)),
+            days_left=days_left,
+            longest_days=_LONGEST_DAYS,
+            keys=[key for key in keys if key.status(now_us) == "active"],
+            used=used,
         )
 
-    async def requests(self, request: Request, me: Session) -> Response:
-        found = [call async for call in calls(self._store, account_id=me.account_id, limit=_SHOWN)]
-        return self._pages.render(request, "requests.html", me=me, calls=found[::-1], shown=_SHOWN)
-
-    async def keys(self, request: Request, me: Session) -> Response:
-        error, made, name, status = "", None, "", 200
-        if request.method == "POST":
-            name = (await read_form(request)).get("name", "")
-            try:
-                if len(await self._keys(me)) >= _KEYS_MOST:
-                    raise InvalidRequest(f"an account has at most {_KEYS_MOST} active keys; revoke one first")
-                _, made = await create_key(self._store, me.account_id, name, self._key_prefix, self._clock())
-            except InvalidRequest as refused:
-                error, status = str(refused), 422
+    async def usage(self, request: Request, me: Session) -> Response:
         keys = await list_keys(self._store, me.account_id)
-        used = await last_used(self._store, me.account_id)
-        now_us = self._clock()
-        return self._pages.render(
-            request, "keys.html", status=status, me=me, keys=keys[::-1], used=used, now=now_us, made=made, name=name,
-            error=error,
-        )  # fmt: skip
+        return self._pages.render(request, "usage.html", me=me, usage=await self._usage(request, me, keys))
 
-    async def revoke(self, request: Request, me: Session) -> Response:
-        key = await self._own_key(request.path_params["key_id"], me)
-        if key is None:
-            return self._pages.render(request, "error.html", status=404, me=me, title="No such key", words="")
-        if request.method == "POST":
-            await revoke_key(self._store, key.id, self._clock())
-            return RedirectResponse("/dashboard/keys", 303)
-        return self._pages.render(request, "revoke.html", me=me, key=key)
+    async def export(self, request: Request, me: Session) -> Response:
+        """Answer with what the chart shows, and its other figures, as a file."""
+        keys = await list_keys(self._store, me.account_id)
+        usage = await self._usage(request, me, keys)
+        name = f"usage-{day_of(self._clock())}"
+        return export(_rows(usage, key_names(keys)), _COLUMNS, name, format_of(request))
 
-    async def transactions(self, request: Request, me: Session) -> Response:
-        found = await entries(self._store, account_id=me.account_id, limit=_SHOWN)
-        return self._pages.render(request, "transactions.html", me=me, entries=found[::-1], shown=_SHOWN)
-
-    async def settings(self, request: Request, me: Session) -> Response:
-        sessions = await self._visitors.sessions.all_of(me.account_id, self._clock())
-        return self._pages.render(request, "settings.html", me=me, sessions=sessions)
-
-    async def end_session(self, request: Request, me: Session) -> Response:
-        await self._visitors.sessions.end_named(me.account_id, request.path_params["name"])
-        return RedirectResponse("/dashboard/settings", 303)
-
-    async def end_sessions(self, request: Request, me: Session) -> Response:  # noqa: ARG002  a page's signature
-        await self._visitors.sessions.end_others(me.account_id, me.hash)
-        return RedirectResponse("/dashboard/settings", 303)
-
-    async def _keys(self, me: Session) -> list[Key]:
-        now_us = self._clock()
-        return [key for key in await list_keys(self._store, me.account_id) if key.status(now_us) == "active"]
-
-    async def _own_key(self, key_id: int, me: Session) -> Key | None:
-        try:
-            key = await find_key(self._store, str(key_id))
-        except NotFound:
-            return None
-        return key if key.account_id == me.account_id else None
+    async def _usage(self, request: Request, me: Session, keys: list[Key]) -> Usage:
+        asked = Asked.read(request.query_params)
+        return await look_at_usage(self._store, me.account_id, asked, key_names(keys), self._clock())
 
 
-def _one_of(text: str | None, choices: tuple[int, ...], default: int) -> int:
-    return int(text) if text is not None and text.isdecimal() and int(text) in choices else default
+def key_names(keys: list[Key]) -> dict[int, str]:
+    """Give the names of keys; one that is not alone with its name is told apart by the end of its hint."""
+    names = [key.name for key in keys]
+    return {key.id: key.name if names.count(key.name) == 1 else f"{key.name} …{key.hint[-4:]}" for key in keys}
+
+
+async def _rows(usage: Usage, names: dict[int, str]) -> AsyncIterator[Mapping[str, Cell]]:
+    size_us = HOUR_US if usage.asked.hourly else DAY_US
+    for point in usage.points:
+        yield {
+            "begins": iso(point.step * size_us),
+            "group": show_group(usage.asked.group, point.group, names),
+            "requests": point.requests,
+            "tokens": point.tokens,
+            "spend_usd": decimal_usd(point.spend_nanos),
+            "list_usd": decimal_usd(point.list_nanos),
+        }

@@ -31,7 +31,13 @@ class Pages:
             site_name=site_name, support_email=support_email, base_url=base_url, asset=assets.url, me=None, balance=None
         )
         self._environment.filters.update(
-            balance=write_balance, cost=write_cost, price=write_price, count=write_count, utc=write_utc, ago=self.ago
+            balance=write_balance,
+            cost=write_cost,
+            pico=write_pico,
+            price=write_price,
+            count=write_count,
+            utc=write_utc,
+            ago=self.ago,
         )
 
     def render(
@@ -48,7 +54,7 @@ class Pages:
         """Make the response of a page; only the fragment of it that a script asks for, if one does."""
         fragment = request.headers.get("x-fragment", "")
         shown = self._environment.get_template(template)
-        values = {"me": me, "here": request.url.path, **context}
+        values = {"me": me, "here": request.scope["path"], **context}
         if fragment and fragment in shown.blocks:
             page = shown.new_context(values)
             text = "".join(shown.blocks[fragment](page))
@@ -80,6 +86,13 @@ def write_cost(nanos: int) -> str:
     whole, rest = divmod(abs(nanos), NANOS_PER_USD)
     places = f"{rest:09d}".rstrip("0").ljust(2, "0")
     return f"{'-' if nanos < 0 else ''}${whole:,}.{places}"
+
+
+def write_pico(millionths: int) -> str:
+    """Write an amount in nano-dollars × 10⁶, as the lines of a price are, exactly."""
+    whole, rest = divmod(millionths, NANOS_PER_USD * 1_000_000)
+    places = f"{rest:015d}".rstrip("0").ljust(2, "0")
+    return f"${whole:,}.{places}"
 
 
 def write_price(nanos_per_million: int) -> str:

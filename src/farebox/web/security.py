@@ -6,7 +6,6 @@ Prevention", 2026).
 """
 
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -52,15 +51,16 @@ class Guard:
                 headers.add_vary_header("x-fragment")
             await send(message)
 
-        if scope["method"] not in _SAFE and not self._is_ours(Headers(scope=scope)):
+        if scope["method"] not in _SAFE and not self._is_ours(Headers(scope=scope), scope["scheme"]):
             words = "This form was sent from another site, so nothing was done. Open the page here and send it again.\n"
             await PlainTextResponse(words, 403)(scope, receive, guarded)
             return
         await self._app(scope, receive, guarded)
 
-    def _is_ours(self, headers: Headers) -> bool:
+    def _is_ours(self, headers: Headers, scheme: str) -> bool:
+        """Tell whether a form was sent from a page of this site, or by nobody's page at all."""
         site = headers.get("sec-fetch-site")
         if site is not None:
             return site in {"same-origin", "none"}
         origin = headers.get("origin", "")
-        return origin == self._origin or (bool(origin) and urlsplit(origin).netloc == headers.get("host"))
+        return bool(origin) and origin in {self._origin, f"{scheme}://{headers.get('host', '')}"}

@@ -1,5 +1,8 @@
 """The pages by which people come in: sign up, confirm the address, sign in and out, choose a new password."""
 
+import re
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -8,7 +11,9 @@ from farebox.accounts.people import People
 from farebox.clock import Clock
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited
 from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors, network_of, read_form
+from farebox.web.visitors import Visitors, agent_of, network_of, read_form
+
+_INSIDE: Final = re.compile(r"/[!-\[\]-~]*")  # printable ASCII without a backslash, which browsers take for a slash
 
 
 class SignIn:
@@ -29,6 +34,7 @@ class SignIn:
             Route("/logout", self.sign_out, methods=["POST"]),
             Route("/forgot", self.forgot, methods=["GET", "POST"]),
             Route("/reset", self.reset, methods=["GET", "POST"]),
+            Route("/email", self.take_email, methods=["GET", "POST"]),
         ]
 
     async def sign_up(self, request: Request) -> Response:
@@ -55,6 +61,17 @@ class SignIn:
             return self._pages.render(request, "verify.html", status=422, token="", error=str(error))
         return self._pages.render(request, "login.html", email=email, next="", error="", told="verified")
 
+    async def take_email(self, request: Request) -> Response:
+        """Move an account to a new address, by the link that was mailed there. A button first, as above."""
+        if request.method == "GET":
+            return self._pages.render(request, "email.html", token=request.query_params.get("token", ""), error="")
+        token = (await read_form(request)).get("token", "")
+        try:
+            email = await self._people.take_email(token, self._clock())
+        except InvalidRequest as error:
+            return self._pages.render(request, "email.html", status=422, token="", error=str(error))
+        return self._pages.render(request, "login.html", email=email, next="", error="", told="moved")
+
     async def sign_in(self, request: Request) -> Response:
         if request.method == "GET":
             wanted = _inside(request.query_params.get("next", ""))
@@ -70,6 +87,8 @@ class SignIn:
             )
         response = RedirectResponse(wanted or "/dashboard", 303)
         await self._visitors.begin(request, response, account_id)
+        browser = self._visitors.know(request, response)
+        await self._people.note_browser(account_id, browser, agent_of(request), network_of(request), self._clock())
         return response
 
     async def sign_out(self, request: Request) -> Response:
@@ -97,4 +116,4 @@ class SignIn:
 
 def _inside(path: str) -> str:
     """Accept a way back only within this site."""
-    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else ""
+    return path if _INSIDE.fullmatch(path) and "//" not in path.partition("?")[0] else ""

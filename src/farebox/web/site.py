@@ -1,5 +1,7 @@
 """The site as one ASGI application: routes from the rooms, guarded as a whole."""
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,14 +18,16 @@ from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Store
 from farebox.web.asgi import App
 from farebox.web.assets import Assets
+from farebox.web.calls import Calls
 from farebox.web.dashboard import Dashboard
+from farebox.web.keys import Keys
 from farebox.web.pages import Pages
 from farebox.web.public import Public
 from farebox.web.security import Guard
+from farebox.web.settings import Settings
 from farebox.web.sign_in import SignIn
+from farebox.web.transactions import Transactions
 from farebox.web.visitors import Visitors
-
-PATHS = ("/static/", "/dashboard", "/models", "/signup", "/verify", "/login", "/logout", "/forgot", "/reset", "/docs")
 
 
 def make_site(
@@ -38,8 +42,9 @@ def make_site(
     base_url: str,
     key_prefix: str,
     open_to_all: bool,
+    forget_keys: Callable[[], None],
 ) -> App:
-    """Make the application that serves every page."""
+    """Make the application that serves every page. `forget_keys` is called when keys cease to work."""
     assets = Assets()
     pages = Pages(site_name=name, support_email=support_email, base_url=base_url, assets=assets, clock=clock)
     visitors = Visitors(Sessions(store), clock, secure=public_url.startswith("https://"))
@@ -47,7 +52,11 @@ def make_site(
     rooms = (
         Public(pages, visitors, models, plans),
         SignIn(pages, visitors, people, clock, open_to_all=open_to_all),
-        Dashboard(pages, visitors, store, clock, key_prefix),
+        Dashboard(pages, visitors, store, clock),
+        Calls(pages, visitors, store, clock, models),
+        Keys(pages, visitors, people, store, clock, prefix=key_prefix, forget_keys=forget_keys),
+        Transactions(pages, visitors, store, clock),
+        Settings(pages, visitors, people, store, clock, forget_keys=forget_keys),
     )
     routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]
 

@@ -1,5 +1,6 @@
 """Who looks at a page: the session behind the cookie, and the way to the sign-in for pages that need one."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -14,6 +15,7 @@ Page = Callable[[Request], Awaitable[Response]]
 SignedInPage = Callable[[Request, Session], Awaitable[Response]]
 
 _FIELDS_MOST: Final = 50
+_KNOWN_S: Final = 365 * 24 * 3600
 
 
 class Visitors:
@@ -24,6 +26,7 @@ class Visitors:
         self._clock = clock
         self._secure = secure
         self._cookie = "__Host-session" if secure else "session"
+        self._browser = "__Host-browser" if secure else "browser"
 
     async def who(self, request: Request) -> Session | None:
         """Give the session of a request, if somebody is signed in."""
@@ -36,8 +39,7 @@ class Visitors:
         async def guarded(request: Request) -> Response:
             session = await self.who(request)
             if session is None:
-                path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-                return RedirectResponse(f"/login?next={quote(path)}", 303)
+                return RedirectResponse(f"/login?next={quote(_way_back(request))}", 303)
             return await page(request, session)
 
         return guarded
@@ -48,11 +50,21 @@ class Visitors:
         if before is not None:
             await self.sessions.end(before)
         cookie = await self.sessions.begin(
-            account_id, self._clock(), agent=request.headers.get("user-agent", ""), address=address_of(request)
+            account_id, self._clock(), agent=agent_of(request), address=address_of(request)
         )
         response.set_cookie(
             self._cookie, cookie, max_age=LONGEST_S, path="/", secure=self._secure, httponly=True, samesite="lax"
         )
+
+    def know(self, request: Request, response: Response) -> str:
+        """Give the cookie by which a browser is known again at its next sign-in; a new one gets one."""
+        known = request.cookies.get(self._browser, "")
+        if not 20 < len(known) < 100:
+            known = secrets.token_urlsafe(32)
+        response.set_cookie(
+            self._browser, known, max_age=_KNOWN_S, path="/", secure=self._secure, httponly=True, samesite="lax"
+        )
+        return known
 
     async def end(self, request: Request, response: Response) -> None:
         """Sign out."""
@@ -67,10 +79,24 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client is not None else ""
 
 
+def agent_of(request: Request) -> str:
+    """Give what a browser calls itself."""
+    return "".join(char for char in request.headers.get("user-agent", "") if char.isprintable())
+
+
 def network_of(request: Request) -> str:
     """Give the network a request came from: an IPv4 address, or the first half of an IPv6 one."""
     address = address_of(request)
     return ":".join(address.split(":")[:4]) if ":" in address else address
+
+
+def _way_back(request: Request) -> str:
+    """Give the address of a page as it was asked for; a form that was sent too late leads to the start."""
+    if request.method not in {"GET", "HEAD"}:
+        return "/dashboard"
+    path: bytes = request.scope["raw_path"]
+    query: bytes = request.scope["query_string"]
+    return (path + (b"?" + query if query else b"")).decode("latin-1")
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -24,8 +24,8 @@ CREATE INDEX session_by_account ON session (account_id);
 CREATE TABLE token (                            -- links in mails: each works once
   hash       BYTEA PRIMARY KEY,
   account_id BIGINT NOT NULL REFERENCES account (id),
-  purpose    TEXT NOT NULL CHECK (purpose IN ('verify', 'reset')),
-  email      TEXT NOT NULL,
+  purpose    TEXT NOT NULL CHECK (purpose IN ('verify', 'reset', 'email')),
+  email      TEXT NOT NULL,                     -- the address it was mailed to
   ends_at    BIGINT NOT NULL
 );
 
@@ -41,8 +41,38 @@ CREATE TABLE outbox (
   recipient TEXT NOT NULL,
   subject   TEXT NOT NULL,
   body      TEXT NOT NULL,
+  asked     BIGINT NOT NULL DEFAULT 0,          -- 1: by a form that anybody can send
   sent_at   BIGINT,
   tries     BIGINT NOT NULL DEFAULT 0,
   next_at   BIGINT NOT NULL,
   error     TEXT
 );
+CREATE INDEX outbox_by_recipient ON outbox (recipient, at);
+
+CREATE TABLE familiar (                         -- browsers that have signed in before: no mail about them
+  account_id BIGINT NOT NULL REFERENCES account (id),
+  hash       BYTEA NOT NULL,                     -- SHA-256 of the browser's own cookie
+  seen_at    BIGINT NOT NULL,
+  PRIMARY KEY (account_id, hash)
+);
+
+-- Sums over the usage of closed days, which never change: what charts are drawn from. Written as a day is closed.
+CREATE TABLE usage_day (
+  account_id    BIGINT NOT NULL REFERENCES account (id),
+  day           BIGINT NOT NULL,                 -- days since 1970, UTC
+  key_id        BIGINT NOT NULL,
+  model         TEXT NOT NULL,
+  outcome       TEXT NOT NULL,
+  requests      BIGINT NOT NULL,
+  tokens        BIGINT NOT NULL,
+  charged_nanos BIGINT NOT NULL,
+  list_nanos    BIGINT NOT NULL,
+  last_at       BIGINT NOT NULL,
+  PRIMARY KEY (account_id, day, key_id, model, outcome)
+);
+INSERT INTO usage_day
+SELECT account_id, at / 86400000000, key_id, model, outcome, count(*),
+  sum(input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens),
+  sum(charged_nanos), sum(list_nanos), max(at)
+FROM usage WHERE at < (SELECT CAST(extract(epoch FROM CAST(max(day) AS DATE)) AS BIGINT) * 1000000 + 86400000000 FROM day_close)
+GROUP BY account_id, at / 86400000000, key_id, model, outcome;

@@ -24,8 +24,8 @@ CREATE INDEX session_by_account ON session (account_id);
 CREATE TABLE token (                            -- links in mails: each works once
   hash       BLOB PRIMARY KEY,
   account_id INTEGER NOT NULL REFERENCES account (id),
-  purpose    TEXT NOT NULL CHECK (purpose IN ('verify', 'reset')),
-  email      TEXT NOT NULL,
+  purpose    TEXT NOT NULL CHECK (purpose IN ('verify', 'reset', 'email')),
+  email      TEXT NOT NULL,                     -- the address it was mailed to
   ends_at    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
@@ -41,8 +41,38 @@ CREATE TABLE outbox (
   recipient TEXT NOT NULL,
   subject   TEXT NOT NULL,
   body      TEXT NOT NULL,
+  asked     INTEGER NOT NULL DEFAULT 0,          -- 1: by a form that anybody can send
   sent_at   INTEGER,
   tries     INTEGER NOT NULL DEFAULT 0,
   next_at   INTEGER NOT NULL,
   error     TEXT
 ) STRICT;
+CREATE INDEX outbox_by_recipient ON outbox (recipient, at);
+
+CREATE TABLE familiar (                         -- browsers that have signed in before: no mail about them
+  account_id INTEGER NOT NULL REFERENCES account (id),
+  hash       BLOB NOT NULL,                     -- SHA-256 of the browser's own cookie
+  seen_at    INTEGER NOT NULL,
+  PRIMARY KEY (account_id, hash)
+) STRICT, WITHOUT ROWID;
+
+-- Sums over the usage of closed days, which never change: what charts are drawn from. Written as a day is closed.
+CREATE TABLE usage_day (
+  account_id    INTEGER NOT NULL REFERENCES account (id),
+  day           INTEGER NOT NULL,                 -- days since 1970, UTC
+  key_id        INTEGER NOT NULL,
+  model         TEXT NOT NULL,
+  outcome       TEXT NOT NULL,
+  requests      INTEGER NOT NULL,
+  tokens        INTEGER NOT NULL,
+  charged_nanos INTEGER NOT NULL,
+  list_nanos    INTEGER NOT NULL,
+  last_at       INTEGER NOT NULL,
+  PRIMARY KEY (account_id, day, key_id, model, outcome)
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage_day
+SELECT account_id, at / 86400000000, key_id, model, outcome, count(*),
+  sum(input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens),
+  sum(charged_nanos), sum(list_nanos), max(at)
+FROM usage WHERE at < (SELECT unixepoch(max(day)) * 1000000 + 86400000000 FROM day_close)
+GROUP BY account_id, at / 86400000000, key_id, model, outcome;
