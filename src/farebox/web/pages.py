@@ -12,6 +12,8 @@ from farebox.clock import US_PER_S, Clock
 from farebox.money import NANOS_PER_USD
 from farebox.web.assets import Assets
 
+_FRAGMENTS: Final = frozenset({"usage"})
+"""Blocks that scripts may ask for alone. They need nothing that their templates define around them."""
 _UNITS: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"), (1000, "year"))
 
 
@@ -55,7 +57,7 @@ class Pages:
         fragment = request.headers.get("x-fragment", "")
         shown = self._environment.get_template(template)
         values = {"me": me, "here": request.scope["path"], **context}
-        if fragment and fragment in shown.blocks:
+        if fragment in _FRAGMENTS and fragment in shown.blocks:
             page = shown.new_context(values)
             text = "".join(shown.blocks[fragment](page))
         else:
