@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from farebox.books.days import close_days
-from farebox.books.figures import by_day, first_open_day, use_of_keys
+from farebox.books.figures import HOUR_US, Figures, first_open_day
 from farebox.books.log import LOOKED_AT
 from farebox.books.statement import page_of_statement
 from farebox.clock import DAY_US, US_PER_S
@@ -257,11 +257,13 @@ async def test_figures_are_the_same_before_and_after_their_days_are_closed(stage
         await past_call(stage, stage.bob.account_id, at, model=model)
 
     async def figures() -> list[Any]:
+        read = await Figures.read(store, alice, now)
         statement = await page_of_statement(store, alice, None, 100)
         return [
-            *[await by_day(store, alice, today - 9, today, group) for group in ("model", "key", "outcome")],
-            await by_day(store, alice, today - 3, today - 1, "model"),
-            await use_of_keys(store, alice),
+            *[await read.by_day(today - 9, today, group) for group in ("model", "key", "outcome")],
+            await read.by_day(today - 3, today - 1, "model"),
+            read.by_hour(now // HOUR_US - 23, now // HOUR_US, "key"),
+            await read.of_keys(),
             statement,
             *[await page_of_statement(store, alice, line.mark, 3) for line in statement.lines[::7]],
         ]

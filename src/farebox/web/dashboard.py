@@ -10,7 +10,7 @@ from starlette.routing import Route
 from farebox.accounts.accounts import find_account
 from farebox.accounts.keys import Key, list_keys
 from farebox.accounts.sessions import Session
-from farebox.books.figures import HOUR_US, use_of_keys
+from farebox.books.figures import HOUR_US, Figures
 from farebox.clock import DAY_US, Clock, day_of, iso
 from farebox.money import decimal_usd
 from farebox.store.protocol import Store
@@ -45,13 +45,11 @@ class Dashboard:
         now_us = self._clock()
         account = await find_account(self._store, str(me.account_id))
         keys = await list_keys(self._store, me.account_id)
-        usage = await self._usage(request, me, keys)
-        week = usage
-        if usage.asked.hourly:
-            week = await look_at_usage(self._store, me.account_id, Asked("spend", "model", "7d"), {}, now_us)
+        figures = await Figures.read(self._store, me.account_id, now_us)
+        usage = await look_at_usage(figures, Asked.read(request.query_params), key_names(keys), now_us)
+        week = await look_at_usage(figures, Asked("spend", "model", "7d"), {}, now_us)
         spent = week.spent(7)
         days_left = account.free_nanos * 7 // spent if spent else None
-        used = await use_of_keys(self._store, me.account_id)
         today = [point for point in week.points if point.step == week.last_step]
         return self._pages.render(
             request,
@@ -64,7 +62,7 @@ class Dashboard:
             days_left=days_left,
             longest_days=_LONGEST_DAYS,
             keys=[key for key in keys if key.status(now_us) == "active"],
-            used=used,
+            used=await figures.of_keys(),
         )
 
     async def usage(self, request: Request, me: Session) -> Response:
@@ -79,8 +77,9 @@ class Dashboard:
         return export(_rows(usage, key_names(keys)), _COLUMNS, name, format_of(request))
 
     async def _usage(self, request: Request, me: Session, keys: list[Key]) -> Usage:
-        asked = Asked.read(request.query_params)
-        return await look_at_usage(self._store, me.account_id, asked, key_names(keys), self._clock())
+        now_us = self._clock()
+        figures = await Figures.read(self._store, me.account_id, now_us)
+        return await look_at_usage(figures, Asked.read(request.query_params), key_names(keys), now_us)
 
 
 def key_names(keys: list[Key]) -> dict[int, str]:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from farebox.accounts.keys import Key, create_key, find_key, list_keys, rename_key, revoke_key
 from farebox.accounts.people import People
 from farebox.accounts.sessions import Session
-from farebox.books.figures import use_of_keys
+from farebox.books.figures import Figures, Use
 from farebox.clock import DAY_US, Clock
 from farebox.errors import InvalidRequest, NotFound, PermissionDenied
 from farebox.store.protocol import Store
@@ -69,7 +69,7 @@ class Keys:
             status=status,
             me=me,
             keys=keys[::-1],
-            used=await use_of_keys(self._store, me.account_id),
+            used=await self._used(me),
             now=self._clock(),
             made=made,
             name=name if error else "",
@@ -90,7 +90,7 @@ class Keys:
                 error = str(refused)
             else:
                 return RedirectResponse("/dashboard/keys", 303)
-        used = (await use_of_keys(self._store, me.account_id)).get(key.id)
+        used = (await self._used(me)).get(key.id)
         return self._pages.render(
             request,
             "key.html",
@@ -128,6 +128,10 @@ class Keys:
         key, text = await create_key(self._store, me.account_id, name, self._prefix, now_us, ends_at_us)
         await self._people.tell_of_key(me.email, key.name, key.hint, now_us)
         return text
+
+    async def _used(self, me: Session) -> dict[int, Use]:
+        figures = await Figures.read(self._store, me.account_id, self._clock())
+        return await figures.of_keys()
 
     async def _own(self, request: Request, me: Session) -> Key | None:
         """Find the key that an address names, if it is one of theirs."""

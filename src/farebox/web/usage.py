@@ -5,9 +5,8 @@ from typing import Final, Self, cast
 import msgspec
 from starlette.datastructures import QueryParams
 
-from farebox.books.figures import HOUR_US, GroupBy, Point, by_day, by_hour
+from farebox.books.figures import HOUR_US, Figures, GroupBy, Point
 from farebox.clock import DAY_US, day_of, iso
-from farebox.store.protocol import Store
 from farebox.web.charts import Chart, stack
 
 METRICS: Final = ("spend", "tokens", "requests")
@@ -68,13 +67,14 @@ class Usage(msgspec.Struct, frozen=True):
         return sum(point.spend_nanos for point in self.points if point.step > self.last_step - steps)
 
 
-async def look_at_usage(store: Store, account_id: int, asked: Asked, names: dict[int, str], now_us: int) -> Usage:
-    """Read the usage that is asked for. `names` are those of the account's keys."""
+async def look_at_usage(figures: Figures, asked: Asked, names: dict[int, str], now_us: int) -> Usage:
+    """Lay out the usage that is asked for. `names` are those of the account's keys."""
     length = RANGES[asked.range]
-    size_us, read = (HOUR_US, by_hour) if asked.hourly else (DAY_US, by_day)
+    size_us = HOUR_US if asked.hourly else DAY_US
     last = now_us // size_us
     first = last - length + 1
-    points = await read(store, account_id, first, last, cast("GroupBy", GROUPS[asked.group]))
+    group = cast("GroupBy", GROUPS[asked.group])
+    points = figures.by_hour(first, last, group) if asked.hourly else await figures.by_day(first, last, group)
     series: dict[str, list[int]] = {}
     for point in points:
         figure = {"spend": point.spend_nanos, "tokens": point.tokens, "requests": point.requests}[asked.metric]
