@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.web.charts import MOST_SERIES, OTHER, stack
+from farebox.web.pages import write_took, write_total
 
 SERIES = st.dictionaries(st.text(min_size=1, max_size=8), st.lists(st.integers(0, 2**62), min_size=3, max_size=3))
 
@@ -49,3 +50,20 @@ def test_nothing_gives_an_empty_chart() -> None:
     assert not chart.bars
     assert not chart.names
     assert chart.totals == [0] * 30
+
+
+def test_sums_and_durations_are_as_exact_as_their_size_asks_for() -> None:
+    for nanos, told in (
+        (0, "$0.00"),
+        (801_000, "$0.000801"),
+        (9_999_999, "$0.009999999"),
+        (10_000_000, "$0.0100"),
+        (123_450_000, "$0.1235"),
+        (999_999_999, "$1.0000"),
+        (1_005_000_000, "$1.01"),
+        (1_234_567_894_999_999, "$1,234,567.89"),
+        (-2_000_000_000, "-$2.00"),
+    ):
+        assert write_total(nanos) == told
+    for us, told in ((0, "0 ms"), (999_999, "999 ms"), (1_239_999, "1.23 s"), (125_900_000, "2 min 5 s")):
+        assert write_took(us) == told

@@ -36,6 +36,8 @@ class Pages:
             balance=write_balance,
             cost=write_cost,
             pico=write_pico,
+            total=write_total,
+            took=write_took,
             price=write_price,
             count=write_count,
             utc=write_utc,
@@ -88,6 +90,29 @@ def write_cost(nanos: int) -> str:
     whole, rest = divmod(abs(nanos), NANOS_PER_USD)
     places = f"{rest:09d}".rstrip("0").ljust(2, "0")
     return f"{'-' if nanos < 0 else ''}${whole:,}.{places}"
+
+
+def write_total(nanos: int) -> str:
+    """Write a sum of many costs to the cent, or, of little money, to the hundredth of a cent; below that exactly."""
+    for least, unit, places in ((NANOS_PER_USD, 10**7, 2), (10**7, 10**5, 4)):
+        if abs(nanos) >= least:
+            return f"{'-' if nanos < 0 else ''}${_tenths(abs(nanos), unit, places)}"
+    return write_cost(nanos)
+
+
+def _tenths(nanos: int, unit: int, places: int) -> str:
+    """Write an amount rounded to so many places, half up."""
+    whole, rest = divmod((nanos + unit // 2) // unit, 10**places)
+    return f"{whole:,}.{rest:0{places}d}"
+
+
+def write_took(us: int) -> str:
+    """Write how long something took: "12 ms", "3.41 s", "2 min 5 s"."""
+    if us < US_PER_S:
+        return f"{us // 1000} ms"
+    if us < 100 * US_PER_S:
+        return f"{us // US_PER_S}.{us % US_PER_S // 10_000:02d} s"
+    return f"{us // US_PER_S // 60} min {us // US_PER_S % 60} s"
 
 
 def write_pico(millionths: int) -> str:
