@@ -99,10 +99,10 @@ class People:
         The first browser of an account is no news.
         """
         rows = await self._store.fetch("SELECT hash FROM familiar WHERE account_id = ?", (account_id,))
-        hashed = hash_token(browser)
+        hashed = hash_token(f"{account_id}:{browser}")
         keep = (
             "INSERT INTO familiar (account_id, hash, seen_at) VALUES (?, ?, ?) "
-            "ON CONFLICT (account_id, hash) DO UPDATE SET seen_at = excluded.seen_at"
+            "ON CONFLICT (hash) DO UPDATE SET seen_at = excluded.seen_at"
         )
         statements = [(keep, (account_id, hashed, now_us))]
         if rows and (hashed,) not in rows:

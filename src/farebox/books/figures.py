@@ -17,7 +17,8 @@ _HOURS: Final = 24
 _GROUPS: Final = {"model": "model", "key": "key_id", "outcome": "outcome"}
 _TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
 _SUM_DAY: Final = (
-    "INSERT INTO usage_day "  # noqa: S608  fixed texts
+    "INSERT INTO usage_day (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, "  # noqa: S608
+    "list_nanos, last_at) "
     f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({_TOKENS}), sum(charged_nanos), "
     "sum(list_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
     f"GROUP BY account_id, at / {DAY_US}, key_id, model, outcome"

@@ -19,6 +19,13 @@ TABLES: Final = {
     "usage": "request_id",
     "transfer": "id",
     "day_close": "day",
+    "usage_day": "id",
+    "credential": "account_id",
+    "session": "hash",
+    "familiar": "hash",
+    "token": "hash",
+    "failure": "name",
+    "outbox": "id",
 }
 """Every table with something to keep, and its key; a table comes after those it refers to."""
 

@@ -50,14 +50,15 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_by_recipient ON outbox (recipient, at);
 
 CREATE TABLE familiar (                         -- browsers that have signed in before: no mail about them
+  hash       BLOB PRIMARY KEY,                  -- SHA-256 of account and the browser's own cookie
   account_id INTEGER NOT NULL REFERENCES account (id),
-  hash       BLOB NOT NULL,                     -- SHA-256 of the browser's own cookie
-  seen_at    INTEGER NOT NULL,
-  PRIMARY KEY (account_id, hash)
+  seen_at    INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX familiar_by_account ON familiar (account_id);
 
 -- Sums over the usage of closed days, which never change: what charts are drawn from. Written as a day is closed.
 CREATE TABLE usage_day (
+  id            INTEGER PRIMARY KEY,
   account_id    INTEGER NOT NULL REFERENCES account (id),
   day           INTEGER NOT NULL,                 -- days since 1970, UTC
   key_id        INTEGER NOT NULL,
@@ -68,9 +69,10 @@ CREATE TABLE usage_day (
   charged_nanos INTEGER NOT NULL,
   list_nanos    INTEGER NOT NULL,
   last_at       INTEGER NOT NULL,
-  PRIMARY KEY (account_id, day, key_id, model, outcome)
-) STRICT, WITHOUT ROWID;
+  UNIQUE (account_id, day, key_id, model, outcome)
+) STRICT;
 INSERT INTO usage_day
+  (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, list_nanos, last_at)
 SELECT account_id, at / 86400000000, key_id, model, outcome, count(*),
   sum(input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens),
   sum(charged_nanos), sum(list_nanos), max(at)
