@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import prometheus_client
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from prometheus_client.registry import CollectorRegistry
 
 from farebox.accounts.keyring import KeyRing
@@ -40,6 +40,7 @@ from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 from farebox.web.asgi import AsgiDoor
+from farebox.web.offer import Limits, Offer, Service
 from farebox.web.site import make_site
 
 _COLLECT_AFTER: Final = 20_000
@@ -341,17 +342,19 @@ class Gateway:
         site = make_site(
             self.store,
             clock=self.clock,
-            models=config.models,
-            plans=config.plans,
+            offer=_offer_of(config),
             name=config.site.name,
             support_email=config.site.support_email,
-            public_url=config.public_url,
-            base_url=config.base_url,
-            key_prefix=config.keys.prefix,
-            open_to_all=config.site.sign_up == "open",
             forget_keys=keys.forget,
+            service=self._service,
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
+
+    def _service(self, model_id: str) -> Service:
+        """Tell how a model is served at the moment, as far as this process has seen."""
+        assert self.pool is not None
+        healthy, all_ = self.pool.ways_up(model_id)
+        return "down" if not healthy else "up" if healthy == all_ else "reduced"
 
     async def _open_metrics(self) -> None:
         address = self.config.server.metrics_address
@@ -366,6 +369,30 @@ class Gateway:
         registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
         return registry
+
+
+def _offer_of(config: Config) -> Offer:
+    """Pick what customers are told out of the configuration."""
+    limits = config.limits
+    return Offer(
+        models=config.models,
+        plans=tuple(config.plans),
+        limits=Limits(
+            default_max_tokens=limits.default_max_tokens,
+            slice_tokens=limits.slice_tokens,
+            drain_s=limits.drain_s,
+            call_s=limits.call_s,
+            count_tokens_per_minute=limits.count_tokens_per_minute,
+            body_bytes=limits.body_bytes,
+            header_bytes=config.server_limits.header_bytes,
+        ),
+        features=asdict(config.features),
+        base_url=config.base_url,
+        public_url=config.public_url,
+        key_prefix=config.keys.prefix,
+        open_to_all=config.site.sign_up == "open",
+        texts=config.site_texts,
+    )
 
 
 def doors_at(host: str, port: int) -> list[socket.socket]:

@@ -170,7 +170,7 @@ class Browser:
         filled.update(fields)
         if method == "POST":
             return await self.post(target, filled)
-        return await self.get(f"{target.partition('?')[0]}?{urllib.parse.urlencode(filled)}")
+        return await self.get(f"{re.split('[?#]', target)[0]}?{urllib.parse.urlencode(filled)}")
 
     async def send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Page:
         """Send one request and keep the cookies of the answer."""

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.billing.pricing import PPM, Model
+from farebox.billing.pricing import PPM, Catalogue, Model
 from farebox.billing.usage import Line, Usage
 from farebox.books.prices import price_list
 from farebox.ids import show_request_id
@@ -190,8 +190,12 @@ async def bill_of(store: Store, call: LoggedCall) -> Bill:
     asked = catalogue.find(call.asked_model) if catalogue is not None else None
     if catalogue is None or asked is None:
         return Bill([], [f"price version {call.price_version} has no price for {call.asked_model}"])
+    return itemise(call.usage, asked, catalogue)
+
+
+def itemise(usage: Usage, asked: Model, catalogue: Catalogue) -> Bill:
+    """Work out the lines of a usage's price, line by line as `Catalogue.price` sums them up."""
     lines: list[PricedLine] = []
-    usage = call.usage
     notes = list(catalogue.price(usage, asked).doubts)
     for line in usage.lines:
         model = catalogue.answered_by(line.model, asked) or asked

@@ -156,6 +156,8 @@ def _read_tables(
     place = _place_of_books(reader, database, base) if database else None
     if place is not None and server is not None:
         _check_workers(reader, server, place.path)
+    site = read.get(SiteSettings)
+    texts = _site_texts(reader, site, base) if site else {}
     mail = read.get(MailSettings)
     if mail is not None and mail.host and not mail.sender:
         reader.problem(("mail", "sender"), 'is missing; it is whom mails come from: "Farebox <post@farebox.example>"')
@@ -167,6 +169,7 @@ def _read_tables(
         database_path=place.path,
         spool_path=place.spool,
         site=read[SiteSettings],
+        site_texts=texts,
         keys=read[KeySettings],
         mail=read[MailSettings],
         upstreams=upstreams,
@@ -282,6 +285,21 @@ def _place_of_books(reader: Reader, database: DatabaseSettings, base: Path) -> _
     path = _beside(reader, here, file, base)
     spool = _beside(reader, ("database", "spool"), database.spool, base) if database.spool else None
     return _Place(path, spool or path.with_name(path.name + ".spool"))
+
+
+def _site_texts(reader: Reader, site: SiteSettings, base: Path) -> dict[str, str]:
+    """Read the pages that the operator has written. Relative paths begin where the file that says them lies."""
+    texts = {}
+    for name in ("terms", "privacy", "refunds"):
+        file = getattr(site, name)
+        if not file:
+            continue
+        try:
+            texts[name] = _beside(reader, ("site", name), file, base).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            reader.problem(("site", name), f"is the file {show(file)}, which cannot be read: {reason}")
+    return texts
 
 
 def _beside(reader: Reader, key: KeyPath, file: str, base: Path) -> Path:

@@ -78,6 +78,9 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "Farebox"
     support_email: Email = ""
     sign_up: Literal["open", "closed"] = "open"
+    terms: str = ""
+    privacy: str = ""
+    refunds: str = ""
 
 
 class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +103,8 @@ class Config(Struct, frozen=True, kw_only=True):
     spool_path: Path
     """The directory for settles that the database cannot take, absolute."""
     site: SiteSettings
+    site_texts: Mapping[str, str]
+    """The operator's own pages as Markdown, by name: "terms", "privacy", "refunds"; those there are."""
     keys: KeySettings
     mail: MailSettings
     upstreams: tuple[UpstreamSettings, ...]

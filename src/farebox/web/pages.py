@@ -1,5 +1,6 @@
 """Turns templates and values into pages. Amounts, counts and moments are written here, the same everywhere."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,7 +21,16 @@ _UNITS: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12,
 class Pages:
     """Renders templates with what every page shows: the site's name, its base URL, who is signed in."""
 
-    def __init__(self, *, site_name: str, support_email: str, base_url: str, assets: Assets, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        site_name: str,
+        support_email: str,
+        base_url: str,
+        texts: Sequence[str],
+        assets: Assets,
+        clock: Clock,
+    ) -> None:
         self._clock = clock
         self._environment = jinja2.Environment(
             loader=jinja2.PackageLoader("farebox.web"),
@@ -30,7 +40,13 @@ class Pages:
             undefined=jinja2.StrictUndefined,
         )
         self._environment.globals.update(
-            site_name=site_name, support_email=support_email, base_url=base_url, asset=assets.url, me=None, balance=None
+            site_name=site_name,
+            support_email=support_email,
+            base_url=base_url,
+            texts=texts,
+            asset=assets.url,
+            me=None,
+            balance=None,
         )
         self._environment.filters.update(
             balance=write_balance,

@@ -11,8 +11,6 @@ from starlette.routing import Route
 from farebox.accounts.passwords import Passwords
 from farebox.accounts.people import People, Site
 from farebox.accounts.sessions import Sessions
-from farebox.billing.plans import Plans
-from farebox.billing.pricing import Model
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
 from farebox.store.protocol import Store
@@ -20,7 +18,10 @@ from farebox.web.asgi import App
 from farebox.web.assets import Assets
 from farebox.web.calls import Calls
 from farebox.web.dashboard import Dashboard
+from farebox.web.docs.book import Book
+from farebox.web.docs.room import Docs
 from farebox.web.keys import Keys
+from farebox.web.offer import Offer, Service
 from farebox.web.pages import Pages
 from farebox.web.public import Public
 from farebox.web.security import Guard
@@ -34,27 +35,34 @@ def make_site(
     store: Store,
     *,
     clock: Clock,
-    models: tuple[Model, ...],
-    plans: Plans,
+    offer: Offer,
     name: str,
     support_email: str,
-    public_url: str,
-    base_url: str,
-    key_prefix: str,
-    open_to_all: bool,
     forget_keys: Callable[[], None],
+    service: Callable[[str], Service],
 ) -> App:
-    """Make the application that serves every page. `forget_keys` is called when keys cease to work."""
+    """Make the application that serves every page.
+
+    `forget_keys` is called when keys cease to work; `service` tells how a model is served at the moment.
+    """
     assets = Assets()
-    pages = Pages(site_name=name, support_email=support_email, base_url=base_url, assets=assets, clock=clock)
-    visitors = Visitors(Sessions(store), clock, secure=public_url.startswith("https://"))
-    people = People(store, Passwords(), Site(name, public_url), plans.default.name)
+    pages = Pages(
+        site_name=name,
+        support_email=support_email,
+        base_url=offer.base_url,
+        texts=list(offer.texts),
+        assets=assets,
+        clock=clock,
+    )
+    visitors = Visitors(Sessions(store), clock, secure=offer.public_url.startswith("https://"))
+    people = People(store, Passwords(), Site(name, offer.public_url), offer.plans[0].name)
     rooms = (
-        Public(pages, visitors, models, plans),
-        SignIn(pages, visitors, people, clock, open_to_all=open_to_all),
+        Public(pages, visitors, assets, offer, service),
+        Docs(pages, visitors, Book(offer, name, support_email)),
+        SignIn(pages, visitors, people, clock, open_to_all=offer.open_to_all),
         Dashboard(pages, visitors, store, clock),
-        Calls(pages, visitors, store, clock, models),
-        Keys(pages, visitors, people, store, clock, prefix=key_prefix, forget_keys=forget_keys),
+        Calls(pages, visitors, store, clock, offer.models),
+        Keys(pages, visitors, people, store, clock, prefix=offer.key_prefix, forget_keys=forget_keys),
         Transactions(pages, visitors, store, clock),
         Settings(pages, visitors, people, store, clock, forget_keys=forget_keys),
     )
@@ -66,7 +74,7 @@ def make_site(
         return pages.render(request, "error.html", status=status, title=title, words=words)
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
-    return Guard(app, public_url)
+    return Guard(app, offer.public_url)
 
 
 _WORDS = {
