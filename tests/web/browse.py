@@ -4,6 +4,7 @@ It speaks to a real gateway over its socket. What it can do, a browser without J
 """
 
 import functools
+import gzip
 import re
 import urllib.parse
 import xml.etree.ElementTree as ET
@@ -33,10 +34,12 @@ class Page:
         self.status = status
         self.headers = [(name.decode(), value.decode()) for name, value in headers]
         self.body = body
+        """As it came, compressed if it was."""
 
     @property
     def text(self) -> str:
-        return self.body.decode()
+        packed = self.header("content-encoding") == "gzip"
+        return (gzip.decompress(self.body) if packed else self.body).decode()
 
     @property
     def words(self) -> str:

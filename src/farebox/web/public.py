@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Final
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -42,7 +41,7 @@ class Public:
             Route("/", self.home),
             Route("/models", self.models),
             Route("/status", self.status),
-            *(Route(f"/{name}", self.text) for name in TEXTS),
+            *(Route(f"/{name}", self.text) for name in self._texts),
             Route("/robots.txt", self.robots),
             Route("/favicon.ico", self.icon),
         ]
@@ -84,9 +83,7 @@ class Public:
         return packed(request, self._pages.render(request, "status.html", me=me, rows=rows))
 
     async def text(self, request: Request) -> Response:
-        text = self._texts.get(request.url.path.strip("/"))
-        if text is None:
-            raise HTTPException(404)
+        text = self._texts[request.url.path.strip("/")]
         me = await self._visitors.who(request)
         return packed(request, self._pages.render(request, "text.html", me=me, text=text))
 
