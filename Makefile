@@ -21,6 +21,7 @@ run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; 
 
 test: $(VENV)/.dev  ## Run every test, real clients included
 	@bash tests/install.sh
+	bash tests/web/install.sh
 	bash tests/clients/install.sh
 	bash tests/deploy/install.sh
 	$(BIN)/pytest

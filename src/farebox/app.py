@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import prometheus_client
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from prometheus_client.registry import CollectorRegistry
 
 from farebox.accounts.keyring import KeyRing
+from farebox.accounts.mail import Postman
+from farebox.accounts.sealing import Seals
+from farebox.backstage import Gatehouse
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
 from farebox.books.prices import pin_prices
@@ -25,7 +28,7 @@ from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
 from farebox.gateway.metrics import Metrics, metrics_server
-from farebox.gateway.routes import Routes
+from farebox.gateway.routes import Handler, Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
 from farebox.http.doors import open_doors
@@ -36,6 +39,9 @@ from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
+from farebox.web.asgi import AsgiDoor
+from farebox.web.offer import Limits, Offer
+from farebox.web.site import make_site
 
 _COLLECT_AFTER: Final = 20_000
 """New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
@@ -174,7 +180,7 @@ class Gateway:
             clock=self.clock,
         )
         self._watch(books, keys, messages, streams)
-        await self._open_doors(messages, listing)
+        await self._open_doors(keys, messages, listing)
 
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
@@ -248,6 +254,12 @@ class Gateway:
             for day in await books.close_days():
                 self.log.info("day_closed", day=day)
 
+        postman = Postman(store, self.config.mail, self.log.error)
+
+        async def send_mail() -> None:
+            if books.runs.leads:
+                await postman.send(self.clock())
+
         async def end_strays() -> None:
             await books.runs.end_strays()
 
@@ -255,6 +267,7 @@ class Gateway:
         self.jobs.every(0.25, "follow_changes", follow_changes)
         self.jobs.every(5.0, "retry_settlements", settler.retry)
         self.jobs.every(30.0, "end_strays", end_strays)
+        self.jobs.every(5.0, "send_mail", send_mail)
         self.jobs.every(60.0, "close_days", close_past_days)
         self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
         self.metrics.gauges += [
@@ -303,7 +316,7 @@ class Gateway:
         self._simulators.append(simulator)
         return await simulator.listen()
 
-    async def _open_doors(self, messages: Messages, listing: Listing) -> None:
+    async def _open_doors(self, keys: KeyRing, messages: Messages, listing: Listing) -> None:
         config = self.config
         routes = Routes(
             base_path=config.server.base_path,
@@ -316,12 +329,28 @@ class Gateway:
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/", listing.model)
+        routes.add_pages(await self._make_site(keys))
         await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
         self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
+
+    async def _make_site(self, keys: KeyRing) -> Handler:
+        config = self.config
+        assert self.pool is not None
+        site = make_site(
+            self.store,
+            self.ledger,
+            Gatehouse(keys=keys, pool=self.pool),
+            clock=self.clock,
+            seals=await Seals.open(self.store, config.server.secret, self.clock()),
+            offer=_offer_of(config),
+            name=config.site.name,
+            support_email=config.site.support_email,
+        )
+        return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 
     async def _open_metrics(self) -> None:
         address = self.config.server.metrics_address
@@ -336,6 +365,30 @@ class Gateway:
         registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
         return registry
+
+
+def _offer_of(config: Config) -> Offer:
+    """Pick what customers are told out of the configuration."""
+    limits = config.limits
+    return Offer(
+        models=config.models,
+        plans=tuple(config.plans),
+        limits=Limits(
+            default_max_tokens=limits.default_max_tokens,
+            slice_tokens=limits.slice_tokens,
+            drain_s=limits.drain_s,
+            call_s=limits.call_s,
+            count_tokens_per_minute=limits.count_tokens_per_minute,
+            body_bytes=limits.body_bytes,
+            header_bytes=config.server_limits.header_bytes,
+        ),
+        features=asdict(config.features),
+        base_url=config.base_url,
+        public_url=config.public_url,
+        key_prefix=config.keys.prefix,
+        open_to_all=config.site.sign_up == "open",
+        texts=config.site_texts,
+    )
 
 
 def doors_at(host: str, port: int) -> list[socket.socket]:

@@ -33,9 +33,7 @@ async def create_key(
     store: Store, account_id: int, name: str, prefix: str, now_us: int, expires_at_us: int | None = None
 ) -> tuple[Key, str]:
     """Make a key for an account; answers it with the text that is never shown again."""
-    cleaned = " ".join(name.split())
-    if not 0 < len(cleaned) <= NAME_CHARS or not cleaned.isprintable():
-        raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS} printable characters, got {name[:40]!r}")
+    cleaned = _clean_name(name)
     text = new_key(prefix)
     hashed = key_hash(text.encode())
     insert = "INSERT INTO api_key (account_id, name, hash, hint, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -63,10 +61,22 @@ async def find_key(store: Store, which: str) -> Key:
     return found[0]
 
 
+async def rename_key(store: Store, key_id: int, name: str) -> None:
+    """Give a key another name. Raises InvalidRequest."""
+    await store.write([("UPDATE api_key SET name = ? WHERE id = ?", (_clean_name(name), key_id))])
+
+
 async def revoke_key(store: Store, key_id: int, now_us: int) -> None:
     """Revoke a key at once; calls in flight end as they would. A second time changes nothing."""
     revoke = "UPDATE api_key SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"
     await store.write([(revoke, (now_us, key_id))])
+
+
+def _clean_name(name: str) -> str:
+    cleaned = " ".join(name.split())
+    if not 0 < len(cleaned) <= NAME_CHARS or not cleaned.isprintable():
+        raise InvalidRequest(f"a key's name has 1 to {NAME_CHARS} printable characters, got {name[:40]!r}")
+    return cleaned
 
 
 async def _select(store: Store, where: str, params: tuple[Any, ...]) -> list[Key]:

@@ -146,14 +146,15 @@ class Catalogue:
             list_ += tariff.list.of(line) * factor
         pieces = usage.web_searches + usage.unpriced_uses
         if pieces:
-            per_use = self._per_use(asked)
+            per_use = self.per_use(asked)
             sell += pieces * per_use * _SCALE
             list_ += pieces * per_use * _SCALE
         if usage.unpriced_uses:
             doubts.append(f"{usage.unpriced_uses} uses of an unknown tool: charged as web searches")
         return Priced(_ceil(sell), _ceil(list_), tuple(doubts))
 
-    def _per_use(self, asked: Model) -> int:
+    def per_use(self, asked: Model) -> int:
+        """Give the price of one use of a tool that is billed by the piece, in nano-dollars."""
         if asked.web_search is not None:
             return asked.web_search
         return max((model.web_search or 0 for model in self.models.values()), default=0)

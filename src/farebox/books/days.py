@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from farebox.books.figures import sum_day
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import StoreConflict
 from farebox.store.protocol import Reading, Row, Store
@@ -68,7 +69,8 @@ async def close_days(store: Store, now_us: int) -> list[str]:
                     (
                         _CLOSE,
                         (day, digest.usage_rows, digest.transfer_rows, previous, digest.sha256, now_us),
-                    )
+                    ),
+                    sum_day(day),
                 ]
             )
         except StoreConflict:

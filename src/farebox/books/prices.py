@@ -27,6 +27,12 @@ async def pin_prices(store: Store, models: tuple[Model, ...], now_us: int) -> Ca
             await store.write([(insert, (version, digest, text, now_us))])
 
 
+async def price_list(store: Reading, version: int) -> Catalogue | None:
+    """Read one version, if there is such a one."""
+    rows = await store.fetch("SELECT models FROM price_list WHERE version = ?", (version,))
+    return Catalogue(PriceList(version, _models.decode(rows[0][0]))) if rows else None
+
+
 async def price_lists(store: Reading) -> dict[int, tuple[str, Catalogue]]:
     """Read every version there has been, with the digest of its text as it is stored now."""
     rows = await store.fetch("SELECT version, models FROM price_list")

@@ -14,13 +14,14 @@ from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
 from farebox.cli.key import key
 from farebox.cli.migrate import migrate
+from farebox.cli.outbox import outbox
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
 from farebox.errors import FareboxError
 
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
-    "Customers": (account, key),
+    "Customers": (account, key, outbox),
     "Books": (usage, ledger, audit),
     "Operate": (doctor, backup, migrate, config, version),
 }

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import inspect
 
+from farebox.accounts.mail import MailSettings
 from farebox.billing.plans import Plan, Plans
 from farebox.billing.pricing import Model
 from farebox.config.locate import Path as KeyPath
@@ -43,6 +44,7 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "keys": (KeySettings,),
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
+    "mail": (MailSettings,),
     "log": (LogSettings,),
 }
 """Tables that stand once, with the Structs their keys belong to."""
@@ -154,6 +156,11 @@ def _read_tables(
     place = _place_of_books(reader, database, base) if database else None
     if place is not None and server is not None:
         _check_workers(reader, server, place.path)
+    site = read.get(SiteSettings)
+    texts = _site_texts(reader, site, base) if site else {}
+    mail = read.get(MailSettings)
+    if mail is not None and mail.host and not mail.sender:
+        reader.problem(("mail", "sender"), 'is missing; it is whom mails come from: "Farebox <post@farebox.example>"')
     if place is None or not plans or None in read.values() or len(read) < len(SINGLE_TABLES) + 1:
         return None
     return Config(
@@ -162,7 +169,9 @@ def _read_tables(
         database_path=place.path,
         spool_path=place.spool,
         site=read[SiteSettings],
+        site_texts=texts,
         keys=read[KeySettings],
+        mail=read[MailSettings],
         upstreams=upstreams,
         models=models,
         plans=Plans(plans),
@@ -280,6 +289,21 @@ def _place_of_books(reader: Reader, database: DatabaseSettings, base: Path) -> _
     return _Place(path, spool or path.with_name(path.name + ".spool"))
 
 
+def _site_texts(reader: Reader, site: SiteSettings, base: Path) -> dict[str, str]:
+    """Read the pages that the operator has written. Relative paths begin where the file that says them lies."""
+    texts = {}
+    for name in ("terms", "privacy", "refunds"):
+        file = getattr(site, name)
+        if not file:
+            continue
+        try:
+            texts[name] = _beside(reader, ("site", name), file, base).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            reader.problem(("site", name), f"is the file {show(file)}, which cannot be read: {reason}")
+    return texts
+
+
 def _beside(reader: Reader, key: KeyPath, file: str, base: Path) -> Path:
     from_file = not reader.where(key).startswith("FAREBOX_")
     return ((base if from_file else Path()) / file).absolute()
@@ -304,6 +328,8 @@ def _belongs_elsewhere(key: str) -> str:
 
 def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
     """Fetch a secret from where a setting says it is. Raises Wrong when it is not there."""
+    if not value:
+        return Secret("")
     kind, _, name = value.partition(":")
     if kind == "env":
         if not environ.get(name, "").strip():

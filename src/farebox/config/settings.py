@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from farebox.accounts.mail import MailSettings
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
+from farebox.secret import Secret
 from farebox.store.urls import without_password
 from farebox.upstreams.settings import UpstreamSettings
 
@@ -57,6 +59,7 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     base_path: BasePath = "/api/proxy"
     metrics: Metrics = "127.0.0.1:9464"
     shutdown_s: Annotated[float, Meta(ge=0)] = 30.0
+    secret: Secret = Secret("")
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
@@ -76,6 +79,10 @@ class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "Farebox"
     support_email: Email = ""
+    sign_up: Literal["open", "closed"] = "open"
+    terms: str = ""
+    privacy: str = ""
+    refunds: str = ""
 
 
 class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +105,10 @@ class Config(Struct, frozen=True, kw_only=True):
     spool_path: Path
     """The directory for settles that the database cannot take, absolute."""
     site: SiteSettings
+    site_texts: Mapping[str, str]
+    """The operator's own pages as Markdown, by name: "terms", "privacy", "refunds"; those there are."""
     keys: KeySettings
+    mail: MailSettings
     upstreams: tuple[UpstreamSettings, ...]
     models: tuple[Model, ...]
     plans: Plans

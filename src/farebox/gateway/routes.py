@@ -40,6 +40,7 @@ class Routes:
         self._metrics = metrics
         self._log_error = log_error
         self._is_ready = is_ready
+        self._pages: Handler | None = None
         self._exact: dict[str, tuple[str, Handler]] = {}
         self._under: list[tuple[str, str, Handler]] = []
         self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
@@ -53,10 +54,19 @@ class Routes:
             else:
                 self._exact[prefix + path] = (method, handler)
 
+    def add_pages(self, handler: Handler) -> None:
+        """Serve whatever is no call by a handler of its own, the site. The probes that browsers never send stay."""
+        self._pages = handler
+        self._probes.discard("/")
+
     async def handle(self, exchange: Exchange) -> None:
         """Serve one exchange to its end."""
         request_id = new_request_id(self._clock())
         try:
+            if self._pages is not None and self._is_page(exchange):
+                await self._pages(exchange, request_id)
+                self._metrics.responses[exchange.status] += 1
+                return
             method, handler = self._find(exchange.path)
             if exchange.method != method and not (method == "GET" and exchange.method == "HEAD"):
                 raise MethodNotAllowed(f"{exchange.path} takes {method}, not {exchange.method}", method)
@@ -99,6 +109,15 @@ class Routes:
             self._log_error("exchange_failed", error=_name(error), exc_info=_safe(error))
         self._refuse(exchange, refusal, new_request_id(self._clock()))
         self._metrics.responses[exchange.status] += 1
+
+    def _is_page(self, exchange: Exchange) -> bool:
+        """Tell pages from calls: whoever shows a key, or asks for a path of the API, is answered in its envelope."""
+        path = exchange.path
+        if path in self._probes or path in {"/healthz", "/readyz"} or path.startswith(("/api/", "/v1/")):
+            return False
+        if path.startswith(self._prefixes[0]) or (path == "/" and exchange.method == "HEAD"):
+            return False
+        return all(name not in {b"x-api-key", b"authorization"} for name, _ in exchange.headers)
 
     def _find(self, path: str) -> tuple[str, Handler]:
         found = self._exact.get(path)

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Dialect = Literal["sqlite", "postgresql"]
 
-STEPS: Final = ("books", "many_processes")
+STEPS: Final = ("books", "many_processes", "people")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
@@ -19,6 +19,28 @@ TABLES: Final = {
     "usage": "request_id",
     "transfer": "id",
     "day_close": "day",
+    "usage_day": "id",
+    "credential": "account_id",
+    "session": "hash",
+    "familiar": "hash",
+    "token": "hash",
+    "failure": "name",
+    "outbox": "id",
+    "totp": "account_id",
+    "recovery_code": "hash",
+    "passkey": "id",
+    "identity": "id",
+    "invitation": "id",
+    "secret": "name",
+    "key_budget": "key_id",
+    "stopped_session": "id",
+    "alert": "id",
+    "webhook": "id",
+    "delivery": "id",
+    "topup": "id",
+    "announcement": "id",
+    "upstream_switch": "name",
+    "audit_log": "id",
 }
 """Every table with something to keep, and its key; a table comes after those it refers to."""
 

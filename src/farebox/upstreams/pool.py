@@ -221,6 +221,12 @@ class Pool:
         wait_s = min(_LONGEST_WAIT_S, self._retry_wait_s * 2 ** (tries.count - 1)) * self._chance()
         await asyncio.sleep(max(wait_s, tries.retry_after_s or 0.0))
 
+    def ways_up(self, model: str) -> tuple[int, int]:
+        """Count the upstreams for a model: those that calls go to at the moment, and all there are."""
+        now = asyncio.get_running_loop().time()
+        able = self._able(model)
+        return sum(upstream.is_healthy(now) for upstream in able), len(able)
+
     async def close(self) -> None:
         for upstream in self.upstreams:
             await upstream.client.close()

@@ -1,0 +1,52 @@
+"""Passwords: Argon2id in a thread, a few at a time, and what a good one is (OWASP; NIST SP 800-63B-4)."""
+
+import asyncio
+from typing import Final
+
+import argon2
+
+from farebox.errors import InvalidRequest
+
+SHORTEST: Final = 15
+LONGEST: Final = 128
+_HASHER: Final = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+_AT_ONCE: Final = 4
+_COMMON: Final = ("password", "passwort", "qwerty", "letmein", "123456", "iloveyou", "correcthorse")
+
+
+def check_password(password: str, *, email: str, site: str) -> None:
+    """Refuse a password that is easily guessed. Raises InvalidRequest, saying what would do."""
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise InvalidRequest(f"a password has {SHORTEST} to {LONGEST} characters; a few words with spaces will do well")
+    plain = password.casefold()
+    known = [*_COMMON, site.casefold(), email.partition("@")[0].casefold()]
+    rest = plain
+    for word in sorted((word for word in known if len(word) > 2), key=len, reverse=True):
+        rest = rest.replace(word, "")
+    if len(set(rest)) < 6:
+        raise InvalidRequest("this password is too easily guessed: use words that have nothing to do with each other")
+
+
+class Passwords:
+    """Hashes and verifies, off the event loop; a flood of sign-ins waits its turn."""
+
+    def __init__(self) -> None:
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._nobodys = _HASHER.hash("nobody's password")
+
+    async def hash(self, password: str) -> str:
+        """Give what is kept of a password."""
+        async with self._room:
+            return await asyncio.to_thread(_HASHER.hash, password)
+
+    async def matches(self, kept: str | None, password: str) -> bool:
+        """Tell whether a password is the kept one. For nobody (None) it takes as long, and is false."""
+        async with self._room:
+            return await asyncio.to_thread(_verify, kept or self._nobodys, password) and kept is not None
+
+
+def _verify(kept: str, password: str) -> bool:
+    try:
+        return _HASHER.verify(kept, password)
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return False

@@ -1,0 +1,162 @@
+"""Figures for the dashboard: what an account spent, by day or hour and by model, key or outcome. Read only.
+
+Days that are closed never change, so they are summed once, as they are closed; only what is younger is added up anew.
+That keeps a year of a busy account as quick to draw as a week of a quiet one.
+"""
+
+from typing import Final, Literal, Self
+
+import msgspec
+
+from farebox.clock import DAY_US, US_PER_S, day_start_us
+from farebox.store.protocol import Reading, Statement
+
+GroupBy = Literal["model", "key", "outcome"]
+HOUR_US: Final = 3_600 * US_PER_S
+_HOURS: Final = 24
+_GROUPS: Final = {"model": "model", "key": "key_id", "outcome": "outcome"}
+_TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
+_SUM_DAY: Final = (
+    "INSERT INTO usage_day (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, "  # noqa: S608
+    "list_nanos, last_at) "
+    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({_TOKENS}), sum(charged_nanos), "
+    "sum(list_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
+    f"GROUP BY account_id, at / {DAY_US}, key_id, model, outcome"
+)
+
+
+class Point(msgspec.Struct, frozen=True):
+    """What one group came to in one step of time. `step` counts days, or hours, since 1970."""
+
+    step: int
+    group: str
+    spend_nanos: int
+    list_nanos: int
+    tokens: int
+    requests: int
+
+
+class Use(msgspec.Struct, frozen=True):
+    """What a key was used for in all."""
+
+    last_at_us: int
+    requests: int
+    spend_nanos: int
+
+
+def sum_day(day: str) -> Statement:
+    """Make the statement that sums a day's usage, to be written with its close: never without, never twice."""
+    begin_us = day_start_us(day)
+    return _SUM_DAY, (begin_us, begin_us + DAY_US)
+
+
+async def first_open_day(store: Reading) -> int:
+    """Give the day after the last closed one, in days since 1970: what begins before it is in the sums."""
+    rows = await store.fetch("SELECT max(day) FROM day_close")
+    return day_start_us(rows[0][0]) // DAY_US + 1 if rows[0][0] else 0
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """What one key, model and outcome came to in one recent hour."""
+
+    hour: int
+    key_id: int
+    model: str
+    outcome: str
+    requests: int
+    tokens: int
+    charged_nanos: int
+    list_nanos: int
+    last_at_us: int
+
+    def name(self, group: GroupBy) -> str:
+        return str(self.key_id) if group == "key" else self.model if group == "model" else self.outcome
+
+
+class Figures:
+    """An account's figures at one moment: calls of open days and of the last day are read once, for all questions."""
+
+    def __init__(self, store: Reading, account_id: int, open_day: int, recent: list[_Piece]) -> None:
+        self._store = store
+        self._account_id = account_id
+        self._open_day = open_day
+        self._recent = recent
+
+    @classmethod
+    async def read(cls, store: Reading, account_id: int, now_us: int) -> Self:
+        """Read what is young enough to be added up anew."""
+        open_day = await first_open_day(store)
+        rows = await store.fetch(
+            f"SELECT at / {HOUR_US} AS hour, key_id, model, outcome, count(*), sum({_TOKENS}), "  # noqa: S608
+            "sum(charged_nanos), sum(list_nanos), max(at) FROM usage WHERE account_id = ? AND at >= ? "
+            f"GROUP BY at / {HOUR_US}, key_id, model, outcome",
+            (account_id, min(open_day * DAY_US, (now_us // HOUR_US - _HOURS) * HOUR_US)),
+        )
+        return cls(store, account_id, open_day, [_Piece(*row) for row in rows])
+
+    async def by_day(self, first_day: int, last_day: int, group: GroupBy) -> list[Point]:
+        """Sum calls by day and group, oldest first; both days included."""
+        column = _GROUPS[group]
+        rows = await self._store.fetch(
+            f"SELECT day, {column}, sum(charged_nanos), sum(list_nanos), sum(tokens), sum(requests) "  # noqa: S608
+            f"FROM usage_day WHERE account_id = ? AND day >= ? AND day <= ? AND day < ? GROUP BY day, {column}",
+            (self._account_id, first_day, last_day, self._open_day),
+        )
+        begins_at = max(first_day, self._open_day) * _HOURS
+        young = self._sum(begins_at, (last_day + 1) * _HOURS - 1, group, _HOURS)
+        closed = [Point(row[0], str(row[1]), *row[2:]) for row in rows]
+        return sorted([*closed, *young], key=lambda point: (point.step, point.group))
+
+    def by_hour(self, first_hour: int, last_hour: int, group: GroupBy) -> list[Point]:
+        """Sum calls by hour and group, oldest first; both hours included, the first at most a day ago."""
+        return self._sum(first_hour, last_hour, group, 1)
+
+    async def of_keys(self) -> dict[int, Use]:
+        """Give for each key that was ever used when that was last, for how many calls and what they cost."""
+        rows = await self._store.fetch(
+            "SELECT key_id, max(last_at), sum(requests), sum(charged_nanos) FROM usage_day "
+            "WHERE account_id = ? AND day < ? GROUP BY key_id",
+            (self._account_id, self._open_day),
+        )
+        uses = {key_id: Use(last_at, requests, charged) for key_id, last_at, requests, charged in rows}
+        for piece in self._recent:
+            if piece.hour >= self._open_day * _HOURS:
+                was = uses.get(piece.key_id, Use(0, 0, 0))
+                uses[piece.key_id] = Use(
+                    max(was.last_at_us, piece.last_at_us),
+                    was.requests + piece.requests,
+                    was.spend_nanos + piece.charged_nanos,
+                )
+        return uses
+
+    def _sum(self, first_hour: int, last_hour: int, group: GroupBy, hours: int) -> list[Point]:
+        """Sum recent calls by steps of so many hours."""
+        sums: dict[tuple[int, str], Point] = {}
+        for piece in self._recent:
+            if first_hour <= piece.hour <= last_hour:
+                at = (piece.hour // hours, piece.name(group))
+                was = sums.get(at, Point(*at, 0, 0, 0, 0))
+                sums[at] = Point(
+                    *at,
+                    was.spend_nanos + piece.charged_nanos,
+                    was.list_nanos + piece.list_nanos,
+                    was.tokens + piece.tokens,
+                    was.requests + piece.requests,
+                )
+        return [sums[at] for at in sorted(sums)]
+
+
+def charged_after(account_id: int, at_us: int, open_day: int) -> Statement:
+    """Make the statement that sums what was charged to an account after a moment."""
+    whole = max(at_us // DAY_US + 1, 0)
+    sql = (
+        "SELECT coalesce(sum(charged), 0) FROM ("
+        "SELECT charged_nanos AS charged FROM usage_day WHERE account_id = ? AND day >= ? AND day < ? "
+        "UNION ALL SELECT charged_nanos FROM usage WHERE account_id = ? AND at > ? AND at < ? "
+        "UNION ALL SELECT charged_nanos FROM usage WHERE account_id = ? AND at >= ?) AS parts"
+    )
+    return sql, (
+        *(account_id, whole, open_day),
+        *(account_id, at_us, whole * DAY_US),
+        *(account_id, max(whole, open_day) * DAY_US),
+    )

@@ -1,0 +1,203 @@
+"""The log of calls: filters in the address, pages by place, one call with the arithmetic of its price, and files."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Final, Self
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from farebox.accounts.keys import list_keys
+from farebox.accounts.sessions import Session
+from farebox.billing.pricing import Model
+from farebox.books.log import LoggedCall, Place, Wanted, bill_of, find_call, page_of_log, whole_log
+from farebox.clock import DAY_US, US_PER_S, Clock, day_of, iso
+from farebox.ids import read_request_id
+from farebox.money import decimal_usd
+from farebox.store.protocol import Store
+from farebox.web.dashboard import key_names
+from farebox.web.exports import MOST_ROWS, Cell, export, format_of
+from farebox.web.pages import Pages
+from farebox.web.visitors import Visitors
+
+OUTCOMES: Final = {
+    "finished": "The answer was complete.",
+    "client_gone": "The client hung up before the end: what had come until then is charged.",
+    "out_of_money": "The balance was used up in the middle: what was delivered is charged.",
+    "refused_upstream": "The model's provider refused the request: free.",
+    "upstream_broke": "The model's provider broke off or could not be reached: free.",
+    "gateway_broke": "The gateway broke off: free.",
+    "gateway_died": "The gateway ended before the call did; a later one closed it: free.",
+}
+KINDS: Final = {
+    "exact": "Charged by the figures the provider reported.",
+    "estimated": "The provider's last figures did not come: input as it reported, output counted from what was sent.",
+    "waived": "Nothing is charged.",
+    "failed": "Refused upstream: nothing is charged.",
+    "recovered": "Ended in place of a process that had died: nothing is charged.",
+    "late": "Settled after its hold had expired, from what was free in the balance then.",
+}
+_SINCE: Final = {"1h": DAY_US // 24, "24h": DAY_US, "7d": 7 * DAY_US, "30d": 30 * DAY_US, "90d": 90 * DAY_US}
+_PAGE: Final = 50
+_COLUMNS: Final = (
+    *("at", "request_id", "model", "asked_model", "key", "outcome", "kind", "status", "streamed", "stop_reason"),
+    *("input_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens", "output_tokens"),
+    *("web_searches", "charged_usd", "list_usd", "first_byte_ms", "duration_ms", "attempts"),
+)
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What of the log is wanted, as its address says. Whatever cannot be read is no condition."""
+
+    model: str
+    key: str
+    status: str
+    since: str
+
+    @classmethod
+    def read(cls, query: QueryParams) -> Self:
+        model, key, status, since = (query.get(name, "").strip() for name in ("model", "key", "status", "since"))
+        return cls(
+            model if len(model) <= 200 and model.isprintable() else "",
+            key if key.isascii() and key.isdecimal() and len(key) < 19 else "",
+            status if status in OUTCOMES else "",
+            since if since in _SINCE else "",
+        )
+
+    def wanted(self, now_us: int) -> Wanted:
+        return Wanted(
+            model=self.model or None,
+            key_id=int(self.key) if self.key else None,
+            outcome=self.status or None,
+            since_us=now_us - _SINCE[self.since] if self.since else 0,
+        )
+
+    def address(self, **more: str) -> str:
+        """Write the query of this filter, without what is no condition."""
+        values = {**msgspec.structs.asdict(self), **more}
+        return urlencode({name: value for name, value in values.items() if value})
+
+
+class Calls:
+    """The request log of whoever is signed in."""
+
+    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock, models: tuple[Model, ...]) -> None:
+        self._pages = pages
+        self._visitors = visitors
+        self._store = store
+        self._clock = clock
+        self._models = [model.id for model in models]
+
+    def routes(self) -> list[Route]:
+        page = self._visitors.signed_in
+        return [
+            Route("/dashboard/requests", page(self.requests)),
+            Route("/dashboard/requests.csv", page(self.export)),
+            Route("/dashboard/requests.json", page(self.export)),
+            Route("/dashboard/requests/{request_id}", page(self.request)),
+        ]
+
+    async def requests(self, request: Request, me: Session) -> Response:
+        sought = request.query_params.get("id", "").strip()
+        if sought:
+            call = await self._find(sought, me)
+            if call is not None:
+                return RedirectResponse(f"/dashboard/requests/{call.id}", 303)
+        wanted = Filter.read(request.query_params)
+        place = _place(request.query_params.get("before", ""))
+        page = await page_of_log(self._store, me.account_id, wanted.wanted(self._clock()), place, _PAGE)
+        names = key_names(await list_keys(self._store, me.account_id))
+        return self._pages.render(
+            request,
+            "requests.html",
+            status=404 if sought else 200,
+            me=me,
+            calls=page.calls,
+            names=names,
+            filter=wanted,
+            models=sorted({*self._models, *([wanted.model] if wanted.model else [])}),
+            outcomes=list(OUTCOMES),
+            spans=list(_SINCE),
+            older=f"?{wanted.address(before=_show(page.older))}" if page.older else "",
+            newest=place is None,
+            sought=sought[:60],
+        )
+
+    async def request(self, request: Request, me: Session) -> Response:
+        call = await self._find(request.path_params["request_id"], me)
+        if call is None:
+            words = "This account has no call of that id. Calls that were refused before they began are not kept."
+            return self._pages.render(
+                request,
+                "missing.html",
+                status=404,
+                me=me,
+                title="No such request",
+                words=words,
+                back="/dashboard/requests",
+            )
+        names = key_names(await list_keys(self._store, me.account_id))
+        return self._pages.render(
+            request,
+            "request.html",
+            me=me,
+            call=call,
+            bill=await bill_of(self._store, call),
+            key_name=names.get(call.key_id, f"key {call.key_id}"),
+            outcome_words=OUTCOMES.get(call.outcome, ""),
+            kind_words=KINDS.get(call.kind, ""),
+            tokens_per_s=_speed(call),
+        )
+
+    async def export(self, request: Request, me: Session) -> Response:
+        """Answer with the newest calls that the filter lets through, as a file."""
+        now_us = self._clock()
+        wanted = Filter.read(request.query_params).wanted(now_us)
+        names = key_names(await list_keys(self._store, me.account_id))
+        rows = _rows(whole_log(self._store, me.account_id, wanted, MOST_ROWS), names)
+        return export(rows, _COLUMNS, f"requests-{day_of(now_us)}", format_of(request))
+
+    async def _find(self, text: str, me: Session) -> LoggedCall | None:
+        try:
+            return await find_call(self._store, me.account_id, read_request_id(text))
+        except ValueError:
+            return None
+
+
+def _place(text: str) -> Place | None:
+    """Read a place in the log from an address; what is none is the newest end."""
+    at, _, name = text.partition(".")
+    if not (at.isascii() and at.isdecimal() and len(at) < 19):
+        return None
+    try:
+        return Place(int(at), read_request_id(name))
+    except ValueError:
+        return None
+
+
+def _show(place: Place) -> str:
+    return f"{place.at_us}.{place.request_id.hex()}"
+
+
+def _speed(call: LoggedCall) -> int | None:
+    """Give output tokens a second, from the first byte on, for a stream that took long enough to tell."""
+    if not call.streamed or call.first_byte_us is None or call.duration_us - call.first_byte_us < US_PER_S // 10:
+        return None
+    return call.output_tokens * US_PER_S // (call.duration_us - call.first_byte_us)
+
+
+async def _rows(calls: AsyncIterator[LoggedCall], names: dict[int, str]) -> AsyncIterator[Mapping[str, Cell]]:
+    async for call in calls:
+        yield {
+            **{column: getattr(call, column) for column in _COLUMNS if hasattr(call, column)},
+            "at": iso(call.at),
+            "request_id": call.id,
+            "key": names.get(call.key_id, str(call.key_id)),
+            "charged_usd": decimal_usd(call.charged_nanos),
+            "list_usd": decimal_usd(call.list_nanos),
+            "first_byte_ms": call.first_byte_us // 1000 if call.first_byte_us is not None else None,
+            "duration_ms": call.duration_us // 1000,
+        }

@@ -1,0 +1,122 @@
+"""/openapi.json (OpenAPI 3.1), made of the same structures as the reference pages."""
+
+from collections import defaultdict
+from typing import Final
+
+from farebox.web.docs.advice import Advice
+from farebox.web.docs.endpoints import Endpoint, Field, Schema
+from farebox.web.offer import Offer
+
+_ERROR: Final[Schema] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": ["string", "null"]},
+    },
+}
+_ANSWERED_ERROR: Final[Schema] = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+
+
+def openapi(endpoints: tuple[Endpoint, ...], table: list[Advice], offer: Offer, title: str, version: str) -> Schema:
+    """Describe the API for customers. `table` says when each error comes."""
+    paths: Schema = defaultdict(dict)
+    for endpoint in endpoints:
+        paths[endpoint.path][endpoint.method.lower()] = _operation(endpoint, table)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": title,
+            "version": version,
+            "description": "The Anthropic Messages API, paid from a prepaid balance. "
+            f"How it is used and billed: {offer.public_url}/docs",
+        },
+        "servers": [{"url": offer.base_url}],
+        "security": [{"key": []}, {"bearer": []}],
+        "paths": dict(paths),
+        "components": {
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+            "schemas": {"Error": _ERROR},
+            "headers": {
+                "request-id": {"description": "The id of this call", "schema": {"type": "string"}},
+            },
+        },
+    }
+
+
+def _operation(endpoint: Endpoint, table: list[Advice]) -> Schema:
+    operation: Schema = {
+        "operationId": endpoint.slug.replace("-", "_"),
+        "summary": endpoint.title,
+        "description": endpoint.words,
+        "responses": {"200": _answer(endpoint), **_refusals(endpoint, table)},
+    }
+    parameters = [_parameter(field) for field in endpoint.fields if field.place != "body"]
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.example is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _body(endpoint), "example": endpoint.example}},
+        }
+    return operation
+
+
+def _answer(endpoint: Endpoint) -> Schema:
+    content: Schema = {"application/json": {"schema": endpoint.answer, "example": endpoint.answer_example}}
+    if endpoint.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "description": "The answer.",
+        "headers": {"request-id": {"$ref": "#/components/headers/request-id"}},
+        "content": content,
+    }
+
+
+def _refusals(endpoint: Endpoint, table: list[Advice]) -> Schema:
+    statuses = {kind.status for kind in endpoint.refusals}
+    rows = {row.status: row for row in table if row.status in statuses | {431} and row.type}
+    answers: Schema = {
+        str(status): {
+            "description": f"`{row.type}`: {row.when}. {_sentence(row.what_to_do)}",
+            "content": _ANSWERED_ERROR,
+        }
+        for status, row in rows.items()
+    }
+    if endpoint.method == "POST":
+        answers["default"] = {
+            "description": "What the provider refuses with, word for word.",
+            "content": _ANSWERED_ERROR,
+        }
+    return answers
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _parameter(field: Field) -> Schema:
+    return {
+        "name": field.name,
+        "in": field.place,
+        "required": field.required,
+        "description": field.words,
+        "schema": field.schema,
+    }
+
+
+def _body(endpoint: Endpoint) -> Schema:
+    return {
+        "type": "object",
+        "required": [field.name for field in endpoint.body if field.required],
+        "properties": {field.name: {**field.schema, "description": field.words} for field in endpoint.body},
+        "additionalProperties": True,
+    }

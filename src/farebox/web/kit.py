@@ -1,0 +1,27 @@
+"""The kit: what every room of the site works with, made once."""
+
+from msgspec import Struct
+
+from farebox.accounts.people import People
+from farebox.accounts.sealing import Seals
+from farebox.books.ledger import Ledger
+from farebox.clock import Clock
+from farebox.store.protocol import Store
+from farebox.web.backstage import Backstage
+from farebox.web.offer import Offer
+from farebox.web.pages import Pages
+from farebox.web.visitors import Visitors
+
+
+class Kit(Struct, frozen=True, kw_only=True):
+    """Rooms take it whole and use what they need."""
+
+    store: Store
+    ledger: Ledger
+    clock: Clock
+    seals: Seals
+    offer: Offer
+    pages: Pages
+    visitors: Visitors
+    people: People
+    backstage: Backstage

@@ -1,0 +1,46 @@
+"""The offer: what is sold here and under which limits, as the public pages tell it."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from farebox.billing.plans import Plan
+from farebox.billing.pricing import Catalogue, Model, PriceList
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The limits of one call that customers are told about. `_s` are seconds."""
+
+    default_max_tokens: int
+    slice_tokens: int
+    drain_s: float
+    call_s: float
+    count_tokens_per_minute: int
+    body_bytes: int
+    header_bytes: int
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """Everything a customer may want to know before the first call."""
+
+    models: tuple[Model, ...]
+    plans: tuple[Plan, ...]
+    limits: Limits
+    features: Mapping[str, bool]
+    """The switches of `[features]`: what is refused where they are off."""
+    base_url: str
+    public_url: str
+    key_prefix: str
+    open_to_all: bool
+    texts: Mapping[str, str]
+    """The operator's own pages as Markdown: terms, privacy, refunds; those there are."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The prices as the calculator uses them; which version they are makes no difference to it."""
+        return Catalogue(PriceList(0, self.models))
+
+    @property
+    def sample(self) -> Model:
+        """The model that samples use: the first Sonnet, neither the dearest nor the smallest; else the first."""
+        return next((model for model in self.models if "sonnet" in model.id), self.models[0])

@@ -1,0 +1,95 @@
+"""The site as one ASGI application: routes from the rooms, guarded as a whole."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from farebox.accounts.passwords import Passwords
+from farebox.accounts.people import People, Site
+from farebox.accounts.sealing import Seals
+from farebox.accounts.sessions import Sessions
+from farebox.books.ledger import Ledger
+from farebox.clock import Clock
+from farebox.errors import StoreUnavailable
+from farebox.store.protocol import Store
+from farebox.web.asgi import App
+from farebox.web.assets import Assets
+from farebox.web.backstage import Backstage
+from farebox.web.calls import Calls
+from farebox.web.dashboard import Dashboard
+from farebox.web.docs.book import Book
+from farebox.web.docs.room import Docs
+from farebox.web.keys import Keys
+from farebox.web.kit import Kit
+from farebox.web.offer import Offer
+from farebox.web.pages import Pages
+from farebox.web.public import Public
+from farebox.web.security import Guard
+from farebox.web.settings import Settings
+from farebox.web.sign_in import SignIn
+from farebox.web.transactions import Transactions
+from farebox.web.visitors import Visitors
+
+
+def make_site(
+    store: Store,
+    ledger: Ledger,
+    backstage: Backstage,
+    *,
+    clock: Clock,
+    seals: Seals,
+    offer: Offer,
+    name: str,
+    support_email: str,
+) -> App:
+    """Make the application that serves every page."""
+    assets = Assets()
+    pages = Pages(
+        site_name=name,
+        support_email=support_email,
+        base_url=offer.base_url,
+        texts=list(offer.texts),
+        assets=assets,
+        clock=clock,
+    )
+    visitors = Visitors(Sessions(store), clock, secure=offer.public_url.startswith("https://"))
+    people = People(store, Passwords(), Site(name, offer.public_url), offer.plans[0].name)
+    kit = Kit(
+        store=store,
+        ledger=ledger,
+        clock=clock,
+        seals=seals,
+        offer=offer,
+        pages=pages,
+        visitors=visitors,
+        people=people,
+        backstage=backstage,
+    )
+    rooms = (
+        Public(pages, visitors, assets, offer, backstage.service),
+        Docs(pages, visitors, Book(offer, name, support_email)),
+        SignIn(pages, visitors, people, clock, open_to_all=offer.open_to_all),
+        Dashboard(pages, visitors, store, clock),
+        Calls(pages, visitors, store, clock, offer.models),
+        Keys(kit),
+        Transactions(pages, visitors, store, clock),
+        Settings(kit),
+    )
+    routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 503
+        title, words = _WORDS.get(status, ("That did not work", "Go back and try again."))
+        return pages.render(request, "error.html", status=status, title=title, words=words)
+
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
+    return Guard(app, offer.public_url)
+
+
+_WORDS = {
+    404: ("There is nothing here", "The address is wrong, or what was here has gone."),
+    405: ("Not like this", "This address takes another kind of request."),
+    503: ("One moment", "The books cannot be read just now. Nothing is lost; try again in a few seconds."),
+}
