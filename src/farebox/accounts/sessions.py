@@ -16,7 +16,7 @@ _SEEN_EVERY_S: Final = 60
 _AGENT_CHARS: Final = 200
 _COLUMNS: Final = (
     "s.hash, s.account_id, a.email, a.role, a.status, a.verified_at, s.created_at, s.seen_at, s.sure_at, s.agent, "
-    "s.address"
+    "s.address, s.factor_at, s.viewing"
 )
 
 
@@ -34,6 +34,10 @@ class Session(msgspec.Struct, frozen=True):
     sure_at_us: int
     agent: str
     address: str
+    factor_at_us: int | None
+    """When a second factor was last given in this session; None: never."""
+    viewing: int | None
+    """The account that an operator looks at as its owner would, without changing anything."""
 
     @property
     def name(self) -> str:
