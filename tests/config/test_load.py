@@ -13,6 +13,7 @@ from farebox.config.load import SINGLE_TABLES, TABLE_LISTS, variable_name
 from farebox.config.offers import BandTable, PriceTable
 from farebox.errors import ConfigError
 from farebox.money import NANOS_PER_USD
+from farebox.secret import Secret
 
 EXAMPLE = resources.files("farebox.config").joinpath("example.toml").read_text("utf-8")
 KEY = {"ANTHROPIC_API_KEY": "sk-ant-canary-4711"}
@@ -225,9 +226,8 @@ def test_a_variable_overrides_every_single_setting(tmp_path: Path) -> None:
             struct = shown.server_limits if type_.__name__ == "ServerLimits" else getattr(shown, name)
             for field in type_.__struct_fields__:
                 value = getattr(struct, field)
-                config = load(
-                    tmp_path, "", {variable_name(name, field): str(value).lower() if value is True else str(value)}
-                )
+                said = value.reveal() if isinstance(value, Secret) else str(value)
+                config = load(tmp_path, "", {variable_name(name, field): said.lower() if value is True else said})
                 found = config.server_limits if type_.__name__ == "ServerLimits" else getattr(config, name)
                 assert getattr(found, field) == value
                 assert config.origins[f"{name}.{field}"] == variable_name(name, field)

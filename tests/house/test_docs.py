@@ -22,6 +22,7 @@ from farebox.gateway.answers import error_headers, limit_headers
 from farebox.gateway.metrics import Metrics
 from farebox.gateway.settings import CallLimits
 from farebox.http.server import ServerLimits
+from farebox.secret import Secret
 from farebox.workers.board import Board
 from farebox.workers.totals import Roster, Totals
 from tests.house.pages import ROOT, codes, commands, pages, rows, section
@@ -38,13 +39,15 @@ TABLES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     "Prices": (PriceTable,),
 }
 UNSAID = {"api_key": "none"}
-"""Its default is an empty secret."""
+"""Its default is an empty secret, and that upstream has none."""
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:
     if field.default is msgspec.NODEFAULT:
         return "required"
-    return "none" if field.default is None else UNSAID.get(field.name, field.default)
+    if isinstance(field.default, Secret):
+        return UNSAID.get(field.name, "")
+    return "none" if field.default is None else field.default
 
 
 def documented_default(cell: str) -> Any:
