@@ -11,6 +11,8 @@ from farebox.store.protocol import Store
 
 IDLE_S: Final = 24 * 3600
 LONGEST_S: Final = 14 * 24 * 3600
+ADMIN_IDLE_S: Final = 30 * 60
+ADMIN_LONGEST_S: Final = 12 * 3600
 SURE_S: Final = 15 * 60
 _SEEN_EVERY_S: Final = 60
 _AGENT_CHARS: Final = 200
@@ -18,6 +20,11 @@ _COLUMNS: Final = (
     "s.hash, s.account_id, a.email, a.role, a.status, a.verified_at, s.created_at, s.seen_at, s.sure_at, s.agent, "
     "s.address, s.factor_at, s.viewing"
 )
+_LIVES: Final = (
+    f"s.ends_at > ? AND s.seen_at > ? - CASE a.role WHEN 'admin' THEN {ADMIN_IDLE_S * US_PER_S} "
+    f"ELSE {IDLE_S * US_PER_S} END"
+)
+_ENDS: Final = f"? + CASE role WHEN 'admin' THEN {ADMIN_LONGEST_S * US_PER_S} ELSE {LONGEST_S * US_PER_S} END"
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -38,6 +45,8 @@ class Session(msgspec.Struct, frozen=True):
     """When a second factor was last given in this session; None: never."""
     viewing: int | None
     """The account that an operator looks at as its owner would, without changing anything."""
+    operator: str = ""
+    """Who really looks, where this is the session of a customer as an operator sees it."""
 
     @property
     def name(self) -> str:
@@ -45,7 +54,7 @@ class Session(msgspec.Struct, frozen=True):
         return self.hash.hex()[:16]
 
     def is_sure(self, now_us: int) -> bool:
-        """Tell whether the password was given recently enough for changes that matter."""
+        """Tell whether the person has proved who they are recently enough for changes that matter."""
         return now_us - self.sure_at_us < SURE_S * US_PER_S
 
 
@@ -55,17 +64,34 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def begin(self, account_id: int, now_us: int, *, agent: str, address: str) -> str:
-        """Sign a person in; answers the cookie's value, which is kept nowhere."""
+    async def begin(
+        self, account_id: int, now_us: int, *, agent: str, address: str, factor_at_us: int | None = None
+    ) -> str:
+        """Sign a person in; answers the cookie's value, which is kept nowhere.
+
+        `factor_at_us`: when they gave a second factor, if they did. Operators are signed in for a shorter time.
+        """
         cookie = secrets.token_urlsafe(32)
         insert = (
-            "INSERT INTO session (hash, account_id, created_at, seen_at, ends_at, sure_at, agent, address) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO session (hash, account_id, created_at, seen_at, ends_at, sure_at, factor_at, agent, "  # noqa: S608
+            f"address) SELECT ?, id, ?, ?, {_ENDS}, ?, ?, ?, ? FROM account WHERE id = ?"
         )
-        ends_at = now_us + LONGEST_S * US_PER_S
-        values = (_hash(cookie), account_id, now_us, now_us, ends_at, now_us, agent[:_AGENT_CHARS], address)
+        moments = (now_us, now_us, now_us, now_us, factor_at_us)
+        values = (_hash(cookie), *moments, agent[:_AGENT_CHARS], address, account_id)
         await self._store.write([("DELETE FROM session WHERE ends_at < ?", (now_us,)), (insert, values)])
         return cookie
+
+    async def renew(self, session: Session, now_us: int, *, factor_at_us: int | None = None) -> str | None:
+        """Give a session whose person has just proved who they are another cookie; the present one works no longer.
+
+        Answers the cookie's value; None when the session has ended meanwhile. It ends no later than it would have.
+        """
+        cookie = secrets.token_urlsafe(32)
+        renew = (
+            "UPDATE session SET hash = ?, seen_at = ?, sure_at = ?, factor_at = coalesce(?, factor_at) WHERE hash = ?"
+        )
+        changed = await self._store.write([(renew, (_hash(cookie), now_us, now_us, factor_at_us, session.hash))])
+        return cookie if changed[0] else None
 
     async def find(self, cookie: str, now_us: int) -> Session | None:
         """Give the session of a cookie, if it has not ended and was not idle for too long."""
@@ -73,8 +99,8 @@ class Sessions:
             return None
         rows = await self._store.fetch(
             f"SELECT {_COLUMNS} FROM session s JOIN account a ON a.id = s.account_id "  # noqa: S608  fixed text
-            "WHERE s.hash = ? AND s.ends_at > ? AND s.seen_at > ? AND a.status <> 'closed'",
-            (_hash(cookie), now_us, now_us - IDLE_S * US_PER_S),
+            f"WHERE s.hash = ? AND {_LIVES} AND a.status <> 'closed'",
+            (_hash(cookie), now_us, now_us),
         )
         if not rows:
             return None
@@ -83,12 +109,32 @@ class Sessions:
             await self._store.write([("UPDATE session SET seen_at = ? WHERE hash = ?", (now_us, session.hash))])
         return session
 
+    async def as_seen_by_operator(self, session: Session) -> Session | None:
+        """Give the session of the customer whom an operator looks at; None where nobody is looked at."""
+        if session.viewing is None or session.role != "admin" or session.status != "active":
+            return None
+        rows = await self._store.fetch(
+            "SELECT id, email, status, verified_at FROM account WHERE id = ?", (session.viewing,)
+        )
+        if not rows:
+            return None
+        account_id, email, status, verified_at = rows[0]
+        return msgspec.structs.replace(
+            session,
+            account_id=account_id,
+            email=email,
+            role="customer",
+            status=status,
+            verified_at=verified_at,
+            operator=session.email,
+        )
+
     async def all_of(self, account_id: int, now_us: int) -> list[Session]:
         """Give all sessions of a person, the one used last first."""
         rows = await self._store.fetch(
             f"SELECT {_COLUMNS} FROM session s JOIN account a ON a.id = s.account_id "  # noqa: S608  fixed text
-            "WHERE s.account_id = ? AND s.ends_at > ? AND s.seen_at > ? ORDER BY s.seen_at DESC",
-            (account_id, now_us, now_us - IDLE_S * US_PER_S),
+            f"WHERE s.account_id = ? AND {_LIVES} ORDER BY s.seen_at DESC",
+            (account_id, now_us, now_us),
         )
         return [Session(*row) for row in rows]
 

@@ -27,9 +27,9 @@ class Settings:
         return [
             Route("/dashboard/settings", page(self.settings)),
             Route("/dashboard/verification", page(self.verification), methods=["POST"]),
-            Route("/dashboard/password", page(self.password), methods=["POST"]),
-            Route("/dashboard/email", page(self.email), methods=["POST"]),
-            Route("/dashboard/close", page(self.close), methods=["GET", "POST"]),
+            Route("/dashboard/password", self._visitors.proving(self.password), methods=["POST"]),
+            Route("/dashboard/email", self._visitors.proving(self.email), methods=["POST"]),
+            Route("/dashboard/close", self._visitors.proving(self.close), methods=["GET", "POST"]),
             Route("/dashboard/sessions/end", page(self.end_sessions), methods=["POST"]),
             Route("/dashboard/sessions/{name}/end", page(self.end_session), methods=["POST"]),
         ]

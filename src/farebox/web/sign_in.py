@@ -1,8 +1,5 @@
 """The pages by which people come in: sign up, confirm the address, sign in and out, choose a new password."""
 
-import re
-from typing import Final
-
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -11,9 +8,7 @@ from farebox.accounts.people import People
 from farebox.clock import Clock
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited
 from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors, agent_of, network_of, read_form
-
-_INSIDE: Final = re.compile(r"/[!-\[\]-~]*")  # printable ASCII without a backslash, which browsers take for a slash
+from farebox.web.visitors import Visitors, agent_of, inside, network_of, read_form
 
 
 class SignIn:
@@ -74,10 +69,10 @@ class SignIn:
 
     async def sign_in(self, request: Request) -> Response:
         if request.method == "GET":
-            wanted = _inside(request.query_params.get("next", ""))
+            wanted = inside(request.query_params.get("next", ""))
             return self._pages.render(request, "login.html", email="", next=wanted, error="", told="")
         form = await read_form(request)
-        email, wanted = form.get("email", ""), _inside(form.get("next", ""))
+        email, wanted = form.get("email", ""), inside(form.get("next", ""))
         try:
             account_id = await self._people.sign_in(email, form.get("password", ""), network_of(request), self._clock())
         except (AuthenticationFailed, RateLimited) as error:
@@ -112,8 +107,3 @@ class SignIn:
         except InvalidRequest as error:
             return self._pages.render(request, "reset.html", status=422, token=form.get("token", ""), error=str(error))
         return self._pages.render(request, "login.html", email="", next="", error="", told="reset")
-
-
-def _inside(path: str) -> str:
-    """Accept a way back only within this site."""
-    return path if _INSIDE.fullmatch(path) and "//" not in path.partition("?")[0] else ""

@@ -1,10 +1,12 @@
 """Who looks at a page: the session behind the cookie, and the way to the sign-in for pages that need one."""
 
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -14,6 +16,8 @@ from farebox.clock import Clock
 Page = Callable[[Request], Awaitable[Response]]
 SignedInPage = Callable[[Request, Session], Awaitable[Response]]
 
+_INSIDE: Final = re.compile(r"/[!-\[\]-~]*")  # printable ASCII without a backslash, which browsers take for a slash
+_LOOKING: Final = frozenset({"GET", "HEAD"})
 _FIELDS_MOST: Final = 50
 _KNOWN_S: Final = 365 * 24 * 3600
 
@@ -34,24 +38,62 @@ class Visitors:
         return await self.sessions.find(cookie, self._clock()) if cookie else None
 
     def signed_in(self, page: SignedInPage) -> Page:
-        """Make a page that only people who are signed in see; the others sign in first."""
+        """Make a page that only people who are signed in see; the others sign in first.
+
+        An operator who looks at a customer's account sees that customer's pages, and changes nothing.
+        """
 
         async def guarded(request: Request) -> Response:
             session = await self.who(request)
             if session is None:
                 return RedirectResponse(f"/login?next={quote(_way_back(request))}", 303)
-            return await page(request, session)
+            viewed = await self.sessions.as_seen_by_operator(session) if session.viewing is not None else None
+            if viewed is not None and request.method not in {"GET", "HEAD"}:
+                raise HTTPException(403)
+            return await page(request, viewed or session)
 
         return guarded
 
-    async def begin(self, request: Request, response: Response, account_id: int) -> None:
+    def sure(self, page: SignedInPage) -> Page:
+        """Make a page for people who have proved who they are within the last minutes; the others prove it first."""
+
+        async def guarded(request: Request, me: Session) -> Response:
+            return await page(request, me) if me.is_sure(self._clock()) else to_confirm(request)
+
+        return self.signed_in(guarded)
+
+    def proving(self, page: SignedInPage) -> Page:
+        """Make a page whose own form asks for the password: people with a second factor must be sure besides."""
+
+        async def guarded(request: Request, me: Session) -> Response:
+            sure = me.factor_at_us is None or me.is_sure(self._clock())
+            return await page(request, me) if sure else to_confirm(request)
+
+        return self.signed_in(guarded)
+
+    async def begin(
+        self, request: Request, response: Response, account_id: int, *, factor_at_us: int | None = None
+    ) -> None:
         """Sign a person in: a new session, whatever cookie there was before."""
         before = await self.who(request)
         if before is not None:
             await self.sessions.end(before)
         cookie = await self.sessions.begin(
-            account_id, self._clock(), agent=agent_of(request), address=address_of(request)
+            account_id,
+            self._clock(),
+            agent=agent_of(request),
+            address=address_of(request),
+            factor_at_us=factor_at_us,
         )
+        self._give(response, cookie)
+
+    async def renew(self, response: Response, me: Session, *, factor_at_us: int | None = None) -> None:
+        """Go on with a session whose person has just proved who they are, under another cookie."""
+        cookie = await self.sessions.renew(me, self._clock(), factor_at_us=factor_at_us)
+        if cookie is not None:
+            self._give(response, cookie)
+
+    def _give(self, response: Response, cookie: str) -> None:
         response.set_cookie(
             self._cookie, cookie, max_age=LONGEST_S, path="/", secure=self._secure, httponly=True, samesite="lax"
         )
@@ -90,19 +132,41 @@ def network_of(request: Request) -> str:
     return ":".join(address.split(":")[:4]) if ":" in address else address
 
 
+def inside(path: str) -> str:
+    """Accept a way back only within this site; nothing for any other."""
+    return path if _INSIDE.fullmatch(path) and "//" not in path.partition("?")[0] else ""
+
+
+def to_confirm(request: Request) -> Response:
+    """Have somebody who is signed in prove it again. A form that they sent goes along (RFC 9110 15.4.8)."""
+    if request.method in _LOOKING:
+        return RedirectResponse(f"/confirm?next={quote(_way_back(request))}", 303)
+    again = request.scope["raw_path"].decode("latin-1")
+    return RedirectResponse(f"/confirm?next={quote(_page_of_form(request))}&again={quote(again)}", 307)
+
+
+def _page_of_form(request: Request) -> str:
+    """Give the page of this site that a form was sent from, as far as the browser tells."""
+    try:
+        page = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return "/dashboard"
+    return inside(page.path) or "/dashboard" if page.netloc == request.headers.get("host", "") else "/dashboard"
+
+
 def _way_back(request: Request) -> str:
     """Give the address of a page as it was asked for; a form that was sent too late leads to the start."""
-    if request.method not in {"GET", "HEAD"}:
+    if request.method not in _LOOKING:
         return "/dashboard"
     path: bytes = request.scope["raw_path"]
     query: bytes = request.scope["query_string"]
     return (path + (b"?" + query if query else b"")).decode("latin-1")
 
 
-async def read_form(request: Request) -> dict[str, str]:
-    """Read a form's fields; of one that comes twice the last counts."""
+async def read_form(request: Request, most: int = _FIELDS_MOST) -> dict[str, str]:
+    """Read a form's fields, at most so many; of one that comes twice the last counts."""
     body = await request.body()
     try:
-        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=_FIELDS_MOST))
+        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=most))
     except ValueError:
         return {}
