@@ -80,6 +80,7 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "Farebox"
     support_email: Email = ""
     sign_up: Literal["open", "closed"] = "open"
+    admin_factor: Literal["required", "optional"] = "required"
     terms: str = ""
     privacy: str = ""
     refunds: str = ""

@@ -1,5 +1,7 @@
 """The kit: what every room of the site works with, made once."""
 
+from typing import Literal
+
 from msgspec import Struct
 
 from farebox.accounts.people import People
@@ -11,6 +13,9 @@ from farebox.web.backstage import Backstage
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.visitors import Visitors
+
+AdminFactor = Literal["required", "optional"]
+"""Whether operators need a second factor."""
 
 
 class Kit(Struct, frozen=True, kw_only=True):
@@ -25,3 +30,4 @@ class Kit(Struct, frozen=True, kw_only=True):
     visitors: Visitors
     people: People
     backstage: Backstage
+    admin_factor: AdminFactor

@@ -1,0 +1,58 @@
+"""Who may see the operator's pages: an operator who has given a second factor, and lately for a change.
+
+For everybody else there is nothing at /admin.
+"""
+
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from farebox.accounts.operators import Operator
+from farebox.accounts.sessions import Session
+from farebox.web.kit import Kit
+from farebox.web.visitors import Page, SignedInPage, address_of, to_confirm
+
+_FACTORS: Final = """
+SELECT 1 FROM totp WHERE account_id = ? AND set_at IS NOT NULL UNION ALL SELECT 1 FROM passkey WHERE account_id = ?
+"""
+
+
+class Admins:
+    """Makes pages that only operators see."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._visitors = kit.visitors
+        self._pages = kit.pages
+        self._store = kit.store
+        self._clock = kit.clock
+        self._factor_required = kit.admin_factor == "required"
+
+    def page(self, page: SignedInPage, *, changes: bool = True) -> Page:
+        """Make a page for operators. Whatever is no GET is a change, which needs a proof of the last minutes.
+
+        `changes=False`: it is none, whatever its method.
+        """
+
+        async def guarded(request: Request) -> Response:
+            me = await self._visitors.who(request)
+            if me is None or me.role != "admin" or me.status != "active":
+                raise HTTPException(404)
+            lacks_factor = self._factor_required and me.factor_at_us is None
+            if lacks_factor and not await self._has_factor(me):
+                return self._pages.render(request, "admin/factor.html", status=403, me=me)
+            is_change = changes and request.method not in {"GET", "HEAD"}
+            if lacks_factor or (is_change and not me.is_sure(self._clock())):
+                return to_confirm(request)
+            return await page(request, me)
+
+        return guarded
+
+    async def _has_factor(self, me: Session) -> bool:
+        return bool(await self._store.fetch(_FACTORS, (me.account_id, me.account_id)))
+
+
+def operator_of(request: Request, me: Session) -> Operator:
+    """Name who changes something, for the audit log."""
+    return Operator(me.email, address_of(request))

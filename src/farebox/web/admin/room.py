@@ -1,0 +1,22 @@
+"""All pages of the operator: rooms like those of the site, each made of the kit and of what lets operators in."""
+
+from starlette.routing import Route
+
+from farebox.web.admin.guard import Admins
+from farebox.web.admin.today import Today
+from farebox.web.admin.viewing import Viewing
+from farebox.web.kit import Kit
+
+
+class Admin:
+    """The rooms behind /admin."""
+
+    def __init__(self, kit: Kit) -> None:
+        admins = Admins(kit)
+        self._rooms = (
+            Today(kit, admins),
+            Viewing(kit, admins),
+        )
+
+    def routes(self) -> list[Route]:
+        return [route for room in self._rooms for route in room.routes()]
