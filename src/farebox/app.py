@@ -35,6 +35,8 @@ from farebox.http.doors import open_doors
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
+from farebox.payments.simulated import SimulatedRail
+from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
@@ -45,6 +47,8 @@ from farebox.web.site import make_site
 
 _COLLECT_AFTER: Final = 20_000
 """New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
+_TEND_S: Final = 2.0
+"""How often top-ups are looked after; on the simulated rail each look is a confirmation."""
 _END_S: Final = 5.0
 """How long tasks get to end their calls once streams have been stopped."""
 
@@ -142,13 +146,13 @@ class Gateway:
         )
         store, ledger, self.clock = books.store, books.ledger, books.clock
         catalogue = await pin_prices(store, config.models, self.clock())
-        keys = KeyRing(store, config.keys.prefix, config.site.support_email or "the operator of this gateway")
+        operator = config.site.support_email or "the operator of this gateway"
+        keys = KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys")
         pool = self.pool = await self._make_pool(simulator)
         settler = self._settler = Settler(
             ledger, books.spool, self.metrics, log_call=self._call_log(), alert=self.log.error
         )
-        operator = config.site.support_email or "the operator"
-        top_up_words = f"to top up, write to {operator}"
+        top_up_words = f"top up at {config.public_url}/dashboard/topup"
         streams = self._streams = Streams(ledger, config.limits, top_up_words)
         levels = Levels(config.plans)
         bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)
@@ -260,6 +264,10 @@ class Gateway:
             if books.runs.leads:
                 await postman.send(self.clock())
 
+        async def tend_topups() -> None:
+            if books.runs.leads:
+                await self._topups(books).tend(self.clock())
+
         async def end_strays() -> None:
             await books.runs.end_strays()
 
@@ -268,6 +276,7 @@ class Gateway:
         self.jobs.every(5.0, "retry_settlements", settler.retry)
         self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(5.0, "send_mail", send_mail)
+        self.jobs.every(_TEND_S, "tend_topups", tend_topups)
         self.jobs.every(60.0, "close_days", close_past_days)
         self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
         self.metrics.gauges += [
@@ -349,8 +358,20 @@ class Gateway:
             offer=_offer_of(config),
             name=config.site.name,
             support_email=config.site.support_email,
+            admin_factor=config.site.admin_factor,
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
+
+    def _topups(self, books: Bookkeeping) -> Topups:
+        """Make what opens and credits top-ups, by the rails that are configured."""
+        return Topups(
+            books.store,
+            books.ledger,
+            (SimulatedRail(),) if self.config.payments.simulated else (),
+            self.config.plans,
+            site=self.config.site.name,
+            public_url=self.config.public_url,
+        )
 
     async def _open_metrics(self) -> None:
         address = self.config.server.metrics_address

@@ -161,7 +161,7 @@ async def test_each_refusal_is_the_right_exception_with_the_gateway_s_words(sdk:
     """And is refused once: what cannot help is not tried again (`max_retries` stays at its default)."""
     cases: list[tuple[type[anthropic.APIStatusError], str | None, Callable[[Any], Any], str]] = [
         (anthropic.AuthenticationError, "sk-ant-api03-of-another-house", ask(), "sk-cc-"),
-        (anthropic.PaymentRequiredError, sdk.stage.bob.key, ask(), "to top up"),
+        (anthropic.PaymentRequiredError, sdk.stage.bob.key, ask(), "/dashboard/topup"),
         (anthropic.BadRequestError, None, ask(model="gpt-4"), "is not sold here"),
         (anthropic.BadRequestError, None, ask(max_tokens=-5), "got -5"),
         (anthropic.BadRequestError, None, ask(extra_body={"temperature": 2}), "temperature must be 0…1"),

@@ -27,7 +27,7 @@ ALICES: Final = (
 
 def routes(stage: Stage) -> list[Route]:
     """Give every route of the site: a new one is tried without being named here."""
-    door = stage.gateway._make_site(KeyRing(stage.gateway.store, "sk-cc-", "nobody"))
+    door = stage.gateway._make_site(KeyRing(stage.gateway.store, "sk-cc-", "nobody", "nowhere"))
     found: Any = door.__self__._app._app.routes  # type: ignore[attr-defined]
     assert len(found) > 20
     return [route for route in found if isinstance(route, Route)]

@@ -37,10 +37,12 @@ class Caller(msgspec.Struct, frozen=True):
 class KeyRing:
     """Answers who is behind the credentials of a request."""
 
-    def __init__(self, store: Store, prefix: str, support_email: str) -> None:
+    def __init__(self, store: Store, prefix: str, support_email: str, keys_url: str) -> None:
         self._store = store
         self._prefix = prefix
         self._support_email = support_email
+        self._keys_url = keys_url
+        """Where customers make keys."""
         self._callers: dict[bytes, Caller] = {}
         self._generation = 0
 
@@ -68,19 +70,22 @@ class KeyRing:
             raise AuthenticationFailed("x-api-key and authorization carry keys of two accounts; send one of them")
         usable = [caller for caller in callers if caller.revoked_at_us is None]
         if not usable:
-            raise AuthenticationFailed(f"this API key has been revoked; for a new one write to {self._support_email}")
+            raise AuthenticationFailed(f"this API key has been revoked; make a new one at {self._keys_url}")
         caller = usable[0]
         if caller.expires_at_us is not None and now_us >= caller.expires_at_us:
-            raise AuthenticationFailed(f"this API key has expired; for a new one write to {self._support_email}")
+            raise AuthenticationFailed(f"this API key has expired; make a new one at {self._keys_url}")
         if caller.status != "active":
             raise PermissionDenied(f"this account is {caller.status}; write to {self._support_email}")
         return caller
 
     def _no_caller_words(self, sent: list[bytes]) -> str:
         if not sent:
-            return f"an API key is needed: send it as x-api-key or as authorization: Bearer {self._prefix}…"
+            return (
+                f"an API key is needed: send it as x-api-key or as authorization: Bearer {self._prefix}…; "
+                f"keys are made at {self._keys_url}"
+            )
         if any(key_is_well_formed(text.decode("latin-1"), self._prefix) for text in sent):
-            return f"this API key is not known here; check it, or write to {self._support_email} for a new one"
+            return f"this API key is not known here; check it, or make a new one at {self._keys_url}"
         return (
             f"this is not an API key of this gateway: they begin with {self._prefix} and carry a checksum, "
             "so a typo or a missing character shows; copy it again"

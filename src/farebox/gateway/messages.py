@@ -10,7 +10,6 @@ from typing import Final
 import msgspec
 
 from farebox.accounts.keyring import KeyRing
-from farebox.billing.bound import affordable_tokens, output_cost, output_rate, prompt_cost
 from farebox.billing.ledger import Admission, Admit, Settled, Verdict
 from farebox.billing.pricing import Catalogue
 from farebox.books.ledger import Ledger
@@ -18,7 +17,6 @@ from farebox.clock import Clock
 from farebox.errors import (
     AuthenticationFailed,
     InsufficientBalance,
-    InvalidRequest,
     Overloaded,
     PermissionDenied,
     RateLimited,
@@ -27,19 +25,18 @@ from farebox.errors import (
     Unavailable,
 )
 from farebox.gateway.answers import limit_headers
-from farebox.gateway.ask import read_request, with_max_tokens
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
-from farebox.gateway.demand import conversation_of, demand_of
+from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
+from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.exchange import Exchange, Headers
-from farebox.money import format_usd
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
@@ -119,22 +116,10 @@ class Messages:
 
     def _parse(self, call: Call, body: bytes) -> None:
         """Read what the call asks for, and bound it."""
-        call.asked = asked = read_request(body)
-        model = self.catalogue.find(asked.model)
-        if model is None:
-            sold = ", ".join(sorted(self.catalogue.models)[:30])
-            raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here; choose one of: {sold}")
-        max_tokens = asked.max_tokens
-        if max_tokens is None:
-            max_tokens = min(self._limits.default_max_tokens, model.max_output_tokens)
-            body = with_max_tokens(body, max_tokens)
-        elif not 0 <= max_tokens <= model.max_output_tokens:
-            raise InvalidRequest(f"max_tokens must be 1…{model.max_output_tokens} for {model.id}, got {max_tokens}")
-        call.body = body
-        call.model = model
-        call.demand = demand_of(asked, len(body), model, self._features, call.exchange.headers, max_tokens)
-        call.output_rate = output_rate(model, call.demand)
-        call.conversation = conversation_of(asked, call.exchange.headers, call.caller.account_id)
+        terms = terms_of(body, call.exchange.headers, self.catalogue, self._features, self._limits)
+        call.asked, call.body, call.model = terms.asked, terms.body, terms.model
+        call.demand, call.output_rate = terms.demand, terms.output_rate
+        call.conversation = conversation_of(call.asked, call.exchange.headers, call.caller.account_id)
 
     # rate-limit, bound, hold
 
@@ -153,19 +138,14 @@ class Messages:
             raise self._refusal(call, admission)
 
     async def _admit(self, call: Call, tokens: int) -> Admission:
-        prompt = prompt_cost(call.model, call.demand)
-        output = call.demand.max_tokens
-        least = wanted = prompt + output_cost(call.output_rate, output)
-        if call.asked.stream:
-            wanted = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens))
-            least = prompt + output_cost(call.output_rate, min(output, self._limits.slice_tokens // 8))
+        amounts = self._amounts(call)
         admit = Admit(
             request_id=call.request_id,
             account_id=call.caller.account_id,
             key_id=call.caller.key_id,
             model=call.asked.model,
-            amount_nanos=wanted,
-            least_nanos=least,
+            amount_nanos=amounts.wanted,
+            least_nanos=amounts.least,
             tokens=tokens,
             price_version=call.catalogue.version,
         )
@@ -228,19 +208,18 @@ class Messages:
                 self._keys.forget()
                 return AuthenticationFailed("this API key has been revoked; use another")
 
-    def _insufficient_words(self, call: Call, free_nanos: int) -> str:
-        if free_nanos <= 0:
-            return f"your free balance is {format_usd(free_nanos)}; {self._top_up_words}"
-        prompt = prompt_cost(call.model, call.demand)
-        needed = prompt + output_cost(call.output_rate, call.demand.max_tokens)
-        if call.asked.stream:
-            needed = prompt + output_cost(call.output_rate, min(call.demand.max_tokens, self._limits.slice_tokens // 8))
-        fits = affordable_tokens(call.output_rate, free_nanos - prompt)
-        advice = f", or lower max_tokens to at most {fits}" if 0 < fits < call.demand.max_tokens else ""
-        return (
-            f"this call needs {format_usd(needed)} held and your free balance is {format_usd(free_nanos)}: "
-            f"{format_usd(needed - free_nanos)} short; {self._top_up_words}{advice}"
+    def _amounts(self, call: Call) -> Amounts:
+        return amounts_of(
+            call.model,
+            call.demand,
+            call.output_rate,
+            stream=call.asked.stream,
+            slice_tokens=self._limits.slice_tokens,
         )
+
+    def _insufficient_words(self, call: Call, free_nanos: int) -> str:
+        amounts, most = self._amounts(call), call.demand.max_tokens
+        return insufficient_words(amounts, call.output_rate, most, free_nanos, self._top_up_words)
 
     # send, relay, settle
 

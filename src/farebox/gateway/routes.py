@@ -126,9 +126,7 @@ class Routes:
         for prefix, method, handler in self._under:
             if path.startswith(prefix) and len(path) > len(prefix):
                 return method, handler
-        if path in self._probes:
-            return "GET", self._hello
-        if path == "/healthz":
+        if path in self._probes or path in {"/", "/healthz"}:
             return "GET", self._hello
         if path == "/readyz":
             return "GET", self._ready
