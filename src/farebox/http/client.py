@@ -234,8 +234,11 @@ class HttpClient:
         idle_s: float = 30.0,
         stall_s: float = 90.0,
         tls: ssl.SSLContext | None = None,
+        address: str = "",
     ) -> None:
+        """`address` is where to connect instead of wherever the origin's name leads."""
         self.origin = origin
+        self._address = address or origin.host
         self._connect_s = connect_s
         self._idle_s = idle_s
         self.stall_s = stall_s
@@ -259,11 +262,8 @@ class HttpClient:
         `target` is path and query below the origin's own path. Raises ConnectFailed (never sent), AnswerTimeout,
         Cut or BadAnswer. A kept connection that turns out dead is replaced by a fresh one, silently.
         """
-        head = [
-            f"{method} {self.origin.path}{target} HTTP/1.1\r\nhost: ".encode("latin-1"),
-            self.origin.authority,
-            b"\r\n",
-        ]
+        request_line = f"{method} {self.origin.path}{target} HTTP/1.1\r\nhost: ".encode("latin-1")
+        head = [request_line, self.origin.authority, b"\r\n"]
         head += [b"%b: %b\r\n" % field for field in headers]
         head.append(b"content-length: %d\r\n\r\n" % len(body) if body or method == "POST" else b"\r\n")
         message = b"".join(head) + body
@@ -310,7 +310,7 @@ class HttpClient:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
                     lambda: ClientConnection(self, loop),
-                    self.origin.host,
+                    self._address,
                     self.origin.port,
                     ssl=self._tls,
                     server_hostname=self.origin.host if self._tls else None,
