@@ -126,6 +126,7 @@ class Sessions:
             role="customer",
             status=status,
             verified_at=verified_at,
+            factor_at_us=None,
             operator=session.email,
         )
 

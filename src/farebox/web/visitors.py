@@ -7,9 +7,11 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from farebox.accounts.challenges import LIVES_S as HALF_LIVES_S
 from farebox.accounts.sessions import LONGEST_S, Session, Sessions
 from farebox.clock import Clock
 
@@ -31,6 +33,7 @@ class Visitors:
         self._secure = secure
         self._cookie = "__Host-session" if secure else "session"
         self._browser = "__Host-browser" if secure else "browser"
+        self._half = "__Host-half" if secure else "half"
 
     async def who(self, request: Request) -> Session | None:
         """Give the session of a request, if somebody is signed in."""
@@ -48,16 +51,21 @@ class Visitors:
             if session is None:
                 return RedirectResponse(f"/login?next={quote(_way_back(request))}", 303)
             viewed = await self.sessions.as_seen_by_operator(session) if session.viewing is not None else None
-            if viewed is not None and request.method not in {"GET", "HEAD"}:
+            if viewed is not None and request.method not in _LOOKING:
                 raise HTTPException(403)
             return await page(request, viewed or session)
 
         return guarded
 
     def sure(self, page: SignedInPage) -> Page:
-        """Make a page for people who have proved who they are within the last minutes; the others prove it first."""
+        """Make a page for people who have proved who they are within the last minutes; the others prove it first.
+
+        An operator does not see it in a customer's stead.
+        """
 
         async def guarded(request: Request, me: Session) -> Response:
+            if me.operator:
+                raise HTTPException(403)
             return await page(request, me) if me.is_sure(self._clock()) else to_confirm(request)
 
         return self.signed_in(guarded)
@@ -94,19 +102,33 @@ class Visitors:
             self._give(response, cookie)
 
     def _give(self, response: Response, cookie: str) -> None:
+        self._set(response, self._cookie, cookie, LONGEST_S)
+
+    def _set(self, response: Response, name: str, value: str, lives_s: int) -> None:
         response.set_cookie(
-            self._cookie, cookie, max_age=LONGEST_S, path="/", secure=self._secure, httponly=True, samesite="lax"
+            name, value, max_age=lives_s, path="/", secure=self._secure, httponly=True, samesite="lax"
         )
 
-    def know(self, request: Request, response: Response) -> str:
-        """Give the cookie by which a browser is known again at its next sign-in; a new one gets one."""
+    def browser_of(self, request: Request) -> str:
+        """Give the cookie by which a browser is known again; to one that has none `know` gives this one."""
         known = request.cookies.get(self._browser, "")
-        if not 20 < len(known) < 100:
-            known = secrets.token_urlsafe(32)
-        response.set_cookie(
-            self._browser, known, max_age=_KNOWN_S, path="/", secure=self._secure, httponly=True, samesite="lax"
-        )
-        return known
+        return known if 20 < len(known) < 100 else secrets.token_urlsafe(32)
+
+    def know(self, response: Response, browser: str) -> None:
+        """Have a browser known again, at its next sign-in, or when it comes back with what it was asked for."""
+        self._set(response, self._browser, browser, _KNOWN_S)
+
+    def half_of(self, request: Request) -> str:
+        """Give the cookie of a sign-in whose second step is still to come."""
+        return request.cookies.get(self._half, "")
+
+    def keep_half(self, response: Response, cookie: str) -> None:
+        """Have a browser come back for the second step of its sign-in."""
+        self._set(response, self._half, cookie, HALF_LIVES_S)
+
+    def forget_half(self, response: Response) -> None:
+        """Take that cookie back."""
+        response.delete_cookie(self._half, path="/", secure=self._secure, httponly=True, samesite="lax")
 
     async def end(self, request: Request, response: Response) -> None:
         """Sign out."""
