@@ -349,10 +349,12 @@ class Gateway:
     async def _make_site(self, keys: KeyRing) -> Handler:
         config = self.config
         assert self.pool is not None
+        assert self.books is not None
         site = make_site(
             self.store,
             self.ledger,
             Gatehouse(keys=keys, pool=self.pool),
+            self._topups(self.books),
             clock=self.clock,
             seals=await Seals.open(self.store, config.server.secret, self.clock()),
             offer=_offer_of(config),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -13,21 +14,26 @@ import msgspec
 
 from farebox.accounts.accounts import Account, create_account, find_account
 from farebox.accounts.keys import create_key, find_key
+from farebox.accounts.passwords import Passwords
 from farebox.books.ledger import Ledger, credit
 from farebox.cli.common import Invocation, common_options, now_us, open_books, pass_invocation, print_json
+from farebox.cli.demo_history import ADMIN, OPENING_NANOS, fill
+from farebox.cli.progress import Progress
 from farebox.config import Config, load_config
 from farebox.config.settings import listening_url
 from farebox.errors import ConfigError, NotFound
 from farebox.ids import key_is_well_formed
-from farebox.money import NANOS_PER_USD, format_usd
+from farebox.money import format_usd
+from farebox.store.open import open_store
 from farebox.store.protocol import Store
 
 _EMAIL: Final = "demo@farebox.example"
-_BALANCE_NANOS: Final = 5 * NANOS_PER_USD
 _MODEL: Final = "claude-sonnet-4-6"
 _METRICS_PORT: Final = 9464
 _METRICS: Final = f"127.0.0.1:{_METRICS_PORT}"
 _KEY_NAME: Final = "demo"
+_ALONE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_PASSWORD_CHARS: Final = "abcdefghjkmnpqrstuvwxyz23456789"  # noqa: S105  what passwords are made of
 
 
 class Demo(msgspec.Struct, frozen=True):
@@ -36,6 +42,9 @@ class Demo(msgspec.Struct, frozen=True):
     base_url: str
     api_key: str
     account_email: str
+    account_password: str
+    admin_email: str
+    admin_password: str
     config: str
     upstream: str
 
@@ -47,33 +56,48 @@ class Demo(msgspec.Struct, frozen=True):
     "--data", envvar="DATA", type=click.Path(path_type=Path), default=Path(".data"), help="Where all is kept."
 )
 @click.option("--speed", type=click.FloatRange(0), help="The simulator's output tokens a second; 0: all at once.")
+@click.option("--with-history", is_flag=True, help="Begin with 90 days of made-up customers, calls and payments.")
 @common_options
 @pass_invocation
-def demo(invocation: Invocation, host: str, port: int, data: Path, speed: float | None) -> int:
+def demo(invocation: Invocation, host: str, port: int, data: Path, speed: float | None, *, with_history: bool) -> int:
     """Serve a gateway to try, ready to be called.
 
-    It has a customer with $5.00 and a key, and prints the lines to paste.
+    It has a customer with $5.00 and a key, and an operator; it prints the lines to paste, and how to sign in.
 
     The upstream is the built-in simulator; when ANTHROPIC_API_KEY is set it is the real API (or the server at
     ANTHROPIC_UPSTREAM_URL). Started again on the same data it goes on with the same balance and key.
     """
     import uvloop
 
-    return uvloop.run(_serve(invocation, host, port, data.absolute(), speed))
+    return uvloop.run(_serve(invocation, host, port, data.absolute(), speed, with_history=with_history))
 
 
-async def _serve(invocation: Invocation, host: str, port: int, data: Path, speed: float | None) -> int:
+async def _serve(
+    invocation: Invocation, host: str, port: int, data: Path, speed: float | None, *, with_history: bool
+) -> int:
     from farebox.app import run_until_told, start_gateway
 
     config = prepare(data, host, port, speed)
+    kept = _kept(data / "demo.json")
+    if with_history:
+        kept = await _ensure_history(config, kept, Progress(invocation))
     async with open_books(config, create=True) as store:
-        account = await _ensure_account(store)
-        key = await _ensure_key(store, account, config.keys.prefix, _kept_key(data / "demo.json"))
+        account = await _ensure_account(store, _EMAIL)
+        gift = credit("demo:opening", account.id, OPENING_NANOS, code="promotion", actor="demo", memo="to try with")
+        await Ledger(store).post(gift)  # the id makes it once: it is the opening credit of the history as well
+        account = await find_account(store, _EMAIL)
+        key = await _ensure_key(store, account, config.keys.prefix, kept.get("api_key", ""))
+        password = await _ensure_password(store, account, "customer", kept.get("account_password", ""))
+        admin = await _ensure_account(store, ADMIN)
+        admin_password = await _ensure_password(store, admin, "admin", kept.get("admin_password", ""))
     gateway = await start_gateway(config)
     shown = Demo(
         base_url=listening_url(host, gateway.port) + config.server.base_path,
         api_key=key,
         account_email=account.email,
+        account_password=password,
+        admin_email=ADMIN,
+        admin_password=admin_password,
         config=str(data / "farebox.toml"),
         upstream=config.upstreams[0].kind,
     )
@@ -107,8 +131,9 @@ def _settings(host: str, port: int, speed: float | None) -> str:
         "# Written by `farebox demo` at each start: changes here do not last. Copy it, and begin with\n"
         "# `farebox serve --config COPY`; `farebox config example` explains every setting.\n"
         f'[server]\nhost = {json.dumps(host)}\nport = {port}\nmetrics = "{metrics}"\n\n'
-        '[database]\nurl = "sqlite:///farebox.db"\n\n'
+        '[database]\nurl = "sqlite:///farebox.db"\n\n[payments]\nsimulated = true\n\n'
         '[log]\nformat = "console"\nlevel = "warning"\n\n'
+        f"[site]\nadmin_factor = {json.dumps('optional' if host in _ALONE else 'required')}\n\n"
         f"[[upstreams]]\n{upstream}"
     )
 
@@ -129,23 +154,56 @@ def free_port(host: str, port: int) -> int | None:
         return int(probe.getsockname()[1])
 
 
-async def _ensure_account(store: Store) -> Account:
-    """Find the demo's customer, or open the account. The opening credit has one id: it is given once only."""
+async def _ensure_history(config: Config, kept: dict[str, str], progress: Progress) -> dict[str, str]:
+    """Write the history into books of their own, which take their place whole or not at all. Raises ConfigError."""
+    path = config.database_path
+    assert path is not None
+    if path.exists():
+        async with open_books(config) as store:
+            if await store.fetch("SELECT 1 FROM announcement WHERE created_by = 'demo'"):
+                return kept
+        raise ConfigError(f"{path} holds data already: a history goes into fresh books only; choose another --data")
+    fresh = path.with_name("history.db")
+    fresh.unlink(missing_ok=True)
+    store = await open_store(fresh, plans=config.plans)
     try:
-        account = await find_account(store, _EMAIL)
+        key = await fill(store, config.models, config.plans, config.keys.prefix, now_us(), on_progress=progress)
+    finally:
+        await store.close()
+        progress.close()
+    fresh.replace(path)
+    return {"api_key": key}
+
+
+async def _ensure_account(store: Store, email: str) -> Account:
+    """Find one of the demo's own accounts, or open it."""
+    try:
+        return await find_account(store, email)
     except NotFound:
-        account = await create_account(store, _EMAIL, "pro", now_us())
-    gift = credit("demo:opening", account.id, _BALANCE_NANOS, code="promotion", actor="demo", memo="to try with")
-    await Ledger(store).post(gift)
-    return await find_account(store, _EMAIL)
+        return await create_account(store, email, "pro", now_us())
 
 
-def _kept_key(file: Path) -> str:
-    """Read the key of the last start; empty when there was none."""
+async def _ensure_password(store: Store, account: Account, role: str, kept: str) -> str:
+    """Give the password that somebody signs in with: the kept one while there is any, else a new one."""
+    if kept and await store.fetch("SELECT 1 FROM credential WHERE account_id = ?", (account.id,)):
+        return kept
+    password = "-".join("".join(secrets.choice(_PASSWORD_CHARS) for _ in range(5)) for _ in range(3))
+    keep = (
+        "INSERT INTO credential (account_id, password, changed_at) VALUES (?, ?, ?) "
+        "ON CONFLICT (account_id) DO UPDATE SET password = excluded.password, changed_at = excluded.changed_at"
+    )
+    prove = "UPDATE account SET role = ?, verified_at = coalesce(verified_at, created_at) WHERE id = ?"
+    hashed = await Passwords().hash(password)
+    await store.write([(keep, (account.id, hashed, now_us())), (prove, (role, account.id))])
+    return password
+
+
+def _kept(file: Path) -> dict[str, str]:
+    """Read what the last start showed; nothing when there was none."""
     try:
-        return str(json.loads(file.read_text("utf-8"))["api_key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.MsgspecError):
+        return {}
 
 
 async def _ensure_key(store: Store, account: Account, prefix: str, text: str) -> str:
@@ -174,13 +232,18 @@ def welcome(shown: Demo, account: Account, data: Path) -> str:
         upstream = "the built-in simulator: answers are made up, metering and money are real"
     else:
         upstream = "the real API, with your ANTHROPIC_API_KEY: calls cost you money"
+    site = shown.base_url.removesuffix("/api/proxy")
     command = "farebox" if shutil.which("farebox") else os.path.relpath(Path(sys.executable).parent / "farebox")
     return f"""\
 Farebox serves at  {shown.base_url}
 API key            {shown.api_key}
 Account            {account.email}, plan {account.plan}, balance {format_usd(account.balance_nanos)}
 Upstream           {upstream}
-Data               {data} (the same key and address are in demo.json)
+Data               {data} (all of this is in demo.json)
+
+Pages              {site}
+as a customer      {shown.account_email}   {shown.account_password}
+as the operator    {shown.admin_email}  {shown.admin_password}   at {site}/admin
 
 curl
   curl -N {shown.base_url}/v1/messages \\

@@ -19,7 +19,7 @@ from farebox.money import format_usd
 from farebox.secret import Secret
 from farebox.store.urls import without_password
 
-_TABLES = ("server", "database", "site", "keys", "limits", "features", "log")
+_TABLES = ("server", "database", "site", "payments", "keys", "limits", "features", "log")
 
 
 @click.group()
@@ -107,7 +107,8 @@ def version(invocation: Invocation) -> None:
 def _as_tables(read: Config) -> dict[str, Any]:
     """Give the settings as plain values, secrets masked."""
     tables: dict[str, Any] = {
-        name: _plain(getattr(read, name)) for name in ("server", "database", "site", "keys", "features", "log")
+        name: _plain(getattr(read, name))
+        for name in ("server", "database", "site", "payments", "keys", "features", "log")
     }
     tables["limits"] = _plain(read.limits) | _plain(read.server_limits)
     tables["upstreams"] = [_plain(upstream) for upstream in read.upstreams]

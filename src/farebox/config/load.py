@@ -27,6 +27,7 @@ from farebox.config.settings import (
     DatabaseSettings,
     KeySettings,
     LogSettings,
+    PaymentSettings,
     ServerSettings,
     SiteSettings,
 )
@@ -41,6 +42,7 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "server": (ServerSettings,),
     "database": (DatabaseSettings,),
     "site": (SiteSettings,),
+    "payments": (PaymentSettings,),
     "keys": (KeySettings,),
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
@@ -170,6 +172,7 @@ def _read_tables(
         spool_path=place.spool,
         site=read[SiteSettings],
         site_texts=texts,
+        payments=read[PaymentSettings],
         keys=read[KeySettings],
         mail=read[MailSettings],
         upstreams=upstreams,

@@ -86,6 +86,10 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     refunds: str = ""
 
 
+class PaymentSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    simulated: bool = False
+
+
 class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
     prefix: KeyPrefix = "sk-cc-"
 
@@ -108,6 +112,7 @@ class Config(Struct, frozen=True, kw_only=True):
     site: SiteSettings
     site_texts: Mapping[str, str]
     """The operator's own pages as Markdown, by name: "terms", "privacy", "refunds"; those there are."""
+    payments: PaymentSettings
     keys: KeySettings
     mail: MailSettings
     upstreams: tuple[UpstreamSettings, ...]

@@ -4,12 +4,16 @@ from typing import Literal
 
 from msgspec import Struct
 
+from farebox.accounts.factors import SecondFactor
+from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.people import People
 from farebox.accounts.sealing import Seals
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
+from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.backstage import Backstage
+from farebox.web.entrance import Entrance
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.visitors import Visitors
@@ -29,5 +33,9 @@ class Kit(Struct, frozen=True, kw_only=True):
     pages: Pages
     visitors: Visitors
     people: People
+    factor: SecondFactor
+    passkeys: Passkeys
+    entrance: Entrance
     backstage: Backstage
+    topups: Topups
     admin_factor: AdminFactor

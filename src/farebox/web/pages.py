@@ -32,6 +32,7 @@ class Pages:
         clock: Clock,
     ) -> None:
         self._clock = clock
+        self.site_name = site_name
         self._environment = jinja2.Environment(
             loader=jinja2.PackageLoader("farebox.web"),
             autoescape=True,

@@ -13,22 +13,27 @@ from farebox.accounts.sessions import Sessions
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
+from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
+from farebox.web.admin.room import Admin
 from farebox.web.asgi import App
 from farebox.web.assets import Assets
 from farebox.web.backstage import Backstage
 from farebox.web.calls import Calls
+from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
 from farebox.web.docs.book import Book
 from farebox.web.docs.room import Docs
 from farebox.web.keys import Keys
-from farebox.web.kit import Kit
+from farebox.web.kit import AdminFactor, Kit
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.public import Public
+from farebox.web.receipts import Receipts
 from farebox.web.security import Guard
 from farebox.web.settings import Settings
 from farebox.web.sign_in import SignIn
+from farebox.web.topups import TopupRoom
 from farebox.web.transactions import Transactions
 from farebox.web.visitors import Visitors
 
@@ -37,12 +42,14 @@ def make_site(
     store: Store,
     ledger: Ledger,
     backstage: Backstage,
+    topups: Topups,
     *,
     clock: Clock,
     seals: Seals,
     offer: Offer,
     name: str,
     support_email: str,
+    admin_factor: AdminFactor = "required",
 ) -> App:
     """Make the application that serves every page."""
     assets = Assets()
@@ -66,6 +73,8 @@ def make_site(
         visitors=visitors,
         people=people,
         backstage=backstage,
+        topups=topups,
+        admin_factor=admin_factor,
     )
     rooms = (
         Public(pages, visitors, assets, offer, backstage.service),
@@ -74,8 +83,12 @@ def make_site(
         Dashboard(pages, visitors, store, clock),
         Calls(pages, visitors, store, clock, offer.models),
         Keys(kit),
-        Transactions(pages, visitors, store, clock),
+        Transactions(kit),
+        TopupRoom(kit),
+        Receipts(kit),
         Settings(kit),
+        Confirm(kit),
+        Admin(kit),
     )
     routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]
 
@@ -89,6 +102,7 @@ def make_site(
 
 
 _WORDS = {
+    403: ("Only to look at", "You see this account as its owner does; changing it from here is not possible."),
     404: ("There is nothing here", "The address is wrong, or what was here has gone."),
     405: ("Not like this", "This address takes another kind of request."),
     503: ("One moment", "The books cannot be read just now. Nothing is lost; try again in a few seconds."),

@@ -4,17 +4,16 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from farebox.accounts.sessions import Session
+from farebox.books.beancount import write_beancount
 from farebox.books.statement import Mark, StatementLine, page_of_statement, whole_statement
-from farebox.clock import Clock, day_of, iso
+from farebox.clock import day_of, iso
 from farebox.money import decimal_usd
-from farebox.store.protocol import Store
 from farebox.web.exports import MOST_ROWS, Cell, export, format_of
-from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors
+from farebox.web.kit import Kit
 
 _PAGE: Final = 50
 _COLUMNS: Final = ("at", "id", "kind", "memo", "amount_usd", "balance_usd")
@@ -23,11 +22,11 @@ _COLUMNS: Final = ("at", "id", "kind", "memo", "amount_usd", "balance_usd")
 class Transactions:
     """The statement of whoever is signed in."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock) -> None:
-        self._pages = pages
-        self._visitors = visitors
-        self._store = store
-        self._clock = clock
+    def __init__(self, kit: Kit) -> None:
+        self._pages = kit.pages
+        self._visitors = kit.visitors
+        self._store = kit.store
+        self._clock = kit.clock
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -35,6 +34,7 @@ class Transactions:
             Route("/dashboard/transactions", page(self.transactions)),
             Route("/dashboard/transactions.csv", page(self.export)),
             Route("/dashboard/transactions.json", page(self.export)),
+            Route("/dashboard/transactions.beancount", page(self.beancount)),
         ]
 
     async def transactions(self, request: Request, me: Session) -> Response:
@@ -47,6 +47,13 @@ class Transactions:
     async def export(self, request: Request, me: Session) -> Response:
         rows = _rows(whole_statement(self._store, me.account_id, MOST_ROWS))
         return export(rows, _COLUMNS, f"transactions-{day_of(self._clock())}", format_of(request))
+
+    async def beancount(self, request: Request, me: Session) -> Response:  # noqa: ARG002  a page's signature
+        """Answer with the statement as a Beancount ledger (beancount.github.io/docs/beancount_language_syntax)."""
+        lines = [line async for line in whole_statement(self._store, me.account_id, MOST_ROWS)]
+        headers = {"content-disposition": f'attachment; filename="farebox-{day_of(self._clock())}.beancount"'}
+        text = write_beancount(lines, self._pages.site_name)
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
 
 
 async def _rows(lines: AsyncIterator[StatementLine]) -> AsyncIterator[Mapping[str, Cell]]:

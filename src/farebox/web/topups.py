@@ -1,0 +1,123 @@
+"""Add funds: choose amount and coin, see what to pay and where, watch it arrive."""
+
+from typing import Final
+
+import segno
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from farebox.accounts.accounts import find_account
+from farebox.accounts.sessions import Session
+from farebox.errors import InvalidRequest, NotFound
+from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
+from farebox.payments.topups import LEAST_NANOS, MOST_NANOS, Topup
+from farebox.web.kit import Kit
+from farebox.web.visitors import read_form
+
+_PRESETS: Final = tuple(dollars * NANOS_PER_USD for dollars in (10, 25, 50, 100))
+
+
+class TopupRoom:
+    """The top-ups of whoever is signed in."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._pages = kit.pages
+        self._store = kit.store
+        self._clock = kit.clock
+        self._visitors = kit.visitors
+        self._topups = kit.topups
+
+    def routes(self) -> list[Route]:
+        page = self._visitors.signed_in
+        return [
+            Route("/dashboard/topup", page(self.choose), methods=["GET", "POST"]),
+            Route("/dashboard/topup/{topup_id}", page(self.pay)),
+            Route("/dashboard/topup/{topup_id}/simulate", page(self.simulate), methods=["POST"]),
+        ]
+
+    async def choose(self, request: Request, me: Session) -> Response:
+        error, amount, coin = "", request.query_params.get("amount", "25")[:20], ""
+        if request.method == "POST":
+            form = await read_form(request)
+            amount, coin = form.get("amount", "")[:20], form.get("coin", "")
+            try:
+                topup_id = await self._open(me, coin, amount)
+            except InvalidRequest as refused:
+                error = str(refused)
+            else:
+                return RedirectResponse(f"/dashboard/topup/{topup_id}", 303)
+        return self._pages.render(
+            request,
+            "topup.html",
+            status=422 if error else 200,
+            me=me,
+            account=await find_account(self._store, str(me.account_id)),
+            offered=self._topups.offered,
+            topups=[(one, self._topups.asset_of(one)) for one in await self._topups.all_of(me.account_id)],
+            presets=_PRESETS,
+            least=LEAST_NANOS,
+            most=MOST_NANOS,
+            amount=amount,
+            coin=coin,
+            error=error,
+        )
+
+    async def pay(self, request: Request, me: Session) -> Response:
+        topup = await self._own(request, me)
+        if topup is None:
+            return self._no_such_topup(request, me)
+        asset = self._topups.asset_of(topup)
+        rail = self._topups.rails.get(topup.rail)
+        return self._pages.render(
+            request,
+            "pay.html",
+            me=me,
+            topup=topup,
+            asset=asset,
+            simulated=rail is not None and rail.simulated,
+            qr=_qr(topup.address) if topup.is_open else None,
+            due=topup.missing_units or int(topup.asked_units),
+            again=decimal_usd(topup.amount_nanos),
+        )
+
+    async def simulate(self, request: Request, me: Session) -> Response:
+        """Pay a top-up of the simulated rail: all, half or double of it."""
+        topup = await self._own(request, me)
+        rail = self._topups.rails.get(topup.rail) if topup is not None else None
+        if topup is None or rail is None or not rail.simulated:
+            return self._no_such_topup(request, me)
+        asked = int(topup.asked_units)
+        paid = {"all": asked, "half": asked // 2, "double": asked * 2}.get((await read_form(request)).get("pay", ""), 0)
+        if topup.state == "waiting" and paid:
+            await self._topups.observe(topup, paid, 0, self._clock())
+        return RedirectResponse(f"/dashboard/topup/{topup.id}", 303)
+
+    async def _open(self, me: Session, coin: str, amount: str) -> str:
+        if me.status != "active":
+            raise InvalidRequest(f"this account is {me.status}: it takes no money")
+        try:
+            nanos = parse_usd(amount)
+        except ValueError as error:
+            raise InvalidRequest("an amount is in dollars, such as 25 or 12.50") from error
+        return await self._topups.open(me.account_id, coin, nanos, self._clock())
+
+    async def _own(self, request: Request, me: Session) -> Topup | None:
+        try:
+            return await self._topups.find(me.account_id, request.path_params["topup_id"])
+        except NotFound:
+            return None
+
+    def _no_such_topup(self, request: Request, me: Session) -> Response:
+        words = "This account has no such top-up."
+        return self._pages.render(
+            request, "missing.html", status=404, me=me, title="No such top-up", words=words, back="/dashboard/topup"
+        )
+
+
+def _qr(text: str) -> Markup:
+    """Draw a QR code, dark on white in every theme: cameras read no other."""
+    code = segno.make(text, error="m", micro=False)
+    drawn = code.svg_inline(border=3, scale=5, dark="#000", light="#fff", svgclass="qr", lineclass=None, omitsize=True)
+    return Markup(drawn)  # noqa: S704  segno writes paths, none of the text
