@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from farebox.accounts.accounts import create_account, set_status
-from farebox.accounts.keys import create_key, revoke_key
+from farebox.accounts.key_rules import Rules
+from farebox.accounts.keys import change_key, create_key, disable_key, enable_key, list_keys, revoke_key
+from farebox.billing.budgets import RESETS
 from farebox.billing.ledger import (
     Admission,
     Admit,
@@ -44,9 +48,10 @@ PLANS: Final = Plans(
 )
 MUST_BE_SEEN: Final = (
     "admitted", "admitted short", "duplicate", "key_invalid", "suspended", "requests_limited", "tokens_limited",
-    "too_many_at_once", "insufficient", "resized", "resized short", "revived", "gone", "settled", "settled before",
-    "recovered before", "late", "shortfall", "waived", "expired", "not held", "posted", "posted before", "refused",
-    "broken", "again", "an id twice in a batch", "closed day", "clock set back",
+    "too_many_at_once", "insufficient", "key_requests_limited", "key_limited", "key limited as it grew", "resized",
+    "resized short", "revived", "gone", "settled", "settled before", "recovered before", "late", "shortfall",
+    "waived", "expired", "not held", "posted", "posted before", "refused", "broken", "again",
+    "an id twice in a batch", "closed day", "clock set back", "next day",
 )  # fmt: skip
 _STRANGE_ACCOUNT: Final = 999_999
 _COMPARE_EVERY: Final = 8
@@ -54,14 +59,24 @@ _USAGE: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
     "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, "
     "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
-    "upstream_request_id, attempts, streamed, first_byte_us, duration_us"
+    "upstream_request_id, attempts, streamed, first_byte_us, duration_us, session, agent, parent_agent, held_nanos, "
+    "tries"
 )
 _STATE: Final = {
     "account": "id, status, plan, posted_nanos, held_nanos, open_holds, topped_up_nanos, requests_full_ns, "
     "tokens_full_ns",
+    "key_budget": "key_id, limit_nanos, resets, since, used_nanos",
+    "key_pace": "key_id, requests_full_ns",
     "hold": "request_id, account_id, key_id, model, amount_nanos, tokens, price_version, run_id, created_at, "
     "expired_at",
 }
+_USED: Final = """
+    SELECT b.key_id, b.used_nanos,
+      (SELECT coalesce(sum(charged_nanos), 0) FROM usage u
+        WHERE u.account_id = k.account_id AND u.key_id = k.id AND u.at >= b.since)
+      + (SELECT coalesce(sum(amount_nanos), 0) FROM hold h WHERE h.key_id = k.id AND h.created_at >= b.since)
+    FROM key_budget b JOIN api_key k ON k.id = b.key_id ORDER BY b.key_id
+"""
 _ENTRIES: Final = {
     "usage": (_USAGE, "request_id"),
     "transfer": ("id, at, debit_account, credit_account, amount_nanos, code, actor, memo", "id"),
@@ -82,6 +97,7 @@ class Decisions:
         self._stores: tuple[Store, ...] = ()
         self._keys: dict[int, list[int]] = {}
         self._free: dict[int, int] = {}
+        self._left: dict[int, int] = {}
         self._holds: list[tuple[bytes, int, int]] = []
         self._ids: deque[bytes] = deque(maxlen=300)
         self._expired: set[bytes] = set()
@@ -120,7 +136,8 @@ class Decisions:
             for store in self._stores:
                 account = await create_account(store, f"c{number}@example.com", plan, self.now_us)
                 expires = (None, None, self.now_us + 3600 * US_PER_S)
-                keys = [await create_key(store, account.id, "k", "sk-cc-", self.now_us, at) for at in expires]
+                rules = [Rules(expires_at_us=at) for at in expires]
+                keys = [await create_key(store, account.id, "k", "sk-cc-", self.now_us, one) for one in rules]
                 self._keys[account.id] = [key.id for key, _ in keys]
 
     async def _both(self, *statements: Statement) -> None:
@@ -137,6 +154,11 @@ class Decisions:
             await self._change_account()
         elif dice < 0.035:
             await self._close_day()
+        elif dice < 0.04:
+            self.now_us += DAY_US
+            self.seen["next day"] += 1
+        elif dice < 0.1:
+            await self._change_key()
         for store in self._stores:
             store.run_id = self.random.choice((1, 2, 3)) if store is self._stores[0] else self._stores[0].run_id
         if dice > 0.9 and self._batches:
@@ -156,6 +178,8 @@ class Decisions:
         held = await fold.fetch("SELECT request_id, account_id, amount_nanos, expired_at FROM hold")
         self._holds = [row[:3] for row in held]
         self._expired = {row[0] for row in held if row[3] is not None}
+        rows = await fold.fetch("SELECT key_id, limit_nanos - used_nanos FROM key_budget")
+        self._left = dict(map(tuple, rows))
 
     async def _again(self, batch: list[Command]) -> None:
         """Deliver a batch once more, with another moment and in another process's name: nothing is done twice."""
@@ -194,6 +218,7 @@ class Decisions:
             case Resized() if isinstance(command, Resize):
                 seen["gone" if answer.gone else "resized"] += 1
                 seen["resized short"] += not answer.gone and answer.amount_nanos < command.amount_nanos
+                seen["key limited as it grew"] += answer.spend_limit is not None
                 seen["revived"] += not answer.gone and command.request_id in self._expired
             case Settled() if isinstance(command, Settle):
                 seen["settled" if answer.now else "recovered before" if answer.recovered else "settled before"] += 1
@@ -211,6 +236,8 @@ class Decisions:
             sql = f"SELECT {columns} FROM {table} ORDER BY 1"
             ours, theirs = await postgres.fetch(sql), await fold.fetch(sql)
             assert ours == theirs, _difference(table, ours, theirs)
+        wrong = [row for row in await fold.fetch(_USED) if row[1] != row[2]]
+        assert not wrong, f"key, used, and what its entries and holds say: {wrong}"
         for table, (columns, key) in _ENTRIES.items():
             sql = f"SELECT {columns} FROM {table} ORDER BY at DESC, {key} LIMIT 1000"
             ours, theirs = await postgres.fetch(sql), await fold.fetch(sql)
@@ -233,6 +260,27 @@ class Decisions:
             for store in self._stores:
                 made, _ = await create_key(store, number, "new", "sk-cc-", self.now_us)
             self._keys[number].insert(0, made.id)
+
+    async def _change_key(self) -> None:
+        """Give a key a spend limit near what is left of it, or none; a limit of requests, or none; let it rest."""
+        number = self.random.choice(list(self._keys))
+        key_id, dice = self.random.choice(self._keys[number]), self.random.random()
+        free = max(0, self._free.get(number, 0))
+        rules = Rules(
+            limit_nanos=self.random.choice((None, 0, free // 9, free // 3, free, free // 20 + 1, 10**7, MAX_NANOS)),
+            resets=self.random.choice(RESETS),
+            requests_per_minute=self.random.choice((None, None, 1, 7, 600)),
+        )
+        for store in self._stores:
+            if dice < 0.1:
+                await disable_key(store, key_id, self.now_us)
+            elif dice < 0.3:
+                await enable_key(store, key_id)
+            else:
+                key = next(one for one in await list_keys(store, number) if one.id == key_id)
+                await change_key(
+                    store, key, "k", msgspec.structs.replace(rules, expires_at_us=key.expires_at_us), self.now_us
+                )
 
     async def _close_day(self) -> None:
         """Close today, as a clock that ran ahead would: entries of today then go to tomorrow."""
@@ -269,19 +317,22 @@ class Decisions:
 
     def _admit(self) -> Admit:
         number = self._account()
+        keys = (self._keys.get(number) or [1])[: 3 if self.random.random() < 0.1 else 2]
+        if self.random.random() < 0.03:
+            keys = [self.random.choice((*self._keys[1], 777_777))]
+        key_id = self.random.choice(keys)
         free = max(0, self._free.get(number, 0))
+        if self.random.random() < 0.3:
+            free = max(0, self._left.get(key_id, free))
         usual, edge = (free // 20, free // 99, 10**6), (0, 1, max(0, free - 1), free, free + 1, MAX_NANOS)
         amount = self.random.choice(usual if self.random.random() < 0.8 else edge)
         request_id = self.random.randbytes(16)
         if self._ids and self.random.random() < 0.08:
             request_id = self.random.choice(self._ids)
-        keys = (self._keys.get(number) or [1])[: 3 if self.random.random() < 0.1 else 2]
-        if self.random.random() < 0.03:
-            keys = [self.random.choice((*self._keys[1], 777_777))]
         return Admit(
             request_id=request_id,
             account_id=number,
-            key_id=self.random.choice(keys),
+            key_id=key_id,
             model=self.random.choice(("any", "", "größer \\ \"'\t$1")),
             amount_nanos=_fit(amount),
             least_nanos=_fit(self.random.choice((amount, amount, amount // 2, amount // 2, 0, 0, free, free + 1))),
@@ -333,6 +384,11 @@ class Decisions:
             streamed=self.random.random() < 0.5,
             first_byte_us=self.random.choice((None, 0, 7)),
             duration_us=self.random.randrange(100),
+            session=self.random.choice((None, "5fe5")),
+            agent=self.random.choice((None, "a1")),
+            parent_agent=self.random.choice((None, "a0")),
+            held_nanos=self.random.choice((None, 0, amount)),
+            tries=self.random.choice((None, '[{"status":529}]')),
         )
 
     def _transfer(self) -> Transfer:

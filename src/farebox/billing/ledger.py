@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from farebox.billing.budgets import Resets, period_start_us
 from farebox.billing.plans import Plan
 from farebox.billing.ratelimit import Level, level, settle_state, spend, wait_ns
 from farebox.errors import BrokenInvariant
@@ -19,7 +20,8 @@ from farebox.money import MAX_NANOS
 class Admit(msgspec.Struct, frozen=True, tag="admit"):
     """Let a call in: take a request and `tokens` from its plan's buckets and hold money, or do nothing.
 
-    `amount_nanos` is held if it is free, else all that is free, as long as that is at least `least_nanos`.
+    `amount_nanos` is held if it is free, of the balance and of what its key may spend, else all that is free, as long
+    as that is at least `least_nanos`.
     """
 
     request_id: bytes
@@ -33,7 +35,7 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
 
 
 class Resize(msgspec.Struct, frozen=True, tag="resize"):
-    """Bring a hold to `amount_nanos`, or as near to it as the free balance goes, and its bucket share to `tokens`.
+    """Bring a hold to `amount_nanos`, or as near to it as balance and key go, and its bucket share to `tokens`.
 
     A hold that had expired is taken up again: its process was only paused.
     """
@@ -72,6 +74,11 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True, tag="settle"):
     streamed: bool = False
     first_byte_us: int | None = None
     duration_us: int = 0
+    session: str | None = None
+    agent: str | None = None
+    parent_agent: str | None = None
+    held_nanos: int | None = None
+    tries: str | None = None
 
 
 class Expire(msgspec.Struct, frozen=True, tag="expire"):
@@ -102,9 +109,19 @@ class Verdict(StrEnum):
     KEY_INVALID = "key_invalid"
     SUSPENDED = "suspended"
     REQUESTS_LIMITED = "requests_limited"
+    KEY_REQUESTS_LIMITED = "key_requests_limited"
     TOKENS_LIMITED = "tokens_limited"
     TOO_MANY_AT_ONCE = "too_many_at_once"
     INSUFFICIENT = "insufficient"
+    KEY_LIMITED = "key_limited"
+
+
+class SpendLimit(msgspec.Struct, frozen=True):
+    """What stood in a call's way: the spend limit of its key, and what was left of it before. Below zero: overrun."""
+
+    limit_nanos: int
+    left_nanos: int
+    resets: Resets
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -117,13 +134,19 @@ class Admission(msgspec.Struct, frozen=True):
     requests: Level | None = None
     tokens: Level | None = None
     concurrent: int = 0
+    spend_limit: SpendLimit | None = None
+    """With KEY_LIMITED."""
 
 
 class Resized(msgspec.Struct, frozen=True):
-    """The answer to Resize: what is held now. `gone` when there was no such hold (any more)."""
+    """The answer to Resize: what is held now. `gone` when there was no such hold (any more).
+
+    `spend_limit` where that is less than what was asked for, and less than the balance would have allowed.
+    """
 
     amount_nanos: int
     gone: bool = False
+    spend_limit: SpendLimit | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -180,12 +203,60 @@ class Hold(msgspec.Struct):
     amount_nanos: int
     tokens: int
     price_version: int
+    created_us: int = 0
     expired: bool = False
 
 
 def kind_of(command: Settle, hold: Hold) -> str:
     """Name how a call ended: one that is charged although its hold had expired is late."""
     return "late" if hold.expired and command.kind in {"exact", "estimated"} else command.kind
+
+
+class Budget(msgspec.Struct):
+    """What a key may spend in a period, and what is used of that: charged and held in the present one.
+
+    A hold is counted when it is no older than the period, and so is a charge: an entry of the key is never older. What
+    is held from the period before is therefore not counted, and what it is charged is.
+    """
+
+    limit_nanos: int
+    resets: Resets
+    since_us: int
+    used_nanos: int
+
+    @property
+    def left_nanos(self) -> int:
+        return self.limit_nanos - self.used_nanos
+
+    def at(self, now_us: int) -> "Budget":
+        """Give it as it is in the period of a moment. That of an earlier one is the present one."""
+        since_us = period_start_us(self.resets, now_us)
+        if since_us <= self.since_us:
+            return Budget(self.limit_nanos, self.resets, self.since_us, self.used_nanos)
+        return Budget(self.limit_nanos, self.resets, since_us, 0)
+
+    def told(self) -> SpendLimit:
+        return SpendLimit(self.limit_nanos, self.left_nanos, self.resets)
+
+    def counts(self, hold: Hold) -> bool:
+        return hold.created_us >= self.since_us
+
+    def most(self, hold: Hold) -> int:
+        """Give how large a hold may become. One that is not counted is not made to pay for what is."""
+        left = max(0, self.left_nanos)
+        return hold.amount_nanos + left if self.counts(hold) else max(hold.amount_nanos, left)
+
+    def move(self, hold: Hold, nanos: int) -> None:
+        """Take note that a hold has grown by so much (negative: shrunk)."""
+        if self.counts(hold):
+            self.used_nanos = max(0, self.used_nanos + nanos)
+
+
+class Pace(msgspec.Struct):
+    """A key's own limit of requests a minute, and the state of its bucket."""
+
+    per_minute: int
+    full_ns: int
 
 
 class Account(msgspec.Struct):
@@ -205,27 +276,38 @@ class Account(msgspec.Struct):
     def free_nanos(self) -> int:
         return self.posted_nanos - self.held_nanos
 
-    def admit(self, command: Admit, plan: Plan, now_ns: int) -> Admission:
-        """Hold the amount if status, limits and free balance allow; otherwise change nothing."""
+    def admit(
+        self, command: Admit, plan: Plan, now_ns: int, budget: Budget | None = None, pace: Pace | None = None
+    ) -> Admission:
+        """Hold the amount if status, limits, free balance and the key's own limits allow; otherwise change nothing."""
         requests_full = settle_state(self.requests_full_ns, now_ns)
         tokens_full = settle_state(self.tokens_full_ns, now_ns)
         free = self.free_nanos
-        verdict, wait, held = Verdict.ADMITTED, 0, 0
+        verdict, wait, held, spend_limit = Verdict.ADMITTED, 0, 0, None
         if self.status != "active":
             verdict = Verdict.SUSPENDED
         elif wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute):
             verdict = Verdict.REQUESTS_LIMITED
+        elif pace and (wait := wait_ns(settle_state(pace.full_ns, now_ns), now_ns, 1, pace.per_minute)):
+            verdict = Verdict.KEY_REQUESTS_LIMITED
         elif wait := wait_ns(tokens_full, now_ns, command.tokens, plan.tokens_per_minute):
             verdict = Verdict.TOKENS_LIMITED
         elif self.open_holds >= plan.concurrent:
             verdict = Verdict.TOO_MANY_AT_ONCE
         elif command.least_nanos > free or free <= 0:
             verdict = Verdict.INSUFFICIENT
+        elif budget and (command.least_nanos > budget.left_nanos or budget.left_nanos <= 0):
+            verdict, spend_limit = Verdict.KEY_LIMITED, budget.told()
         else:
             requests_full = spend(requests_full, 1, plan.requests_per_minute)
             tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
             self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
             held = min(command.amount_nanos, free)
+            if pace:
+                pace.full_ns = spend(settle_state(pace.full_ns, now_ns), 1, pace.per_minute)
+            if budget:
+                held = min(held, budget.left_nanos)
+                budget.used_nanos += held
             self.held_nanos += held
             self.open_holds += 1
             self._check()
@@ -237,32 +319,45 @@ class Account(msgspec.Struct):
             level(requests_full, now_ns, plan.requests_per_minute),
             level(tokens_full, now_ns, plan.tokens_per_minute),
             plan.concurrent,
+            spend_limit,
         )
 
-    def resize(self, hold: Hold, command: Resize, plan: Plan, now_ns: int) -> Resized:
-        """Grow or shrink a hold; growth stops at the free balance."""
+    def resize(self, hold: Hold, command: Resize, plan: Plan, now_ns: int, budget: Budget | None = None) -> Resized:
+        """Grow or shrink a hold; growth stops at the free balance, and where its key may spend no more."""
         if hold.expired:
             self.open_holds += 1
             hold.expired = False
         granted = min(command.amount_nanos, hold.amount_nanos + self.free_nanos)
+        spend_limit = None
+        if budget:
+            if budget.most(hold) < granted:
+                granted, spend_limit = budget.most(hold), budget.told()
+            budget.move(hold, granted - hold.amount_nanos)
         self.held_nanos += granted - hold.amount_nanos
         self._take_tokens(command.tokens - hold.tokens, plan, now_ns)
         hold.amount_nanos, hold.tokens = granted, command.tokens
         self._check()
-        return Resized(granted)
+        return Resized(granted, spend_limit=spend_limit)
 
-    def settle(self, hold: Hold, command: Settle, plan: Plan, now_ns: int) -> Settled:
-        """Charge at most hold + free balance; what is left of the cost is shortfall, booked and never forgotten."""
-        self.expire(hold)
+    def settle(self, hold: Hold, command: Settle, plan: Plan, now_ns: int, budget: Budget | None = None) -> Settled:
+        """Charge at most hold + free balance; what is left of the cost is shortfall, booked and never forgotten.
+
+        The key's limit does not lessen a charge: what the upstream sent beyond it is owed all the same.
+        """
+        self.expire(hold, budget)
         charged = 0 if command.waive else min(command.cost_nanos, self.free_nanos)
         self.posted_nanos -= charged
+        if budget:
+            budget.used_nanos += charged
         self._take_tokens(command.limited_tokens - hold.tokens, plan, now_ns)
         self._check()
         return Settled(charged, 0 if command.waive else command.cost_nanos - charged, now=True)
 
-    def expire(self, hold: Hold) -> int:
+    def expire(self, hold: Hold, budget: Budget | None = None) -> int:
         """Give back what a hold holds, and its place among the calls at once. Answers how much it was."""
         released = hold.amount_nanos
+        if budget:
+            budget.move(hold, -released)
         self.held_nanos -= released
         self.open_holds -= not hold.expired
         hold.amount_nanos, hold.expired = 0, True

@@ -15,6 +15,21 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_up_nanos: int | None = None
 
 
+def limits_of(
+    plan: Plan, requests_per_minute: int | None, tokens_per_minute: int | None, concurrent: int | None
+) -> Plan:
+    """Give a plan with an account's own limits in the place of some of its own; None: the plan's."""
+    if requests_per_minute is None and tokens_per_minute is None and concurrent is None:
+        return plan
+    return Plan(
+        plan.name,
+        plan.requests_per_minute if requests_per_minute is None else requests_per_minute,
+        plan.tokens_per_minute if tokens_per_minute is None else tokens_per_minute,
+        plan.concurrent if concurrent is None else concurrent,
+        plan.top_up_nanos,
+    )
+
+
 class Plans:
     """All plans by name. The first is what a new account gets."""
 

@@ -315,10 +315,7 @@ class _Lane:
             clock() if clock is not None else None,
             timeout=max(0.0, give_up_at - loop.time()),
         )
-        plans = self._store.plans
-        return [
-            read_answer(command, record, plans, again=again) for command, record in zip(batch, records, strict=True)
-        ]
+        return [read_answer(command, record, again=again) for command, record in zip(batch, records, strict=True)]
 
     async def _one_by_one(self, batch: Sequence[Command], error: Exception) -> list[Answer | Exception]:
         """Find the command whose values spoil the batch: the others must not suffer for it."""

@@ -1,6 +1,5 @@
 """What the rows of `apply_batch` mean: each command's verdict, as the ledger's answer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from farebox.billing.ledger import (
@@ -15,51 +14,56 @@ from farebox.billing.ledger import (
     Resized,
     Settle,
     Settled,
+    SpendLimit,
     Transfer,
     Verdict,
 )
-from farebox.billing.plans import Plan
 from farebox.billing.ratelimit import level
 from farebox.errors import BrokenInvariant
 
 
-def read_answer(command: Command, record: Any, plans: Sequence[Plan], *, again: bool) -> Answer | Exception:
+def read_answer(command: Command, record: Any, *, again: bool) -> Answer | Exception:
     """Give the answer to a command, from its row: place, verdict, and the figures that go with it.
 
     `again` when the batch had been sent before and its answer was lost.
     """
     if isinstance(command, Admit):
-        return _admission(record, plans, again=again)
-    _, verdict, a, b = record[:4]
+        return _admission(record, again=again)
+    _, verdict, a, b, c = record[:5]
     if isinstance(command, Settle):
         if verdict == "unknown":
             return BrokenInvariant(f"request {command.request_id.hex()} was never admitted: nothing to settle")
         return Settled(a, b, now=verdict == "settled", recovered=verdict == "recovered")
     if isinstance(command, Resize):
-        return Resized(0, gone=True) if verdict == "gone" else Resized(a)
+        if verdict == "gone":
+            return Resized(0, gone=True)
+        return Resized(a, spend_limit=SpendLimit(b, c, record[-1]) if b is not None else None)
     if isinstance(command, Expire):
         return Expired(a or 0, now=verdict == "expired")
     return _posted(command, verdict, a, b)
 
 
-def _admission(record: Any, plans: Sequence[Plan], *, again: bool) -> Admission:
-    _, word, held, free, wait_ns, requests_full_ns, tokens_full_ns, plan_place, now_ns = record
+def _admission(record: Any, *, again: bool) -> Admission:
+    _, word, held, free, wait_ns, requests_ns, tokens_ns, requests, tokens, concurrent, now_ns, resets = record
     verdict = Verdict(word)
     if verdict is Verdict.DUPLICATE:
         if not again or held is None:
             return Admission(verdict)
         verdict = Verdict.ADMITTED  # by the batch whose answer was lost
-    if plan_place is None:
+    if requests is None:
         return Admission(verdict)
-    plan = plans[plan_place - 1]
+    spend_limit = None
+    if resets is not None:
+        spend_limit, held, wait_ns = SpendLimit(held, wait_ns, resets), 0, 0
     return Admission(
         verdict,
         held,
         free,
         wait_ns,
-        level(requests_full_ns, now_ns, plan.requests_per_minute),
-        level(tokens_full_ns, now_ns, plan.tokens_per_minute),
-        plan.concurrent,
+        level(requests_ns, now_ns, requests),
+        level(tokens_ns, now_ns, tokens),
+        concurrent,
+        spend_limit,
     )
 
 

@@ -14,8 +14,8 @@ CREATE TYPE ledger_command AS (
   waive boolean, input_tokens bigint, cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
   cache_read_tokens bigint, output_tokens bigint, web_searches bigint, limited_tokens bigint, detail text,
   stop_reason text, message_id text, upstream text, upstream_request_id text, attempts bigint, streamed boolean,
-  first_byte_us bigint, duration_us bigint, id text, debit_account text, credit_account text, code text, actor text,
-  memo text
+  first_byte_us bigint, duration_us bigint, session text, agent text, parent_agent text, held_nanos bigint, tries text,
+  id text, debit_account text, credit_account text, code text, actor text, memo text
 );
 
 -- billing/ratelimit.py: spend
@@ -28,6 +28,16 @@ $$;
 -- billing/ratelimit.py: settle_state
 CREATE OR REPLACE FUNCTION bucket_state(full_ns bigint, now_ns bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT greatest(now_ns, least(full_ns, now_ns + 660000000000)) $$;
+
+-- billing/budgets.py: period_start_us. The first day of 1970 was a Thursday.
+CREATE OR REPLACE FUNCTION period_start_us(resets text, at bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT CASE resets
+    WHEN 'daily' THEN at - at % 86400000000
+    WHEN 'weekly' THEN at - (at + 259200000000) % 604800000000
+    WHEN 'monthly' THEN extract(epoch FROM date_trunc('month', to_timestamp(at / 1000000) AT TIME ZONE 'UTC'))::bigint * 1000000
+    ELSE 0 END
+$$;
 
 -- The present moment in microseconds UTC: the one clock that all processes share.
 CREATE OR REPLACE FUNCTION now_us() RETURNS bigint
@@ -43,32 +53,40 @@ $$;
 
 -- _batch: the commands in the order of billing/ledger.py ORDER, no id twice. _accounts: whom they are about.
 -- _plan_*: the plans, the default one first. _given_now_us: NULL, or the moment to take for the present one.
--- An answer a command, by its place in the batch; a to g are what its verdict needs (see postgres.py).
+-- An answer a command, by its place in the batch; a to j are what its verdict needs (see postgres_answers.py).
 CREATE FUNCTION apply_batch(
   _batch json, _accounts bigint[], _plan_names text[], _plan_requests bigint[], _plan_tokens bigint[],
   _plan_concurrent bigint[], _run_id bigint, _given_now_us bigint,
   OUT ord bigint, OUT verdict text, OUT a bigint, OUT b bigint, OUT c bigint, OUT d bigint, OUT e bigint, OUT f bigint,
-  OUT g bigint
+  OUT g bigint, OUT h bigint, OUT i bigint, OUT j text
 ) RETURNS SETOF record LANGUAGE plpgsql AS $$
 DECLARE
   commands ledger_command[];
   request_ids bytea[];
-  ids bigint[]; statuses text[]; plans int[];
+  ids bigint[]; statuses text[]; requests_pms bigint[]; tokens_pms bigint[]; concurrents bigint[];
   posted bigint[]; held bigint[]; holds bigint[]; topped_up bigint[]; requests_full bigint[]; tokens_full bigint[];
   touched boolean[];
   held_now bigint[]; charged bigint[]; short bigint[]; kinds text[];
+  dates bigint[];  -- of holds and entries whose key has a budget: none is older than the budget's period
+  budget_keys bigint[] := '{}'; budget_since bigint[] := '{}'; budget_used bigint[] := '{}';
+  pace_keys bigint[] := '{}'; pace_full bigint[] := '{}';
   settled bytea[] := '{}';
   resized bytea[] := '{}'; resized_amount bigint[] := '{}'; resized_tokens bigint[] := '{}'; resized_expired bigint[] := '{}';
   new_run bigint[] := '{}';
   moment_us bigint; moment_ns bigint; entry_us bigint;
-  r record; n int; s int; s2 int; plan int; free bigint; rq bigint; tk bigint; wait bigint; amount bigint; rows int;
+  r record; n int; s int; s2 int; bs int; ps int; free bigint; rq bigint; tk bigint; kq bigint; wait bigint;
+  amount bigint; most bigint; rows int; since bigint; used bigint; left_nanos bigint; counted boolean;
   requests_pm bigint; tokens_pm bigint; wanted int := 0;
 BEGIN
-  SELECT array_agg(x.id), array_agg(x.status), array_agg(coalesce(array_position(_plan_names, x.plan), 1)),
+  SELECT array_agg(x.id), array_agg(x.status), array_agg(coalesce(x.requests_per_minute, _plan_requests[x.place])),
+         array_agg(coalesce(x.tokens_per_minute, _plan_tokens[x.place])),
+         array_agg(coalesce(x.concurrent, _plan_concurrent[x.place])),
          array_agg(x.posted_nanos), array_agg(x.held_nanos), array_agg(x.open_holds), array_agg(x.topped_up_nanos),
          array_agg(x.requests_full_ns), array_agg(x.tokens_full_ns), array_agg(false)
-    INTO ids, statuses, plans, posted, held, holds, topped_up, requests_full, tokens_full, touched
-    FROM (SELECT * FROM account WHERE account.id = ANY (_accounts) ORDER BY account.id FOR NO KEY UPDATE) x;
+    INTO ids, statuses, requests_pms, tokens_pms, concurrents, posted, held, holds, topped_up, requests_full, tokens_full,
+         touched
+    FROM (SELECT account.*, coalesce(array_position(_plan_names, account.plan), 1) AS place
+            FROM account WHERE account.id = ANY (_accounts) ORDER BY account.id FOR NO KEY UPDATE) x;
 
   moment_us := coalesce(_given_now_us, now_us());
   moment_ns := moment_us * 1000;
@@ -79,30 +97,42 @@ BEGIN
     FROM json_populate_recordset(NULL::ledger_command, _batch) x;
   n := cardinality(commands);
   held_now := array_fill(NULL::bigint, ARRAY[n]);
-  charged := held_now; short := held_now; kinds := array_fill(NULL::text, ARRAY[n]);
+  charged := held_now; short := held_now; dates := held_now; kinds := array_fill(NULL::text, ARRAY[n]);
 
   FOR r IN
     SELECT q.*, array_position(ids, q.account_id) AS slot,
-           h.account_id IS NOT NULL AS is_taken, (h.account_id = q.account_id) IS TRUE AS is_held,
-           h.amount_nanos AS hold_amount, h.tokens AS hold_tokens,
-           h.expired_at IS NOT NULL AS has_expired,
+           ho.account_id IS NOT NULL AS is_taken, (ho.account_id = q.account_id) IS TRUE AS is_held,
+           ho.amount_nanos AS hold_amount, ho.tokens AS hold_tokens, ho.created_at AS hold_created,
+           ho.expired_at IS NOT NULL AS has_expired,
            u.request_id IS NOT NULL AS is_settled, u.charged_nanos AS was_charged, u.shortfall_nanos AS was_short,
            u.kind AS was_kind,
-           k.account_id = q.account_id AND k.revoked_at IS NULL
-             AND (k.expires_at IS NULL OR moment_us < k.expires_at) AS key_counts
-      FROM unnest(commands, request_ids) WITH ORDINALITY AS q (
-        type, request_id, account_id, key_id, model, amount_nanos, least_nanos, tokens, price_version, kind, outcome,
-        status, cost_nanos, list_nanos, waive, input_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
-        cache_read_tokens, output_tokens, web_searches, limited_tokens, detail, stop_reason, message_id, upstream,
-        upstream_request_id, attempts, streamed, first_byte_us, duration_us, id, debit_account, credit_account, code,
-        actor, memo, rid, place)
-      LEFT JOIN hold h ON h.request_id = q.rid
+           k.account_id = q.account_id AND k.revoked_at IS NULL AND k.disabled_at IS NULL
+             AND (k.expires_at IS NULL OR moment_us < k.expires_at) AS key_counts,
+           k.requests_per_minute AS key_pm, p.requests_full_ns AS key_full,
+           y.key_id AS budget_key, y.limit_nanos, y.resets, y.since, y.used_nanos
+      FROM unnest(request_ids, commands) WITH ORDINALITY AS q (rid)
+      LEFT JOIN hold ho ON ho.request_id = q.rid
       LEFT JOIN usage u ON u.request_id = q.rid
       LEFT JOIN api_key k ON k.id = q.key_id
-     ORDER BY q.place
+      LEFT JOIN key_pace p ON p.key_id = CASE WHEN k.requests_per_minute IS NOT NULL THEN k.id END
+      LEFT JOIN key_budget y ON y.key_id = coalesce(ho.key_id, q.key_id)
+     ORDER BY q.ordinality
   LOOP
-    ord := r.place; verdict := NULL; a := NULL; b := NULL; c := NULL; d := NULL; e := NULL; f := NULL; g := NULL;
-    s := r.slot;
+    ord := r.ordinality; verdict := NULL; s := r.slot;
+    a := NULL; b := NULL; c := NULL; d := NULL; e := NULL; f := NULL; g := NULL; h := NULL; i := NULL; j := NULL;
+    bs := NULL;
+    IF r.budget_key IS NOT NULL THEN
+      bs := array_position(budget_keys, r.budget_key);
+      IF bs IS NULL THEN
+        budget_keys := budget_keys || r.budget_key; bs := cardinality(budget_keys);
+        budget_since[bs] := r.since; budget_used[bs] := r.used_nanos;
+      END IF;
+      since := period_start_us(r.resets, entry_us); used := 0;  -- of the present period, which may begin here
+      IF since <= budget_since[bs] THEN
+        since := budget_since[bs]; used := budget_used[bs];
+      END IF;
+      left_nanos := r.limit_nanos - used; counted := r.hold_created >= since;
+    END IF;
     IF r.type = 'settle' THEN
       IF s IS NULL OR NOT r.is_held THEN
         verdict := CASE WHEN NOT r.is_settled THEN 'unknown' WHEN r.was_kind = 'recovered' THEN 'recovered' ELSE 'settled_before' END;
@@ -112,8 +142,12 @@ BEGIN
         IF NOT r.has_expired THEN holds[s] := holds[s] - 1; END IF;
         amount := CASE WHEN r.waive THEN 0 ELSE least(r.cost_nanos, posted[s] - held[s]) END;
         posted[s] := posted[s] - amount;
+        IF bs IS NOT NULL THEN
+          IF counted THEN used := greatest(0, used - r.hold_amount); END IF;
+          budget_since[bs] := since; budget_used[bs] := used + amount; dates[ord] := greatest(entry_us, since);
+        END IF;
         IF r.limited_tokens <> r.hold_tokens THEN
-          tokens_full[s] := bucket_spend(bucket_state(tokens_full[s], moment_ns), r.limited_tokens - r.hold_tokens, _plan_tokens[plans[s]]);
+          tokens_full[s] := bucket_spend(bucket_state(tokens_full[s], moment_ns), r.limited_tokens - r.hold_tokens, tokens_pms[s]);
         END IF;
         verdict := 'settled'; a := amount; b := CASE WHEN r.waive THEN 0 ELSE r.cost_nanos - amount END;
         touched[s] := true; charged[ord] := a; short[ord] := b; settled := settled || r.rid;
@@ -126,6 +160,10 @@ BEGIN
       ELSE
         held[s] := held[s] - r.hold_amount; holds[s] := holds[s] - 1; touched[s] := true;
         verdict := 'expired'; a := r.hold_amount;
+        IF bs IS NOT NULL THEN
+          IF counted THEN used := greatest(0, used - r.hold_amount); END IF;
+          budget_since[bs] := since; budget_used[bs] := used;
+        END IF;
         resized := resized || r.rid; resized_amount := resized_amount || 0::bigint;
         resized_tokens := resized_tokens || r.hold_tokens; resized_expired := resized_expired || moment_us;
         new_run := new_run || NULL::bigint;
@@ -138,9 +176,17 @@ BEGIN
         IF r.has_expired THEN holds[s] := holds[s] + 1; END IF;
         held[s] := held[s] - r.hold_amount;  -- first, so that no sum leaves 64 bits
         amount := least(r.amount_nanos, posted[s] - held[s]);
+        IF bs IS NOT NULL THEN
+          most := CASE WHEN counted THEN r.hold_amount + greatest(0, left_nanos) ELSE greatest(r.hold_amount, left_nanos) END;
+          IF most < amount THEN
+            amount := most; b := r.limit_nanos; c := left_nanos; j := r.resets;
+          END IF;
+          IF counted THEN used := greatest(0, used - r.hold_amount + amount); END IF;
+          budget_since[bs] := since; budget_used[bs] := used;
+        END IF;
         held[s] := held[s] + amount;
         IF r.tokens <> r.hold_tokens THEN
-          tokens_full[s] := bucket_spend(bucket_state(tokens_full[s], moment_ns), r.tokens - r.hold_tokens, _plan_tokens[plans[s]]);
+          tokens_full[s] := bucket_spend(bucket_state(tokens_full[s], moment_ns), r.tokens - r.hold_tokens, tokens_pms[s]);
         END IF;
         verdict := 'resized'; a := amount; touched[s] := true;
         resized := resized || r.rid; resized_amount := resized_amount || amount;
@@ -152,7 +198,11 @@ BEGIN
       IF s IS NULL OR r.key_counts IS NOT TRUE THEN
         verdict := 'key_invalid';
       ELSE
-        plan := plans[s]; requests_pm := _plan_requests[plan]; tokens_pm := _plan_tokens[plan];
+        requests_pm := requests_pms[s]; tokens_pm := tokens_pms[s]; ps := NULL;
+        IF r.key_pm IS NOT NULL THEN
+          ps := array_position(pace_keys, r.key_id);
+          kq := bucket_state(CASE WHEN ps IS NULL THEN coalesce(r.key_full, 0) ELSE pace_full[ps] END, moment_ns);
+        END IF;
         rq := bucket_state(requests_full[s], moment_ns); tk := bucket_state(tokens_full[s], moment_ns);
         free := posted[s] - held[s]; wait := 0; amount := 0;
         IF r.is_taken OR r.is_settled THEN
@@ -163,25 +213,43 @@ BEGIN
           wait := greatest(0, bucket_spend(rq, least(1, requests_pm), requests_pm) - moment_ns - 60000000000);
           IF wait > 0 THEN
             verdict := 'requests_limited';
-          ELSE
+          ELSIF r.key_pm IS NOT NULL THEN
+            wait := greatest(0, bucket_spend(kq, least(1, r.key_pm), r.key_pm) - moment_ns - 60000000000);
+            IF wait > 0 THEN verdict := 'key_requests_limited'; END IF;
+          END IF;
+          IF verdict IS NULL THEN
             wait := greatest(0, bucket_spend(tk, least(r.tokens, tokens_pm), tokens_pm) - moment_ns - 60000000000);
             IF wait > 0 THEN
               verdict := 'tokens_limited';
-            ELSIF holds[s] >= _plan_concurrent[plan] THEN
+            ELSIF holds[s] >= concurrents[s] THEN
               verdict := 'too_many_at_once';
             ELSIF r.least_nanos > free OR free <= 0 THEN
               verdict := 'insufficient';
+            ELSIF bs IS NOT NULL AND (r.least_nanos > left_nanos OR left_nanos <= 0) THEN
+              verdict := 'key_limited';
             ELSE
               verdict := 'admitted';
               rq := bucket_spend(rq, 1, requests_pm); tk := bucket_spend(tk, r.tokens, tokens_pm);
               requests_full[s] := rq; tokens_full[s] := tk;
               amount := least(r.amount_nanos, free);
+              IF r.key_pm IS NOT NULL THEN
+                IF ps IS NULL THEN
+                  pace_keys := pace_keys || r.key_id; ps := cardinality(pace_keys);
+                END IF;
+                pace_full[ps] := bucket_spend(kq, 1, r.key_pm);
+              END IF;
+              IF bs IS NOT NULL THEN
+                amount := least(amount, left_nanos);
+                budget_since[bs] := since; budget_used[bs] := used + amount; dates[ord] := greatest(moment_us, since);
+              END IF;
               held[s] := held[s] + amount; holds[s] := holds[s] + 1;
               touched[s] := true; held_now[ord] := amount; wanted := wanted + 1;
             END IF;
           END IF;
         END IF;
-        a := amount; b := free; c := wait; d := rq; e := tk; f := plan; g := moment_ns;
+        a := amount; b := free; c := wait; d := rq; e := tk;
+        f := requests_pm; g := tokens_pm; h := concurrents[s]; i := moment_ns;
+        IF verdict = 'key_limited' THEN a := r.limit_nanos; c := left_nanos; j := r.resets; END IF;
       END IF;
 
     ELSE  -- transfer
@@ -223,19 +291,16 @@ BEGIN
       request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens,
       cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos,
       charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream,
-      upstream_request_id, attempts, streamed, first_byte_us, duration_us)
-    SELECT h.request_id, entry_us, h.account_id, h.key_id, q.ended, q.model, h.model, h.price_version, q.input_tokens,
+      upstream_request_id, attempts, streamed, first_byte_us, duration_us, session, agent, parent_agent, held_nanos,
+      tries)
+    SELECT ho.request_id, coalesce(q.dated, entry_us), ho.account_id, ho.key_id, q.ended, q.model, ho.model,
+           ho.price_version, q.input_tokens,
            q.cache_write_5m_tokens, q.cache_write_1h_tokens, q.cache_read_tokens, q.output_tokens, q.web_searches,
            q.detail, q.cost_nanos, q.list_nanos, q.charged, q.short, CASE WHEN q.waive THEN q.cost_nanos ELSE 0 END,
            q.status, q.outcome, q.stop_reason, q.message_id, q.upstream, q.upstream_request_id, q.attempts,
-           q.streamed::int, q.first_byte_us, q.duration_us
-      FROM unnest(commands, request_ids, charged, short, kinds) AS q (
-        type, request_id, account_id, key_id, model, amount_nanos, least_nanos, tokens, price_version, kind, outcome,
-        status, cost_nanos, list_nanos, waive, input_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
-        cache_read_tokens, output_tokens, web_searches, limited_tokens, detail, stop_reason, message_id, upstream,
-        upstream_request_id, attempts, streamed, first_byte_us, duration_us, id, debit_account, credit_account, code,
-        actor, memo, rid, charged, short, ended)
-      JOIN hold h ON h.request_id = q.rid
+           q.streamed::int, q.first_byte_us, q.duration_us, q.session, q.agent, q.parent_agent, q.held_nanos, q.tries
+      FROM unnest(request_ids, charged, short, kinds, dates, commands) AS q (rid, charged, short, ended, dated)
+      JOIN hold ho ON ho.request_id = q.rid
      WHERE q.charged IS NOT NULL;
     GET DIAGNOSTICS rows = ROW_COUNT;
     DELETE FROM hold WHERE hold.request_id = ANY (settled);
@@ -247,20 +312,15 @@ BEGIN
   END IF;
 
   IF cardinality(resized) > 0 THEN
-    UPDATE hold h SET amount_nanos = x.amount, tokens = x.tokens, expired_at = x.expired, run_id = coalesce(x.run, h.run_id)
+    UPDATE hold ho SET amount_nanos = x.amount, tokens = x.tokens, expired_at = x.expired, run_id = coalesce(x.run, ho.run_id)
       FROM unnest(resized, resized_amount, resized_tokens, resized_expired, new_run) AS x (rid, amount, tokens, expired, run)
-     WHERE h.request_id = x.rid;
+     WHERE ho.request_id = x.rid;
   END IF;
 
   IF wanted > 0 THEN
     INSERT INTO hold (request_id, account_id, key_id, model, amount_nanos, tokens, price_version, run_id, created_at)
-    SELECT q.rid, q.account_id, q.key_id, q.model, q.held, q.tokens, q.price_version, _run_id, moment_us
-      FROM unnest(commands, request_ids, held_now) AS q (
-        type, request_id, account_id, key_id, model, amount_nanos, least_nanos, tokens, price_version, kind, outcome,
-        status, cost_nanos, list_nanos, waive, input_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
-        cache_read_tokens, output_tokens, web_searches, limited_tokens, detail, stop_reason, message_id, upstream,
-        upstream_request_id, attempts, streamed, first_byte_us, duration_us, id, debit_account, credit_account, code,
-        actor, memo, rid, held)
+    SELECT q.rid, q.account_id, q.key_id, q.model, q.held, q.tokens, q.price_version, _run_id, coalesce(q.dated, moment_us)
+      FROM unnest(request_ids, held_now, dates, commands) AS q (rid, held, dated)
      WHERE q.held IS NOT NULL;
   END IF;
 
@@ -270,5 +330,14 @@ BEGIN
       FROM unnest(ids, posted, held, holds, topped_up, requests_full, tokens_full, touched)
         AS x (id, posted, held, holds, topped_up, requests_full, tokens_full, touched)
      WHERE account.id = x.id AND x.touched;
+  END IF;
+
+  IF cardinality(budget_keys) > 0 THEN
+    UPDATE key_budget y SET since = x.since, used_nanos = x.used
+      FROM unnest(budget_keys, budget_since, budget_used) AS x (id, since, used) WHERE y.key_id = x.id;
+  END IF;
+  IF cardinality(pace_keys) > 0 THEN
+    INSERT INTO key_pace (key_id, requests_full_ns) SELECT x.id, x.state FROM unnest(pace_keys, pace_full) AS x (id, state)
+    ON CONFLICT (key_id) DO UPDATE SET requests_full_ns = excluded.requests_full_ns;
   END IF;
 END $$;

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import apsw
+import msgspec
 
 from farebox.billing.ledger import (
     ORDER,
@@ -11,10 +12,12 @@ from farebox.billing.ledger import (
     Admission,
     Admit,
     Answer,
+    Budget,
     Command,
     Expire,
     Expired,
     Hold,
+    Pace,
     Posted,
     Resize,
     Resized,
@@ -25,7 +28,7 @@ from farebox.billing.ledger import (
     customer_id,
     kind_of,
 )
-from farebox.billing.plans import Plan, Plans
+from farebox.billing.plans import Plan, Plans, limits_of
 from farebox.clock import DAY_US, Clock, day_start_us
 from farebox.errors import BrokenInvariant, StoreUnavailable
 from farebox.store.protocol import Row
@@ -40,7 +43,7 @@ _SAVE_ACCOUNT: Final = (
     "tokens_full_ns = ? WHERE id = ?"
 )
 _NEW_HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
-_HOLD_COLUMNS: Final = f"{_NEW_HOLD_COLUMNS}, expired_at IS NOT NULL"
+_HOLD_COLUMNS: Final = f"{_NEW_HOLD_COLUMNS}, created_at, expired_at IS NOT NULL"
 _INSERT_HOLD: Final = (
     f"INSERT INTO hold ({_NEW_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = ?1) "
@@ -50,12 +53,25 @@ _READ_TRANSFER: Final = "SELECT debit_account, credit_account, amount_nanos, cod
 _WAS_SEEN: Final = "SELECT 1 FROM hold WHERE request_id = ?1 UNION ALL SELECT 1 FROM usage WHERE request_id = ?1"
 _DELETE_HOLD: Final = f"DELETE FROM hold WHERE request_id = ? AND account_id = ? RETURNING {_HOLD_COLUMNS}"  # noqa: S608
 _READ_HOLD: Final = f"SELECT {_HOLD_COLUMNS} FROM hold WHERE request_id = ? AND account_id = ?"  # noqa: S608
-_READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE id = ?"  # noqa: S608
+_READ_ACCOUNT: Final = (
+    f"SELECT {_ACCOUNT_COLUMNS}, requests_per_minute, tokens_per_minute, concurrent FROM account WHERE id = ?"  # noqa: S608
+)
+_READ_KEY: Final = (
+    "SELECT k.account_id, k.expires_at, k.revoked_at, k.disabled_at, k.requests_per_minute, p.requests_full_ns, "
+    "b.limit_nanos, b.resets, b.since, b.used_nanos FROM api_key k LEFT JOIN key_pace p ON p.key_id = k.id "
+    "LEFT JOIN key_budget b ON b.key_id = k.id WHERE k.id = ?"
+)
+_SAVE_BUDGET: Final = "UPDATE key_budget SET since = ?, used_nanos = ? WHERE key_id = ?"
+_SAVE_PACE: Final = (
+    "INSERT INTO key_pace (key_id, requests_full_ns) VALUES (?, ?) "
+    "ON CONFLICT (key_id) DO UPDATE SET requests_full_ns = excluded.requests_full_ns"
+)
 _USAGE_COLUMNS: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
     "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, "
     "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
-    "upstream_request_id, attempts, streamed, first_byte_us, duration_us"
+    "upstream_request_id, attempts, streamed, first_byte_us, duration_us, session, agent, parent_agent, held_nanos, "
+    "tries"
 )
 _INSERT_USAGE: Final = (
     f"INSERT INTO usage ({_USAGE_COLUMNS}) VALUES ({', '.join('?' * (_USAGE_COLUMNS.count(',') + 1))})"  # noqa: S608
@@ -64,6 +80,26 @@ _INSERT_TRANSFER: Final = (
     "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+
+class _Key(msgspec.Struct):
+    """What the ledger must know of a key."""
+
+    account_id: int
+    expires_at_us: int | None
+    revoked_at_us: int | None
+    disabled_at_us: int | None
+    pace: Pace | None
+    budget: Budget | None
+
+    def counts(self, command: Admit, now_us: int) -> bool:
+        """Tell whether a call may come by it."""
+        return (
+            self.account_id == command.account_id
+            and self.revoked_at_us is None
+            and self.disabled_at_us is None
+            and (self.expires_at_us is None or now_us < self.expires_at_us)
+        )
 
 
 class Books:
@@ -75,8 +111,10 @@ class Books:
         self._plans = plans or Plans([Plan("default", 60, 1_000_000, 100)])
         self._clock = clock
         self._accounts: dict[int, Account] = {}
-        self._keys: dict[int, tuple[int, int | None, int | None]] = {}
+        self._limits: dict[int, Plan] = {}
+        self._keys: dict[int, _Key] = {}
         self._dirty: set[int] = set()
+        self._dirty_keys: set[int] = set()
         self._closed_until_us: int | None = None
         self._seen_version = -1
         self._told_version = self._data_version()
@@ -85,6 +123,7 @@ class Books:
     def forget(self) -> None:
         """Drop what is cached: something other than `apply` has written, or a transaction was rolled back."""
         self._accounts.clear()
+        self._limits.clear()
         self._keys.clear()
         self._closed_until_us = None
 
@@ -124,6 +163,8 @@ class Books:
                 answers[index] = self._do(batch[index], now_us, at_us)
             for account_id in self._dirty:
                 self._save(self._accounts[account_id])
+            for key_id in self._dirty_keys:
+                self._save_key(key_id, self._keys[key_id])
         except BaseException:
             self._roll_back()
             raise
@@ -142,10 +183,12 @@ class Books:
             self._roll_back()
             raise
         self._dirty.clear()
+        self._dirty_keys.clear()
 
     def _roll_back(self) -> None:
         self.forget()
         self._dirty.clear()
+        self._dirty_keys.clear()
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -161,21 +204,27 @@ class Books:
 
     def _do(self, command: Command, now_us: int, at_us: int) -> Answer:
         if isinstance(command, Admit):
-            return self._admit(command, now_us)
+            return self._admit(command, now_us, at_us)
         if isinstance(command, Settle):
             return self._settle(command, now_us, at_us)
         if isinstance(command, Resize):
-            return self._resize(command, now_us)
+            return self._resize(command, now_us, at_us)
         if isinstance(command, Expire):
-            return self._expire(command, now_us)
+            return self._expire(command, now_us, at_us)
         return self._post(command, at_us)
 
-    def _admit(self, command: Admit, now_us: int) -> Admission:
+    def _admit(self, command: Admit, now_us: int, at_us: int) -> Admission:
         account = self._account(command.account_id)
-        if account is None or not self._key_is_valid(command, now_us):
+        key = self._key(command.key_id)
+        if account is None or key is None or not key.counts(command, now_us):
             return Admission(Verdict.KEY_INVALID)
         before = (account.held_nanos, account.open_holds, account.requests_full_ns, account.tokens_full_ns)
-        answer = account.admit(command, self._plans.get(account.plan), now_us * 1000)
+        budget, pace, created_us = None, None, now_us
+        if key.budget is not None or key.pace is not None:  # copies: a call that is not let in changes nothing
+            budget = key.budget.at(at_us) if key.budget is not None else None
+            pace = msgspec.structs.replace(key.pace) if key.pace is not None else None
+            created_us = max(now_us, budget.since_us) if budget is not None else now_us
+        answer = account.admit(command, self._limits[account.id], now_us * 1000, budget, pace)
         if answer.verdict is not Verdict.ADMITTED:
             return Admission(Verdict.DUPLICATE) if self._rows(_WAS_SEEN, command.request_id) else answer
         self._execute(
@@ -189,21 +238,25 @@ class Books:
                 command.tokens,
                 command.price_version,
                 self.run_id,
-                now_us,
+                created_us,
             ),
         )
         if not self._connection.changes():  # seen before: held now, or settled already
             account.held_nanos, account.open_holds, account.requests_full_ns, account.tokens_full_ns = before
             return Admission(Verdict.DUPLICATE)
         self._dirty.add(account.id)
+        if budget is not None or pace is not None:
+            key.budget, key.pace = budget, pace
+            self._dirty_keys.add(command.key_id)
         return answer
 
-    def _resize(self, command: Resize, now_us: int) -> Resized:
+    def _resize(self, command: Resize, now_us: int, at_us: int) -> Resized:
         hold = self._hold(command)
         account = self._account(command.account_id) if hold is not None else None
         if hold is None or account is None:
             return Resized(0, gone=True)
-        answer = account.resize(hold, command, self._plans.get(account.plan), now_us * 1000)
+        budget = self._budget(hold, at_us)
+        answer = account.resize(hold, command, self._limits[account.id], now_us * 1000, budget)
         self._execute(
             "UPDATE hold SET amount_nanos = ?, tokens = ?, expired_at = NULL, run_id = ? WHERE request_id = ?",
             (hold.amount_nanos, hold.tokens, self.run_id, hold.request_id),
@@ -211,12 +264,12 @@ class Books:
         self._dirty.add(account.id)
         return answer
 
-    def _expire(self, command: Expire, now_us: int) -> Expired:
+    def _expire(self, command: Expire, now_us: int, at_us: int) -> Expired:
         hold = self._hold(command)
         account = self._account(command.account_id) if hold is not None else None
         if hold is None or account is None or hold.expired:
             return Expired(0, now=False)
-        released = account.expire(hold)
+        released = account.expire(hold, self._budget(hold, at_us))
         self._execute(
             "UPDATE hold SET amount_nanos = 0, expired_at = ? WHERE request_id = ?", (now_us, hold.request_id)
         )
@@ -235,7 +288,10 @@ class Books:
                 f"hold {command.request_id.hex()} names account {hold.account_id}, which is not there"
             )
         kind = kind_of(command, hold)
-        answer = account.settle(hold, command, self._plans.get(account.plan), now_us * 1000)
+        budget = self._budget(hold, at_us)
+        answer = account.settle(hold, command, self._limits[account.id], now_us * 1000, budget)
+        if budget is not None:
+            at_us = max(at_us, budget.since_us)
         self._execute(_INSERT_USAGE, _usage_values(command, hold, kind, answer, at_us))
         self._dirty.add(account.id)
         return answer
@@ -295,18 +351,35 @@ class Books:
             rows = self._rows(_READ_ACCOUNT, account_id)
             if not rows:
                 return None
-            account = self._accounts[account_id] = Account(*rows[0])
+            account = self._accounts[account_id] = Account(*rows[0][:-3])
+            self._limits[account_id] = limits_of(self._plans.get(account.plan), *rows[0][-3:])
         return account
 
-    def _key_is_valid(self, command: Admit, now_us: int) -> bool:
-        key = self._keys.get(command.key_id)
+    def _key(self, key_id: int) -> _Key | None:
+        key = self._keys.get(key_id)
         if key is None:
-            rows = self._rows("SELECT account_id, expires_at, revoked_at FROM api_key WHERE id = ?", command.key_id)
+            rows = self._rows(_READ_KEY, key_id)
             if not rows:
-                return False
-            key = self._keys[command.key_id] = rows[0]
-        account_id, expires_at, revoked_at = key
-        return account_id == command.account_id and revoked_at is None and (expires_at is None or now_us < expires_at)
+                return None
+            account_id, expires_at_us, revoked_at_us, disabled_at_us, per_minute, full_ns, *budget = rows[0]
+            key = self._keys[key_id] = _Key(
+                account_id,
+                expires_at_us,
+                revoked_at_us,
+                disabled_at_us,
+                Pace(per_minute, full_ns or 0) if per_minute is not None else None,
+                Budget(*budget) if budget[0] is not None else None,
+            )
+        return key
+
+    def _budget(self, hold: Hold, at_us: int) -> Budget | None:
+        """Give what the key of a hold may spend in the present period, to be written back; None: whatever it likes."""
+        key = self._key(hold.key_id)
+        if key is None or key.budget is None:
+            return None
+        key.budget = key.budget.at(at_us)
+        self._dirty_keys.add(hold.key_id)
+        return key.budget
 
     def _hold(self, command: Resize | Expire) -> Hold | None:
         rows = self._rows(_READ_HOLD, command.request_id, command.account_id)
@@ -325,6 +398,12 @@ class Books:
                 account.id,
             ),
         )
+
+    def _save_key(self, key_id: int, key: _Key) -> None:
+        if key.budget is not None:
+            self._execute(_SAVE_BUDGET, (key.budget.since_us, key.budget.used_nanos, key_id))
+        if key.pace is not None and key.pace.full_ns:
+            self._execute(_SAVE_PACE, (key_id, key.pace.full_ns))
 
     def _rows(self, sql: str, *params: Any) -> list[Row]:
         return self._execute(sql, params).fetchall()
@@ -369,4 +448,9 @@ def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us
         int(command.streamed),
         command.first_byte_us,
         command.duration_us,
+        command.session,
+        command.agent,
+        command.parent_agent,
+        command.held_nanos,
+        command.tries,
     )

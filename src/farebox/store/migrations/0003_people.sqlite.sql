@@ -123,7 +123,7 @@ CREATE TABLE secret (                           -- keys of the service itself: w
 ALTER TABLE api_key ADD COLUMN disabled_at INTEGER;             -- reversible; revoked is not
 ALTER TABLE api_key ADD COLUMN models TEXT NOT NULL DEFAULT ''; -- ids, separated by spaces
 ALTER TABLE api_key ADD COLUMN networks TEXT NOT NULL DEFAULT ''; -- CIDR, separated by spaces
-ALTER TABLE api_key ADD COLUMN requests_per_minute INTEGER;
+ALTER TABLE api_key ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
 ALTER TABLE api_key ADD COLUMN replaced_by INTEGER;             -- the key that it was rolled into
 ALTER TABLE api_key ADD COLUMN purpose TEXT NOT NULL DEFAULT 'client' CHECK (purpose IN ('client', 'playground'));
 
@@ -135,10 +135,15 @@ CREATE TABLE key_budget (                       -- spend limits of keys; moved b
   used_nanos  INTEGER NOT NULL DEFAULT 0 CHECK (used_nanos >= 0)  -- charged and held since then
 ) STRICT;
 
+CREATE TABLE key_pace (                         -- of keys with a limit of requests of their own; moved by the ledger alone
+  key_id           INTEGER PRIMARY KEY REFERENCES api_key (id),
+  requests_full_ns INTEGER NOT NULL                 -- GCRA state: when the bucket is full again
+) STRICT;
+
 -- An account's own limits instead of its plan's.
-ALTER TABLE account ADD COLUMN requests_per_minute INTEGER;
-ALTER TABLE account ADD COLUMN tokens_per_minute INTEGER;
-ALTER TABLE account ADD COLUMN concurrent INTEGER;
+ALTER TABLE account ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
+ALTER TABLE account ADD COLUMN tokens_per_minute INTEGER CHECK (tokens_per_minute > 0);
+ALTER TABLE account ADD COLUMN concurrent INTEGER CHECK (concurrent >= 0);
 ALTER TABLE account ADD COLUMN notes TEXT NOT NULL DEFAULT '';  -- the operator's, shown to nobody else
 ALTER TABLE account ADD COLUMN details TEXT NOT NULL DEFAULT ''; -- name and address for receipts, as the customer gave them
 
@@ -161,9 +166,11 @@ CREATE TABLE stopped_session (                  -- Claude Code sessions whose ca
 CREATE TABLE alert (                            -- mails a customer asked for
   id         INTEGER PRIMARY KEY,
   account_id INTEGER NOT NULL REFERENCES account (id),
-  kind       TEXT NOT NULL CHECK (kind IN ('balance', 'daily_spend')),
+  kind       TEXT NOT NULL CHECK (kind IN ('balance', 'used_up', 'daily_spend')),
   at_nanos   INTEGER NOT NULL CHECK (at_nanos >= 0),
   told_at    INTEGER,                           -- NULL: armed
+  day        INTEGER,                           -- of a daily one: the day it is about, in days since 1970 ...
+  base_nanos INTEGER,                           -- ... and what was in the balance as it began
   UNIQUE (account_id, kind)
 ) STRICT;
 
@@ -192,6 +199,7 @@ CREATE TABLE delivery (                         -- one event on its way to one w
   error      TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX delivery_by_webhook ON delivery (webhook_id, at);
+CREATE INDEX delivery_by_due ON delivery (webhook_id, next_at) WHERE done_at IS NULL;
 
 CREATE TABLE topup (                            -- a customer's wish to pay, and what became of it
   id           TEXT PRIMARY KEY,
@@ -267,3 +275,19 @@ SELECT account_id, at / 86400000000, key_id, model, outcome, count(*),
   sum(charged_nanos), sum(list_nanos), max(at)
 FROM usage WHERE at < (SELECT unixepoch(max(day)) * 1000000 + 86400000000 FROM day_close)
 GROUP BY account_id, at / 86400000000, key_id, model, outcome;
+
+CREATE TABLE session_day (                      -- the same by Claude Code session and agent, of calls that named one
+  id            INTEGER PRIMARY KEY,
+  account_id    INTEGER NOT NULL REFERENCES account (id),
+  day           INTEGER NOT NULL,
+  session       TEXT NOT NULL,
+  agent         TEXT NOT NULL,                    -- empty: the session itself, no agent of it
+  parent_agent  TEXT NOT NULL,
+  requests      INTEGER NOT NULL,
+  tokens        INTEGER NOT NULL,
+  charged_nanos INTEGER NOT NULL,
+  first_at      INTEGER NOT NULL,
+  last_at       INTEGER NOT NULL,
+  UNIQUE (account_id, day, session, agent, parent_agent)
+) STRICT;
+CREATE INDEX session_day_by_session ON session_day (account_id, session);
