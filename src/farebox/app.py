@@ -42,6 +42,7 @@ from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 from farebox.web.asgi import AsgiDoor
+from farebox.web.kit import House
 from farebox.web.offer import Limits, Offer
 from farebox.web.site import make_site
 
@@ -360,7 +361,7 @@ class Gateway:
             offer=_offer_of(config),
             name=config.site.name,
             support_email=config.site.support_email,
-            admin_factor=config.site.admin_factor,
+            house=House(config.site.admin_factor, config.site.cost_percent),
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 
@@ -402,6 +403,7 @@ def _offer_of(config: Config) -> Offer:
             drain_s=limits.drain_s,
             call_s=limits.call_s,
             count_tokens_per_minute=limits.count_tokens_per_minute,
+            questions_per_minute=limits.questions_per_minute,
             body_bytes=limits.body_bytes,
             header_bytes=config.server_limits.header_bytes,
         ),

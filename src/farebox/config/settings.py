@@ -81,6 +81,7 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     support_email: Email = ""
     sign_up: Literal["open", "closed"] = "open"
     admin_factor: Literal["required", "optional"] = "required"
+    cost_percent: Annotated[int, Meta(ge=0, le=1000)] = 100
     terms: str = ""
     privacy: str = ""
     refunds: str = ""

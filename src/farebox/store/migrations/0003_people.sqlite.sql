@@ -265,14 +265,18 @@ CREATE TABLE usage_day (
   tokens        INTEGER NOT NULL,
   charged_nanos INTEGER NOT NULL,
   list_nanos    INTEGER NOT NULL,
+  waived_nanos  INTEGER NOT NULL,
+  shortfall_nanos INTEGER NOT NULL,
   last_at       INTEGER NOT NULL,
   UNIQUE (account_id, day, key_id, model, outcome)
 ) STRICT;
+CREATE INDEX usage_day_by_day ON usage_day (day);
 INSERT INTO usage_day
-  (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, list_nanos, last_at)
+  (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos,
+   shortfall_nanos, last_at)
 SELECT account_id, at / 86400000000, key_id, model, outcome, count(*),
   sum(input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens),
-  sum(charged_nanos), sum(list_nanos), max(at)
+  sum(charged_nanos), sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at)
 FROM usage WHERE at < (SELECT unixepoch(max(day)) * 1000000 + 86400000000 FROM day_close)
 GROUP BY account_id, at / 86400000000, key_id, model, outcome;
 

@@ -27,7 +27,7 @@ class Admins:
         self._pages = kit.pages
         self._store = kit.store
         self._clock = kit.clock
-        self._factor_required = kit.admin_factor == "required"
+        self._factor_required = kit.house.admin_factor == "required"
 
     def page(self, page: SignedInPage, *, changes: bool = True) -> Page:
         """Make a page for operators. Whatever is no GET is a change, which needs a proof of the last minutes.
