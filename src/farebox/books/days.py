@@ -70,7 +70,7 @@ async def close_days(store: Store, now_us: int) -> list[str]:
                         _CLOSE,
                         (day, digest.usage_rows, digest.transfer_rows, previous, digest.sha256, now_us),
                     ),
-                    sum_day(day),
+                    *sum_day(day),
                 ]
             )
         except StoreConflict:

@@ -15,13 +15,21 @@ GroupBy = Literal["model", "key", "outcome"]
 HOUR_US: Final = 3_600 * US_PER_S
 _HOURS: Final = 24
 _GROUPS: Final = {"model": "model", "key": "key_id", "outcome": "outcome"}
-_TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
+TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
 _SUM_DAY: Final = (
     "INSERT INTO usage_day (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, "  # noqa: S608
-    "list_nanos, last_at) "
-    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({_TOKENS}), sum(charged_nanos), "
-    "sum(list_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
+    "list_nanos, waived_nanos, shortfall_nanos, last_at) "
+    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({TOKENS}), sum(charged_nanos), "
+    "sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
     f"GROUP BY account_id, at / {DAY_US}, key_id, model, outcome"
+)
+_SUM_SESSIONS: Final = (
+    "INSERT INTO session_day (account_id, day, session, agent, parent_agent, requests, tokens, "  # noqa: S608
+    "charged_nanos, first_at, last_at) "
+    f"SELECT account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, ''), count(*), "
+    f"sum({TOKENS}), sum(charged_nanos), min(at), max(at) FROM usage "
+    "WHERE at >= ? AND at < ? AND session IS NOT NULL "
+    f"GROUP BY account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, '')"
 )
 
 
@@ -44,10 +52,11 @@ class Use(msgspec.Struct, frozen=True):
     spend_nanos: int
 
 
-def sum_day(day: str) -> Statement:
-    """Make the statement that sums a day's usage, to be written with its close: never without, never twice."""
+def sum_day(day: str) -> list[Statement]:
+    """Make the statements that sum a day's usage, to be written with its close: never without, never twice."""
     begin_us = day_start_us(day)
-    return _SUM_DAY, (begin_us, begin_us + DAY_US)
+    bounds = (begin_us, begin_us + DAY_US)
+    return [(_SUM_DAY, bounds), (_SUM_SESSIONS, bounds)]
 
 
 async def first_open_day(store: Reading) -> int:
@@ -74,42 +83,47 @@ class _Piece(msgspec.Struct, frozen=True):
 
 
 class Figures:
-    """An account's figures at one moment: calls of open days and of the last day are read once, for all questions."""
+    """An account's figures at one moment: calls of open days and of the last day are read once, for all questions.
 
-    def __init__(self, store: Reading, account_id: int, open_day: int, recent: list[_Piece]) -> None:
+    Questions may be about one key alone.
+    """
+
+    def __init__(self, store: Reading, account_id: int, open_day: int, first_hour: int, recent: list[_Piece]) -> None:
         self._store = store
         self._account_id = account_id
         self._open_day = open_day
+        self._first_hour = first_hour
         self._recent = recent
 
     @classmethod
     async def read(cls, store: Reading, account_id: int, now_us: int) -> Self:
         """Read what is young enough to be added up anew."""
         open_day = await first_open_day(store)
-        rows = await store.fetch(
-            f"SELECT at / {HOUR_US} AS hour, key_id, model, outcome, count(*), sum({_TOKENS}), "  # noqa: S608
-            "sum(charged_nanos), sum(list_nanos), max(at) FROM usage WHERE account_id = ? AND at >= ? "
-            f"GROUP BY at / {HOUR_US}, key_id, model, outcome",
-            (account_id, min(open_day * DAY_US, (now_us // HOUR_US - _HOURS) * HOUR_US)),
-        )
-        return cls(store, account_id, open_day, [_Piece(*row) for row in rows])
+        first_hour = min(open_day * _HOURS, now_us // HOUR_US - _HOURS)
+        recent = await _pieces(store, account_id, first_hour * HOUR_US, 2**62)
+        return cls(store, account_id, open_day, first_hour, recent)
 
-    async def by_day(self, first_day: int, last_day: int, group: GroupBy) -> list[Point]:
+    async def by_day(self, first_day: int, last_day: int, group: GroupBy, key_id: int | None = None) -> list[Point]:
         """Sum calls by day and group, oldest first; both days included."""
         column = _GROUPS[group]
         rows = await self._store.fetch(
             f"SELECT day, {column}, sum(charged_nanos), sum(list_nanos), sum(tokens), sum(requests) "  # noqa: S608
-            f"FROM usage_day WHERE account_id = ? AND day >= ? AND day <= ? AND day < ? GROUP BY day, {column}",
-            (self._account_id, first_day, last_day, self._open_day),
+            "FROM usage_day WHERE account_id = ? AND day >= ? AND day <= ? AND day < ?"
+            f"{' AND key_id = ?' if key_id is not None else ''} GROUP BY day, {column}",
+            (self._account_id, first_day, last_day, self._open_day, *([key_id] if key_id is not None else [])),
         )
         begins_at = max(first_day, self._open_day) * _HOURS
-        young = self._sum(begins_at, (last_day + 1) * _HOURS - 1, group, _HOURS)
+        wanted = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, key_id)
         closed = [Point(row[0], str(row[1]), *row[2:]) for row in rows]
-        return sorted([*closed, *young], key=lambda point: (point.step, point.group))
+        return sorted([*closed, *_sum(wanted, group, _HOURS)], key=lambda point: (point.step, point.group))
 
-    def by_hour(self, first_hour: int, last_hour: int, group: GroupBy) -> list[Point]:
-        """Sum calls by hour and group, oldest first; both hours included, the first at most a day ago."""
-        return self._sum(first_hour, last_hour, group, 1)
+    async def by_hour(self, first_hour: int, last_hour: int, group: GroupBy, key_id: int | None = None) -> list[Point]:
+        """Sum calls by hour and group, oldest first; both hours included."""
+        pieces = self._recent
+        if first_hour < self._first_hour:
+            begin_us, end_us = first_hour * HOUR_US, min(self._first_hour, last_hour + 1) * HOUR_US
+            pieces = [*await _pieces(self._store, self._account_id, begin_us, end_us), *pieces]
+        return _sum(_some(pieces, first_hour, last_hour, key_id), group, 1)
 
     async def of_keys(self) -> dict[int, Use]:
         """Give for each key that was ever used when that was last, for how many calls and what they cost."""
@@ -129,21 +143,36 @@ class Figures:
                 )
         return uses
 
-    def _sum(self, first_hour: int, last_hour: int, group: GroupBy, hours: int) -> list[Point]:
-        """Sum recent calls by steps of so many hours."""
-        sums: dict[tuple[int, str], Point] = {}
-        for piece in self._recent:
-            if first_hour <= piece.hour <= last_hour:
-                at = (piece.hour // hours, piece.name(group))
-                was = sums.get(at, Point(*at, 0, 0, 0, 0))
-                sums[at] = Point(
-                    *at,
-                    was.spend_nanos + piece.charged_nanos,
-                    was.list_nanos + piece.list_nanos,
-                    was.tokens + piece.tokens,
-                    was.requests + piece.requests,
-                )
-        return [sums[at] for at in sorted(sums)]
+
+async def _pieces(store: Reading, account_id: int, begin_us: int, end_us: int) -> list[_Piece]:
+    """Add up the calls between two moments by hour."""
+    rows = await store.fetch(
+        f"SELECT at / {HOUR_US} AS hour, key_id, model, outcome, count(*), sum({TOKENS}), "  # noqa: S608
+        "sum(charged_nanos), sum(list_nanos), max(at) FROM usage WHERE account_id = ? AND at >= ? AND at < ? "
+        f"GROUP BY at / {HOUR_US}, key_id, model, outcome",
+        (account_id, begin_us, end_us),
+    )
+    return [_Piece(*row) for row in rows]
+
+
+def _some(pieces: list[_Piece], first_hour: int, last_hour: int, key_id: int | None) -> list[_Piece]:
+    return [one for one in pieces if first_hour <= one.hour <= last_hour and key_id in {None, one.key_id}]
+
+
+def _sum(pieces: list[_Piece], group: GroupBy, hours: int) -> list[Point]:
+    """Sum by steps of so many hours, oldest first."""
+    sums: dict[tuple[int, str], Point] = {}
+    for piece in pieces:
+        at = (piece.hour // hours, piece.name(group))
+        was = sums.get(at, Point(*at, 0, 0, 0, 0))
+        sums[at] = Point(
+            *at,
+            was.spend_nanos + piece.charged_nanos,
+            was.list_nanos + piece.list_nanos,
+            was.tokens + piece.tokens,
+            was.requests + piece.requests,
+        )
+    return [sums[at] for at in sorted(sums)]
 
 
 def charged_after(account_id: int, at_us: int, open_day: int) -> Statement:

@@ -27,9 +27,20 @@ class Swap(Struct, frozen=True):
         return "\n".join(line for sign, line in self.lines if sign != "-")
 
 
-def swaps(offer: Offer) -> tuple[Swap, ...]:
-    """Write the change for this server, Claude Code first."""
-    model, key = offer.sample.id, f"{offer.key_prefix}your-key"
+def samples(offer: Offer, key: str, model: str) -> list[tuple[str, str, str]]:
+    """Write what uses a key that was just made: language, its name, and the text. Claude Code first."""
+    found = []
+    for swap in swaps(offer, key, model):
+        text = swap.text
+        if swap.language == "claude-code":  # an empty one keeps a key of another house from being sent beside it
+            text = text.replace("\nclaude", "\nexport ANTHROPIC_API_KEY=\nclaude")
+        found.append((swap.language, swap.title, text))
+    return found
+
+
+def swaps(offer: Offer, key: str = "", model: str = "") -> tuple[Swap, ...]:
+    """Write the change for this server, Claude Code first; where no key is given, with one to fill in."""
+    model, key = model or offer.sample.id, key or f"{offer.key_prefix}your-key"
     host = offer.base_url
     texts = {
         "claude-code": f"""

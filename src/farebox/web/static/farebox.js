@@ -27,9 +27,10 @@ document.addEventListener("click", async (event) => {
   const place = document.getElementById(link.dataset.swap);
   if (!place) return;
   event.preventDefault();
-  const answer = await fetch(link.href, { headers: { "x-fragment": link.dataset.swap } });
-  if (!answer.ok || answer.redirected) return void (location.href = link.href);
+  const target = link.href.baseVal ?? link.href; // a bar of a chart is a link inside SVG
+  const answer = await fetch(target, { headers: { "x-fragment": link.dataset.swap } });
+  if (!answer.ok || answer.redirected) return void (location.href = target);
   place.replaceChildren(parse(await answer.text()));
-  history.pushState({}, "", link.href);
+  history.pushState({}, "", target);
 });
 addEventListener("popstate", () => location.reload());

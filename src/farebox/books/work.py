@@ -1,0 +1,156 @@
+"""What Claude Code sessions and their agents came to, and which of them were stopped. Read only, but for the stopping.
+
+Days that are closed were summed as they were closed (books.figures); what is younger is added up anew.
+"""
+
+from typing import Final
+
+import msgspec
+
+from farebox.books.figures import TOKENS, first_open_day
+from farebox.clock import DAY_US, US_PER_S
+from farebox.store.protocol import Reading
+
+MOST_SESSIONS: Final = 200
+MOST_AGENTS: Final = 500
+_RUNS_US: Final = 600 * US_PER_S
+"""A session whose last call is no older may well go on."""
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """What one agent of one session came to. An empty `agent` is the session itself."""
+
+    session: str
+    agent: str
+    parent: str
+    requests: int
+    tokens: int
+    spend_nanos: int
+    first_at_us: int
+    last_at_us: int
+
+    def plus(self, other: "Agent") -> "Agent":
+        return Agent(
+            *(self.session, self.agent, self.parent),
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            self.spend_nanos + other.spend_nanos,
+            min(self.first_at_us, other.first_at_us),
+            max(self.last_at_us, other.last_at_us),
+        )
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a session came to, its agents included."""
+
+    session: str
+    agents: list[Agent]
+    stopped_at_us: int | None
+
+    @property
+    def requests(self) -> int:
+        return sum(agent.requests for agent in self.agents)
+
+    @property
+    def tokens(self) -> int:
+        return sum(agent.tokens for agent in self.agents)
+
+    @property
+    def spend_nanos(self) -> int:
+        return sum(agent.spend_nanos for agent in self.agents)
+
+    @property
+    def first_at_us(self) -> int:
+        return min(agent.first_at_us for agent in self.agents)
+
+    @property
+    def last_at_us(self) -> int:
+        return max(agent.last_at_us for agent in self.agents)
+
+    @property
+    def sub_agents(self) -> int:
+        return sum(1 for agent in self.agents if agent.agent)
+
+    def is_running(self, now_us: int) -> bool:
+        return self.stopped_at_us is None and now_us - self.last_at_us < _RUNS_US
+
+    def tree(self) -> list[tuple[int, Agent]]:
+        """Give the agents in the order of a tree, each with its depth: below its parent, the oldest first."""
+        names = {agent.agent for agent in self.agents}
+        below: dict[str, list[Agent]] = {}
+        for agent in sorted(self.agents, key=lambda one: (one.first_at_us, one.agent)):
+            if agent.agent:
+                below.setdefault(agent.parent if agent.parent in names else "", []).append(agent)
+        found = [(0, agent) for agent in self.agents if not agent.agent]
+        placed: set[str] = set()
+        waiting = [(1, agent) for agent in reversed(below.get("", []))]
+        while waiting:
+            depth, agent = waiting.pop()
+            if agent.agent not in placed:
+                placed.add(agent.agent)
+                found.append((depth, agent))
+                waiting += [(depth + 1, one) for one in reversed(below.get(agent.agent, []))]
+        lost = [agent for agent in self.agents if agent.agent and agent.agent not in placed]  # parents in a circle
+        return found + [(1, agent) for agent in lost]
+
+
+async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work]:
+    """Give the sessions with calls since a day, the one used last first; at most so many."""
+    open_day = await first_open_day(store)
+    first_day = since_us // DAY_US
+    closed = await store.fetch(
+        "SELECT session, agent, '', sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at) "
+        "FROM session_day WHERE account_id = ? AND day >= ? AND day < ? GROUP BY session, agent",
+        (account_id, first_day, open_day),
+    )
+    young = await store.fetch(
+        f"SELECT session, coalesce(agent, '') AS name, '', count(*), sum({TOKENS}), sum(charged_nanos), "  # noqa: S608
+        "min(at), max(at) FROM usage WHERE account_id = ? AND at >= ? AND session IS NOT NULL "
+        "GROUP BY session, coalesce(agent, '')",
+        (account_id, max(first_day, open_day) * DAY_US),
+    )
+    stopped = await _stopped(store, account_id)
+    found: dict[str, list[Agent]] = {}
+    for agent in _joined([Agent(*row) for row in (*closed, *young)]):
+        found.setdefault(agent.session, []).append(agent)
+    work = [Work(session, agents, stopped.get(session)) for session, agents in found.items()]
+    return sorted(work, key=lambda one: (-one.last_at_us, one.session))[:MOST_SESSIONS]
+
+
+async def find_work(store: Reading, account_id: int, session: str) -> Work | None:
+    """Find one of an account's own sessions, with its agents, the dearest of them where there are too many."""
+    open_day = await first_open_day(store)
+    closed = await store.fetch(
+        "SELECT session, agent, max(parent_agent), sum(requests), sum(tokens), sum(charged_nanos), min(first_at), "
+        "max(last_at) FROM session_day WHERE account_id = ? AND session = ? AND day < ? GROUP BY session, agent",
+        (account_id, session, open_day),
+    )
+    young = await store.fetch(
+        "SELECT session, coalesce(agent, '') AS name, max(coalesce(parent_agent, '')), count(*), "  # noqa: S608
+        f"sum({TOKENS}), sum(charged_nanos), min(at), max(at) FROM usage "
+        "WHERE account_id = ? AND session = ? AND at >= ? GROUP BY session, coalesce(agent, '')",
+        (account_id, session, open_day * DAY_US),
+    )
+    agents = _joined([Agent(*row) for row in (*closed, *young)])
+    if not agents:
+        return None
+    kept = sorted(agents, key=lambda one: (bool(one.agent), -one.spend_nanos))[:MOST_AGENTS]
+    return Work(session, kept, (await _stopped(store, account_id)).get(session))
+
+
+async def _stopped(store: Reading, account_id: int) -> dict[str, int]:
+    rows = await store.fetch("SELECT session, stopped_at FROM stopped_session WHERE account_id = ?", (account_id,))
+    return {row[0]: row[1] for row in rows}
+
+
+def _joined(pieces: list[Agent]) -> list[Agent]:
+    """Add up what the same agent of the same session came to at different times."""
+    found: dict[tuple[str, str], Agent] = {}
+    for piece in pieces:
+        at = (piece.session, piece.agent)
+        before = found.get(at)
+        if before is None:
+            found[at] = piece
+        else:
+            found[at] = msgspec.structs.replace(before.plus(piece), parent=before.parent or piece.parent)
+    return list(found.values())
