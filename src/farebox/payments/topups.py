@@ -137,19 +137,18 @@ class Topups:
     async def observe(self, topup: Topup, paid_units: int, confirmations: int, now_us: int) -> None:
         """Take in what a rail sees of a payment: all that was paid, and how deep it is in the chain.
 
-        Once it is deep enough it is credited: what came, whatever was asked. Raises StoreUnavailable; seeing it again
-        goes on where it stopped.
+        Once it is deep enough its row says how much came, for good, and that is credited, whatever was asked. Raises
+        StoreUnavailable; seeing it again goes on where it stopped.
         """
         if topup.state == "credited" or not paid_units:
             return
         state = "confirming" if confirmations else "seen"
-        see = (
-            "UPDATE topup SET state = ?, paid_units = ?, confirmations = ?, changed_at = ? "
-            "WHERE id = ? AND state <> 'credited'"
-        )
-        await self._store.write([(see, (state, str(paid_units), confirmations, now_us, topup.id))])
-        if confirmations >= topup.needed:
-            await self._credit(msgspec.structs.replace(topup, paid_units=str(paid_units)), now_us)
+        see = "UPDATE topup SET state = ?, paid_units = ?, confirmations = ?, changed_at = ? WHERE id = ? AND "
+        unsettled = "state <> 'credited' AND confirmations < needed"
+        await self._store.write([(see + unsettled, (state, str(paid_units), confirmations, now_us, topup.id))])
+        seen = await self.find(topup.account_id, topup.id)
+        if seen.state != "credited" and seen.confirmations >= seen.needed:
+            await self._credit(seen, now_us)
 
     async def tend(self, now_us: int) -> None:
         """Let what nobody paid in time expire, and give each simulated payment another confirmation. A job."""

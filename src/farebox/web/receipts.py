@@ -59,7 +59,7 @@ class Receipts:
             receipt=receipt,
             number=receipt_number(receipt.id, receipt.at_us),
             topup=topup,
-            asset=self._topups.asset_of(topup) if topup is not None else None,
+            coin=self._topups.asset_of(topup) if topup is not None else None,
             details=await self._details(me),
         )
 

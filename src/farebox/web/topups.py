@@ -75,7 +75,7 @@ class TopupRoom:
             "pay.html",
             me=me,
             topup=topup,
-            asset=asset,
+            coin=asset,
             simulated=rail is not None and rail.simulated,
             qr=_qr(topup.address) if topup.is_open else None,
             due=topup.missing_units or int(topup.asked_units),
