@@ -49,7 +49,7 @@ _CONSTRAINTS: Final = {
     "account_role_check": "CHECK (role = ANY (ARRAY['customer'::text, 'admin'::text]))",
     "alert_account_id_kind_key": "UNIQUE (account_id, kind)",
     "alert_at_nanos_check": "CHECK (at_nanos >= 0)",
-    "alert_kind_check": "CHECK (kind = ANY (ARRAY['balance'::text, 'daily_spend'::text]))",
+    "alert_kind_check": "CHECK (kind = ANY (ARRAY['balance'::text, 'used_up'::text, 'daily_spend'::text]))",
     "alert_pkey": "PRIMARY KEY (id)",
     "announcement_level_check": "CHECK (level = ANY (ARRAY['info'::text, 'warning'::text]))",
     "announcement_pkey": "PRIMARY KEY (id)",
