@@ -28,6 +28,7 @@ from farebox.store.protocol import Statement, Store
 
 ADMIN: Final = "admin@farebox.example"
 OPENING_NANOS: Final = 5 * NANOS_PER_USD
+_NEAR_THE_END_NANOS: Final = 30_000_000
 _SEED: Final = 90
 _CHUNK: Final = 400
 _HOUR_US: Final = 3_600 * US_PER_S
@@ -164,7 +165,7 @@ class _Writer:
             if low and not self._person.runs_dry:
                 entries.append(self._top_up(call.at_us - call.duration_us - 90 * US_PER_S))
             entry = self._call(call)
-            if self._balance + entry.net_nanos < 0:
+            if self._balance + entry.net_nanos < _NEAR_THE_END_NANOS:
                 return [*entries, *self._last(call)]
             self._balance += entry.net_nanos
             entries.append(entry)
@@ -179,11 +180,12 @@ class _Writer:
 
     def _last(self, call: ToldCall) -> list[_Entry]:
         """Let the money run out in the middle of an answer."""
-        for output in range(call.output, 0, -1 - call.output // 50):
-            cut = msgspec.structs.replace(call, outcome="out_of_money", stop_reason=None, output=output)
-            entry = self._call(cut)
+        short = msgspec.structs.replace(
+            call, outcome="out_of_money", stop_reason=None, streamed=True, input=400, cache_write=0, cache_read=0
+        )
+        for output in range(16_000, 0, -10):
+            entry = self._call(msgspec.structs.replace(short, output=output))
             if self._balance + entry.net_nanos >= 0:
-                self._balance += entry.net_nanos
                 return [entry]
         return []
 
