@@ -3,10 +3,12 @@
 The cache only spares look-ups. Whether a key still counts is decided again inside every hold, by the ledger.
 """
 
+import ipaddress
 from typing import Final
 
 import msgspec
 
+from farebox.billing.plans import Plan, limits_of
 from farebox.errors import AuthenticationFailed, PermissionDenied
 from farebox.http.exchange import Headers
 from farebox.ids import key_hash, key_is_well_formed
@@ -16,9 +18,14 @@ _CACHED: Final = 50_000
 _CREDENTIALS: Final = 4
 _PATIENCE_S: Final = 1.5
 _LOOK_UP: Final = (
-    "SELECT k.id, k.account_id, k.expires_at, k.revoked_at, a.status, a.plan, a.requests_full_ns, a.tokens_full_ns "
+    "SELECT k.id, k.account_id, k.expires_at, k.revoked_at, k.disabled_at, a.status, a.plan, a.requests_full_ns, "
+    "a.tokens_full_ns, k.requests_per_minute, k.models, k.networks, "
+    "a.requests_per_minute, a.tokens_per_minute, a.concurrent "
     "FROM api_key k JOIN account a ON a.id = k.account_id WHERE k.hash = ?"
 )
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -28,10 +35,25 @@ class Caller(msgspec.Struct, frozen=True):
     account_id: int
     expires_at_us: int | None
     revoked_at_us: int | None
+    disabled_at_us: int | None
     status: str
     plan: str
     requests_full_ns: int
     tokens_full_ns: int
+    key_requests_per_minute: int | None = None
+    models: frozenset[str] = frozenset()
+    """What the key may ask for; empty: whatever is sold."""
+    networks: tuple[Network, ...] = ()
+    """Where the key may be used from; empty: anywhere."""
+    own_limits: tuple[int | None, int | None, int | None] = (None, None, None)
+    """The account's, in the place of its plan's: requests and tokens a minute, calls at once."""
+
+    def may_use(self, model_id: str) -> bool:
+        return not self.models or model_id in self.models
+
+    def limits(self, plan: Plan) -> Plan:
+        """Give the plan with the account's own limits in it."""
+        return limits_of(plan, *self.own_limits)
 
 
 class KeyRing:
@@ -51,8 +73,10 @@ class KeyRing:
         self._generation += 1
         self._callers.clear()
 
-    async def authenticate(self, headers: Headers, now_us: int) -> Caller:
-        """Give the caller of a request. Raises AuthenticationFailed or PermissionDenied, saying what to do.
+    async def authenticate(self, headers: Headers, now_us: int, peer: str = "") -> Caller:
+        """Give the caller of a request, which came from the address `peer`.
+
+        Raises AuthenticationFailed or PermissionDenied, saying what to do.
 
         Claude Code sends both headers with different values: the one that is a gateway key wins. Two valid keys of
         different accounts are refused rather than guessed between.
@@ -68,15 +92,29 @@ class KeyRing:
             raise AuthenticationFailed(self._no_caller_words(sent))
         if len(callers) > 1 and len({caller.account_id for caller in callers}) > 1:
             raise AuthenticationFailed("x-api-key and authorization carry keys of two accounts; send one of them")
-        usable = [caller for caller in callers if caller.revoked_at_us is None]
-        if not usable:
+        kept = [caller for caller in callers if caller.revoked_at_us is None]
+        if not kept:
             raise AuthenticationFailed(f"this API key has been revoked; make a new one at {self._keys_url}")
-        caller = usable[0]
+        caller = next((caller for caller in kept if caller.disabled_at_us is None), kept[0])
         if caller.expires_at_us is not None and now_us >= caller.expires_at_us:
             raise AuthenticationFailed(f"this API key has expired; make a new one at {self._keys_url}")
         if caller.status != "active":
             raise PermissionDenied(f"this account is {caller.status}; write to {self._support_email}")
+        if caller.disabled_at_us is not None:
+            raise PermissionDenied(f"this API key is disabled; it can be enabled again at {self._keys_url}")
+        if caller.networks and not _is_within(peer, caller.networks):
+            raise PermissionDenied(
+                f"this API key may not be used from {peer or 'here'}; allow that address at {self._keys_url}"
+            )
         return caller
+
+    def check_model(self, caller: Caller, model_id: str) -> None:
+        """Raise PermissionDenied where a key may not ask for a model, naming those that it may."""
+        if not caller.may_use(model_id):
+            allowed = ", ".join(sorted(caller.models)[:30])
+            raise PermissionDenied(
+                f"this API key may not use {model_id}, only {allowed}; allow more at {self._keys_url}"
+            )
 
     def _no_caller_words(self, sent: list[bytes]) -> str:
         if not sent:
@@ -98,12 +136,24 @@ class KeyRing:
         rows = await self._store.fetch(_LOOK_UP, (digest,), patience_s=_PATIENCE_S)
         if not rows:
             return None
-        caller = Caller(*rows[0])
+        *known, models, networks, requests, tokens, concurrent = rows[0]
+        rules = (frozenset(models.split()), tuple(map(ipaddress.ip_network, networks.split())))
+        row = (*known, *rules, (requests, tokens, concurrent))
+        caller = Caller(*row)
         if generation == self._generation:  # else something changed while we looked, perhaps this
             if len(self._callers) >= _CACHED:
                 self._callers.clear()
             self._callers[digest] = caller
         return caller
+
+
+def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)  # how a socket for both kinds shows an IPv4 peer
+    return any((mapped or address) in network for network in networks)
 
 
 def _sent(headers: Headers) -> list[bytes]:

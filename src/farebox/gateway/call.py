@@ -8,15 +8,15 @@ import msgspec
 
 from farebox.accounts.keyring import Caller
 from farebox.billing.bound import Demand, estimated_output
-from farebox.billing.ledger import Settle
+from farebox.billing.ledger import Settle, SpendLimit
 from farebox.billing.pricing import Catalogue, Model, Priced
 from farebox.billing.ratelimit import Level
 from farebox.billing.usage import UnusableUsage, Usage, WireUsage, read_usage
 from farebox.gateway.ask import Asked
 from farebox.http.client import Answer
-from farebox.http.exchange import Exchange
+from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
-from farebox.upstreams.pool import Tries
+from farebox.upstreams.pool import Failure, Tries
 
 
 class Outcome(StrEnum):
@@ -36,6 +36,8 @@ class Outcome(StrEnum):
 
 
 _KEPT_CHARS: Final = 200
+_NAME_CHARS: Final = 100
+_CLAUDE_CODE: Final = (b"x-claude-code-session-id", b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id")
 _PAID: Final = frozenset({Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_MONEY})
 
 
@@ -58,6 +60,12 @@ class Call:
         self.output_rate = 0
         self.conversation = b""
         self.held_nanos = 0
+        self.most_held_nanos = 0
+        self.spend_limit: SpendLimit | None = None
+        """Of its key, once that lets the hold grow no more."""
+        self.session, self.agent, self.parent_agent = claude_code_names(exchange.headers)
+        self.stopped = False
+        """Its session was stopped while it ran."""
         self.requests: Level | None = None
         self.tokens: Level | None = None
         self.tries = Tries()
@@ -148,8 +156,30 @@ class Call:
             streamed=bool(self.asked.stream),
             first_byte_us=_us(self.started_at, self.first_byte_at),
             duration_us=_us(self.started_at, now) or 0,
+            session=self.session,
+            agent=self.agent,
+            parent_agent=self.parent_agent,
+            held_nanos=self.most_held_nanos,
+            tries=self._attempts(now),
         )
         return settle, priced
+
+    def hold(self, nanos: int) -> None:
+        """Take note of what is held for it now."""
+        self.held_nanos = nanos
+        self.most_held_nanos = max(self.most_held_nanos, nanos)
+
+    def _attempts(self, now: float) -> str | None:
+        """Tell of its attempts at upstreams as JSON, where not all went well: never of what was said."""
+        tries = self.tries
+        if not tries.failures:
+            return None
+        told = [_attempt(failure, self.started_at) for failure in tries.failures]
+        if len(told) < tries.count and tries.upstream is not None:
+            status = self.answer.status if self.answer is not None else None
+            last = Failure(tries.upstream.name, tries.sent_at, now, status, None)
+            told.append(_attempt(last, self.started_at))
+        return msgspec.json.encode(told).decode()
 
     @property
     def _answering_model(self) -> str:
@@ -158,6 +188,34 @@ class Call:
     def _unbilled_refusal(self) -> bool:
         """Tell a refusal without output, which the upstream does not bill (Messages API, "stop reasons")."""
         return self.stop_reason == "refusal" and self.usage_is_final and self.usage.get("output_tokens") == 0
+
+
+def claude_code_names(headers: Headers) -> tuple[str | None, str | None, str | None]:
+    """Give what Claude Code calls its session, and the agent and parent agent within it; None where it does not."""
+    fields = dict(headers)
+    if b"x-claude-code-session-id" not in fields:
+        return None, None, None
+    session, agent, parent = (_name(fields.get(name)) for name in _CLAUDE_CODE)
+    return session, agent, parent
+
+
+def _name(value: bytes | None) -> str | None:
+    """Read a name that a client gave; one that is too long, or no printable ASCII, is none."""
+    if not value or len(value) > _NAME_CHARS or not value.isascii():
+        return None
+    text = value.decode()
+    return text if text.isprintable() else None
+
+
+def _attempt(failure: Failure, started_at: float) -> dict[str, object]:
+    told: dict[str, object] = {"upstream": failure.upstream}
+    if failure.status is not None:
+        told["status"] = failure.status
+    if failure.error is not None:
+        told["error"] = failure.error
+    told["started_ms"] = round((failure.sent_at - started_at) * 1000)
+    told["took_ms"] = round((failure.ended_at - failure.sent_at) * 1000)
+    return told
 
 
 def _kept(text: str | None) -> str | None:

@@ -28,7 +28,7 @@ class Levels:
 
     def headers(self, caller: Caller, now_us: int) -> Headers:
         """Give the rate-limit headers of an account as they must be by now."""
-        plan = self._plans.get(caller.plan)
+        plan = caller.limits(self._plans.get(caller.plan))
         seen = self._seen.get(caller.account_id, (caller.requests_full_ns, caller.tokens_full_ns))
         now_ns = now_us * 1000
         return limit_headers(

@@ -69,7 +69,7 @@ class Listing:
         await self._serve(self._count_tokens, exchange, request_id)
 
     async def _serve(self, handler: Handler, exchange: Exchange, request_id: bytes) -> None:
-        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        caller = await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         try:
             await handler(caller, exchange, request_id)
         except Refusal as refusal:
@@ -79,7 +79,7 @@ class Listing:
     async def _models(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         query = parse_qs(exchange.query)
         limit = _limit(query)
-        models = list(self._catalogue.models.values())
+        models = [model for model in self._catalogue.models.values() if caller.may_use(model.id)]
         ids = [model.id for model in models]
         begin, end = 0, len(models)
         if "after_id" in query:
@@ -105,6 +105,7 @@ class Listing:
         model = self._catalogue.find(name)
         if model is None:
             raise NotFound(f"model: {name[:100]} is not sold here")
+        self._keys.check_model(caller, model.id)
         exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(_describe(model)))
 
     async def _count_tokens(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
@@ -125,6 +126,7 @@ class Listing:
         model = self._catalogue.find(asked.model)
         if model is None:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
+        self._keys.check_model(caller, model.id)
         demand_of(asked, len(body), model, self._features, exchange.headers, 0, counting=True)  # for what it refuses
         target = "/v1/messages/count_tokens" + (f"?{exchange.query}" if exchange.query else "")
         tries = Tries()

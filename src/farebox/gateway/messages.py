@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from farebox.accounts.keyring import KeyRing
-from farebox.billing.ledger import Admission, Admit, Settled, Verdict
+from farebox.accounts.stopped_sessions import StoppedSessions
+from farebox.billing.ledger import Admission, Admit, Settled, SpendLimit, Verdict
 from farebox.billing.pricing import Catalogue
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
@@ -32,6 +33,7 @@ from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.settling import Settler
+from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
 from farebox.gateway.wire import client_headers, upstream_headers
@@ -71,6 +73,8 @@ class Messages:
         limits: CallLimits,
         clock: Clock,
         top_up_words: str,
+        spend_words: SpendWords,
+        stopped: StoppedSessions,
     ) -> None:
         self._keys = keys
         self._ledger = ledger
@@ -85,6 +89,8 @@ class Messages:
         self._limits = limits
         self._clock = clock
         self._top_up_words = top_up_words
+        self._spend_words = spend_words
+        self.stopped = stopped
         self._calls: set[Call] = set()
         self.in_flight = 0
 
@@ -92,10 +98,12 @@ class Messages:
         """Serve one call from its first byte to its last. Raises Refusal for what was not let in."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        caller = await self._keys.authenticate(exchange.headers, self._clock())
+        caller = await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         call = Call(exchange, request_id, caller, self.catalogue, started_at)
         room = 0
         try:
+            if self._is_stopped(call):
+                raise self.stopped.refusal(call.session)
             room = self._bodies.take(caller.account_id, exchange)
             self._parse(call, await exchange.read_body(self._limits.body_bytes))
             if self.in_flight >= self._limits.concurrent_calls:
@@ -117,6 +125,7 @@ class Messages:
     def _parse(self, call: Call, body: bytes) -> None:
         """Read what the call asks for, and bound it."""
         terms = terms_of(body, call.exchange.headers, self.catalogue, self._features, self._limits)
+        self._keys.check_model(call.caller, terms.model.id)
         call.asked, call.body, call.model = terms.asked, terms.body, terms.model
         call.demand, call.output_rate = terms.demand, terms.output_rate
         call.conversation = conversation_of(call.asked, call.exchange.headers, call.caller.account_id)
@@ -126,14 +135,15 @@ class Messages:
     async def _hold(self, call: Call) -> None:
         """Take the call's share of the limits and hold its money, durably, or refuse it in words that help."""
         admission = await self._admit(call, len(call.body) // _TOKENS_PER_BYTE)
-        if admission.verdict is Verdict.INSUFFICIENT and admission.free_nanos > 0:
+        limit = admission.spend_limit
+        if (limit and limit.left_nanos > 0) or (admission.verdict is Verdict.INSUFFICIENT and admission.free_nanos > 0):
             counted = await self._count_tokens(call)
             if counted is not None and counted < call.demand.prompt_tokens:
                 call.demand = msgspec.structs.replace(call.demand, prompt_tokens=counted)
                 admission = await self._admit(call, counted)
         call.requests, call.tokens = admission.requests, admission.tokens
         self._levels.saw(call.caller.account_id, admission.requests, admission.tokens)
-        call.held_nanos = admission.held_nanos
+        call.hold(admission.held_nanos)
         if admission.verdict is not Verdict.ADMITTED:
             raise self._refusal(call, admission)
 
@@ -187,6 +197,11 @@ class Messages:
                     f"your plan allows {admission.requests.limit} requests a minute; try again in {wait_s} s",
                     retry_after_s=wait_s,
                 )
+            case Verdict.KEY_REQUESTS_LIMITED:
+                return RateLimited(
+                    f"this key allows {call.caller.key_requests_per_minute} requests a minute; try again in {wait_s} s",
+                    retry_after_s=wait_s,
+                )
             case Verdict.TOKENS_LIMITED if admission.tokens:
                 return RateLimited(
                     f"your plan allows {admission.tokens.limit} tokens a minute; try again in {wait_s} s",
@@ -199,6 +214,8 @@ class Messages:
                 )
             case Verdict.INSUFFICIENT:
                 return InsufficientBalance(self._insufficient_words(call, admission.free_nanos))
+            case Verdict.KEY_LIMITED if admission.spend_limit:
+                return InsufficientBalance(self._spend_limit_words(call, admission.spend_limit))
             case Verdict.SUSPENDED:
                 self._keys.forget()
                 return PermissionDenied("this account is suspended")
@@ -206,7 +223,7 @@ class Messages:
                 return Unavailable("this call's id is in use; try again", retry_after_s=1)
             case _:
                 self._keys.forget()
-                return AuthenticationFailed("this API key has been revoked; use another")
+                return AuthenticationFailed("this API key has just been revoked or disabled; use another")
 
     def _amounts(self, call: Call) -> Amounts:
         return amounts_of(
@@ -221,6 +238,10 @@ class Messages:
         amounts, most = self._amounts(call), call.demand.max_tokens
         return insufficient_words(amounts, call.output_rate, most, free_nanos, self._top_up_words)
 
+    def _spend_limit_words(self, call: Call, limit: SpendLimit) -> str:
+        amounts, most = self._amounts(call), call.demand.max_tokens
+        return self._spend_words.refused(limit, amounts, call.output_rate, most, self._clock())
+
     # send, relay, settle
 
     async def _run(self, call: Call) -> None:
@@ -234,6 +255,8 @@ class Messages:
         try:
             if call.exchange.gone:
                 outcome = Outcome.CLIENT_GONE  # before a byte of it went upstream: nobody wants the answer any more
+            elif self._is_stopped(call):
+                outcome, refusal = Outcome.CLIENT_GONE, self.stopped.refusal(call.session)
             else:
                 outcome, last = await self._send_and_relay(call)
         except Refusal as error:
@@ -260,10 +283,21 @@ class Messages:
         for call in [call for call in self._calls if call.started_at < oldest]:
             call.expire()
 
+    def end_stopped(self) -> None:
+        """End the calls of sessions that have been stopped: as if their client had gone, what came is charged."""
+        for call in [call for call in self._calls if self._is_stopped(call)]:
+            call.stopped = True
+            call.expire()
+
+    def _is_stopped(self, call: Call) -> bool:
+        return self.stopped.has(call.caller.account_id, call.session)
+
     def _out_of_time(self, call: Call) -> tuple[Outcome, Refusal | None]:
         """Tell who broke a call that was ended for its time: else reading slowly would make every long stream free."""
         if call.hung_up:
             return Outcome.CLIENT_GONE, None
+        if call.stopped:
+            return Outcome.CLIENT_GONE, self.stopped.refusal(call.session)
         words = f"the call took longer than {self._limits.call_s:g} s and was ended"
         if call.held_up_s < self._limits.call_s * _CLIENTS_SHARE:
             return Outcome.UPSTREAM_BROKE, Unavailable(f"{words}; nothing was charged")

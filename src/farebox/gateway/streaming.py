@@ -11,12 +11,14 @@ from farebox.billing.bound import affordable_tokens, estimated_output, output_co
 from farebox.billing.ledger import Resize, Resized, Settled
 from farebox.billing.usage import UnusableUsage, Usage, read_usage
 from farebox.books.ledger import Ledger
+from farebox.clock import Clock
 from farebox.errors import Refusal, StoreUnavailable
 from farebox.gateway.answers import error_event
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.demand import thinks_hidden
 from farebox.gateway.relay import Relay
 from farebox.gateway.settings import CallLimits
+from farebox.gateway.spending import SpendWords
 from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.exchange import Headers
 
@@ -28,10 +30,21 @@ _OPERATORS_OWN: Final = frozenset({"authentication_error", "permission_error", "
 class Streams:
     """All streams in flight."""
 
-    def __init__(self, ledger: Ledger, limits: CallLimits, top_up_words: str, *, patience_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        limits: CallLimits,
+        top_up_words: str,
+        spend_words: SpendWords,
+        clock: Clock,
+        *,
+        patience_s: float = 10.0,
+    ) -> None:
         self._ledger = ledger
         self._limits = limits
         self._top_up_words = top_up_words
+        self._spend_words = spend_words
+        self._clock = clock
         self._patience_s = patience_s
         """How long a stream that has used up its hold waits for books that cannot be written."""
         self._relays: dict[bytes, Relay] = {}
@@ -150,7 +163,8 @@ class Streams:
             return None
         if resized is None or resized.gone:
             return Outcome.GATEWAY_BROKE
-        call.held_nanos = resized.amount_nanos
+        call.hold(resized.amount_nanos)
+        call.spend_limit = resized.spend_limit
         enough = resized.amount_nanos >= wanted
         if target >= most and enough:
             relay.cover(float("inf"), float("inf"))
@@ -216,6 +230,8 @@ class Streams:
             words = (
                 f"your balance is used up, so the stream ends here; what you received is charged; {self._top_up_words}"
             )
+            if call.spend_limit is not None:
+                words = self._spend_words.ended(call.spend_limit, self._clock())
             return error_event("insufficient_balance", words, call.shown_id)
         if outcome is Outcome.GATEWAY_BROKE:
             why = "the gateway is restarting" if self._stopping else "the books cannot be written at the moment"

@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from farebox.errors import Overloaded, Refusal, UpstreamFailed
 from farebox.http.client import Answer, HttpClient, UpstreamError, read_origin
 from farebox.http.exchange import Headers
@@ -100,11 +102,24 @@ class RetryBudget:
         return True
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """One try of a call: at which upstream, when by the loop's clock, and the status or kind of error it ended with."""
+
+    upstream: str
+    sent_at: float
+    ended_at: float
+    status: int | None
+    error: str | None
+
+
 class Tries:
     """The tries of one call: which upstreams failed it, how often, and why the last one did."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.sent_at = 0.0
+        """When the last one was sent."""
+        self.failures: list[Failure] = []
         self.failed_at: set[str] = set()
         self.last: UpstreamError | None = None
         self.retry_after_s: float | None = None
@@ -165,7 +180,8 @@ class Pool:
                 raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
             tries.count += 1
             tries.upstream = upstream
-            upstream.takes(asyncio.get_running_loop().time())
+            tries.sent_at = asyncio.get_running_loop().time()
+            upstream.takes(tries.sent_at)
             try:
                 answer = await upstream.client.request(
                     method,
@@ -199,15 +215,13 @@ class Pool:
         tries.last = error
         tries.status = None
         tries.retry_after_s = None
-        tries.failed_at.add(tries.upstream.name)
-        tries.upstream.failed(asyncio.get_running_loop().time())
+        self._note(tries, tries.upstream, type(error).__name__).failed(asyncio.get_running_loop().time())
 
     def note_unfunded(self, tries: Tries) -> None:
         """Remember that the try's upstream refuses the operator's account, in whatever words."""
         assert tries.upstream is not None
         tries.last, tries.status, tries.retry_after_s = None, 402, None
-        tries.failed_at.add(tries.upstream.name)
-        tries.upstream.failed(asyncio.get_running_loop().time())
+        self._note(tries, tries.upstream).failed(asyncio.get_running_loop().time())
 
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
@@ -253,13 +267,20 @@ class Pool:
         tries.status = answer.status
         tries.last = None
         tries.retry_after_s = _seconds(answer.header(b"retry-after"))
-        tries.failed_at.add(tries.upstream.name)
+        upstream = self._note(tries, tries.upstream)
         if answer.status != 429:
-            tries.upstream.failed(asyncio.get_running_loop().time())
+            upstream.failed(asyncio.get_running_loop().time())
         try:
             await answer.read(_ERROR_BODY_BYTES)
         except UpstreamError as error:
             tries.last = error
+
+    def _note(self, tries: Tries, upstream: Upstream, error: str | None = None) -> Upstream:
+        """Keep what a failed try can be told by."""
+        now = asyncio.get_running_loop().time()
+        tries.failed_at.add(upstream.name)
+        tries.failures.append(Failure(upstream.name, tries.sent_at, now, tries.status, error))
+        return upstream
 
 
 def _score(upstream: Upstream, conversation: bytes) -> float:

@@ -16,3 +16,11 @@ class Backstage(Protocol):
     def forget_keys(self) -> None:
         """Look keys and accounts up anew: one has changed."""
         ...
+
+    async def stop_session(self, account_id: int, session: str) -> None:
+        """Refuse the calls of a Claude Code session from now on, and end those under way. Raises StoreUnavailable."""
+        ...
+
+    async def resume_session(self, account_id: int, session: str) -> None:
+        """Let a stopped session go on. Raises StoreUnavailable."""
+        ...
