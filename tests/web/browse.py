@@ -196,7 +196,7 @@ class Browser:
         return await self.sign_in(email, password)
 
     async def sign_in(self, email: str, password: str = PASSWORD) -> Page:
-        return await self.submit(await self.get("/login"), email=email, password=password)
+        return await self.submit(await self.get("/login"), "/login", email=email, password=password)
 
     async def _follow(self, page: Page) -> Page:
         for _ in range(_REDIRECTS):

@@ -382,7 +382,7 @@ async def test_keys_are_made_renamed_revoked_and_expire(stage: Stage) -> None:
 async def test_the_password_is_changed_with_the_present_one(stage: Stage) -> None:
     browser = await enter(stage, stage.alice.email)
     other = await enter(stage, stage.alice.email)
-    settings = await browser.get("/dashboard/settings")
+    settings = await browser.get("/dashboard/settings/sign-in")
     new = "nine brave herons sail home"
     for present, wanted, words in (
         ("wrong wrong wrong wrong", new, "that is not your present password"),

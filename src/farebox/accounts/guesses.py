@@ -73,4 +73,4 @@ def _pause_s(count: int, *, by_network: bool) -> float:
 
 
 def _too_many(seconds: int) -> RateLimited:
-    return RateLimited(f"too many wrong passwords; try again in {seconds} s", retry_after_s=seconds)
+    return RateLimited(f"too many wrong tries; try again in {seconds} s", retry_after_s=seconds)

@@ -8,16 +8,17 @@ import argon2
 from farebox.errors import InvalidRequest
 
 SHORTEST: Final = 15
+SHORTEST_BESIDE_A_FACTOR: Final = 8
 LONGEST: Final = 128
 _HASHER: Final = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 _AT_ONCE: Final = 4
 _COMMON: Final = ("password", "passwort", "qwerty", "letmein", "123456", "iloveyou", "correcthorse")
 
 
-def check_password(password: str, *, email: str, site: str) -> None:
+def check_password(password: str, *, email: str, site: str, shortest: int = SHORTEST) -> None:
     """Refuse a password that is easily guessed. Raises InvalidRequest, saying what would do."""
-    if not SHORTEST <= len(password) <= LONGEST:
-        raise InvalidRequest(f"a password has {SHORTEST} to {LONGEST} characters; a few words with spaces will do well")
+    if not shortest <= len(password) <= LONGEST:
+        raise InvalidRequest(f"a password has {shortest} to {LONGEST} characters; a few words with spaces will do well")
     plain = password.casefold()
     known = [*_COMMON, site.casefold(), email.partition("@")[0].casefold()]
     rest = plain

@@ -7,7 +7,7 @@ import msgspec
 from farebox.accounts.accounts import clean_email
 from farebox.accounts.guesses import Guesses
 from farebox.accounts.mail import letter, mails_asked_for
-from farebox.accounts.passwords import Passwords, check_password
+from farebox.accounts.passwords import SHORTEST, SHORTEST_BESIDE_A_FACTOR, Passwords, check_password
 from farebox.accounts.tokens import hash_token, look_at_token, new_token, take_token
 from farebox.clock import US_PER_S
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited, StoreConflict
@@ -106,7 +106,7 @@ class People:
         )
         statements = [(keep, (account_id, hashed, now_us))]
         if rows and (hashed,) not in rows:
-            email = await self._email_of(account_id)
+            email = await self.email_of(account_id)
             body = (
                 f"Somebody has just signed in to your account at {self._site.name} from a browser that was not used "
                 f"for it before:\n\n{agent[:200] or 'an unnamed browser'}\nfrom {network}\n\nIf it was not you: "
@@ -161,7 +161,9 @@ class People:
 
         Raises InvalidRequest when the present one is wrong or the new one easily guessed, and RateLimited.
         """
-        check_password(new_password, email=email, site=self._site.name)
+        factor = "SELECT 1 FROM totp t JOIN account a ON a.id = t.account_id WHERE a.email = ? AND t.set_at IS NOT NULL"
+        shortest = SHORTEST_BESIDE_A_FACTOR if await self._store.fetch(factor, (email,)) else SHORTEST
+        check_password(new_password, email=email, site=self._site.name, shortest=shortest)
         account_id = await self.confirm(email, password, network, now_us)
         await self._set_password(account_id, email, new_password, session, now_us)
 
@@ -192,7 +194,7 @@ class People:
         Raises InvalidRequest for a link that works no longer, and for an address that got an account meanwhile.
         """
         account_id, address = await take_token(self._store, token, "email", now_us)
-        before = await self._email_of(account_id)
+        before = await self.email_of(account_id)
         body = (
             f"Your account at {self._site.name} now goes by {address}, as was asked for there with its password.\n\n"
             "If it was not you, write to the operator at once.\n"
@@ -243,6 +245,19 @@ class People:
             raise InvalidRequest("that is not your present password")
         return account_id
 
+    async def confirm_alone(self, email: str, password: str, network: str, now_us: int) -> int:
+        """Do as `confirm` does, for a password that shall be enough by itself: a short one is refused."""
+        account_id = await self.confirm(email, password, network, now_us)
+        if len(password) < SHORTEST:
+            raise InvalidRequest(
+                f"without a second factor a password has at least {SHORTEST} characters: choose a longer one first"
+            )
+        return account_id
+
+    async def email_of(self, account_id: int) -> str:
+        """Give the address of an account."""
+        return str((await self._store.fetch("SELECT email FROM account WHERE id = ?", (account_id,)))[0][0])
+
     async def tell_of_key(self, email: str, name: str, hint: str, now_us: int) -> None:
         """Mail the owner that a key was made."""
         body = (
@@ -276,6 +291,7 @@ class People:
             [
                 (_KEEP, (account_id, kept, now_us)),
                 ("DELETE FROM session WHERE account_id = ? AND hash <> ?", (account_id, session)),
+                ("DELETE FROM challenge WHERE account_id = ?", (account_id,)),
                 letter(email, "Your password has been changed", body, now_us),
             ]
         )
@@ -288,9 +304,6 @@ class People:
             f"Sign in: {self._site.public_url}/login\nForgotten the password: {self._site.public_url}/forgot\n"
         )
         await self._store.write([letter(email, f"You have an account at {self._site.name}", body, now_us, asked=True)])
-
-    async def _email_of(self, account_id: int) -> str:
-        return str((await self._store.fetch("SELECT email FROM account WHERE id = ?", (account_id,)))[0][0])
 
     async def _too_many_mails(self, email: str, now_us: int) -> bool:
         """Keep forms that send mail from filling somebody's inbox."""

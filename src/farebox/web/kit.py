@@ -8,6 +8,7 @@ from farebox.accounts.factors import SecondFactor
 from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.people import People
 from farebox.accounts.sealing import Seals
+from farebox.accounts.signing import Signing
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.payments.topups import Topups
@@ -18,8 +19,14 @@ from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.visitors import Visitors
 
-AdminFactor = Literal["required", "optional"]
-"""Whether operators need a second factor."""
+
+class House(Struct, frozen=True):
+    """What the operator's own pages go by."""
+
+    admin_factor: Literal["required", "optional"] = "required"
+    """Whether operators need a second factor."""
+    cost_percent: int = 100
+    """What upstreams charge, in percent of their list prices."""
 
 
 class Kit(Struct, frozen=True, kw_only=True):
@@ -29,6 +36,7 @@ class Kit(Struct, frozen=True, kw_only=True):
     ledger: Ledger
     clock: Clock
     seals: Seals
+    signing: Signing
     offer: Offer
     pages: Pages
     visitors: Visitors
@@ -38,4 +46,4 @@ class Kit(Struct, frozen=True, kw_only=True):
     entrance: Entrance
     backstage: Backstage
     topups: Topups
-    admin_factor: AdminFactor
+    house: House

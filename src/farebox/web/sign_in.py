@@ -4,28 +4,29 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from farebox.accounts.people import People
-from farebox.clock import Clock
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited
-from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors, agent_of, inside, network_of, read_form
+from farebox.web.kit import Kit
+from farebox.web.visitors import inside, network_of, read_form
 
 
 class SignIn:
     """Sign-up, sign-in and what belongs to them. Without JavaScript as with it: plain forms."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, people: People, clock: Clock, *, open_to_all: bool) -> None:
-        self._pages = pages
-        self._visitors = visitors
-        self._people = people
-        self._clock = clock
-        self._open_to_all = open_to_all
+    def __init__(self, kit: Kit) -> None:
+        self._pages = kit.pages
+        self._visitors = kit.visitors
+        self._people = kit.people
+        self._entrance = kit.entrance
+        self._passkeys = kit.passkeys
+        self._clock = kit.clock
+        self._open_to_all = kit.offer.open_to_all
 
     def routes(self) -> list[Route]:
         return [
             Route("/signup", self.sign_up, methods=["GET", "POST"]),
             Route("/verify", self.verify, methods=["GET", "POST"]),
             Route("/login", self.sign_in, methods=["GET", "POST"]),
+            Route("/login/passkey", self.passkey, methods=["POST"]),
             Route("/logout", self.sign_out, methods=["POST"]),
             Route("/forgot", self.forgot, methods=["GET", "POST"]),
             Route("/reset", self.reset, methods=["GET", "POST"]),
@@ -54,7 +55,7 @@ class SignIn:
             email = await self._people.verify(token, self._clock())
         except InvalidRequest as error:
             return self._pages.render(request, "verify.html", status=422, token="", error=str(error))
-        return self._pages.render(request, "login.html", email=email, next="", error="", told="verified")
+        return await self._login(request, email=email, told="verified")
 
     async def take_email(self, request: Request) -> Response:
         """Move an account to a new address, by the link that was mailed there. A button first, as above."""
@@ -65,26 +66,29 @@ class SignIn:
             email = await self._people.take_email(token, self._clock())
         except InvalidRequest as error:
             return self._pages.render(request, "email.html", status=422, token="", error=str(error))
-        return self._pages.render(request, "login.html", email=email, next="", error="", told="moved")
+        return await self._login(request, email=email, told="moved")
 
     async def sign_in(self, request: Request) -> Response:
         if request.method == "GET":
-            wanted = inside(request.query_params.get("next", ""))
-            return self._pages.render(request, "login.html", email="", next=wanted, error="", told="")
+            return await self._login(request, wanted=inside(request.query_params.get("next", "")))
         form = await read_form(request)
         email, wanted = form.get("email", ""), inside(form.get("next", ""))
         try:
             account_id = await self._people.sign_in(email, form.get("password", ""), network_of(request), self._clock())
         except (AuthenticationFailed, RateLimited) as error:
             status = 429 if isinstance(error, RateLimited) else 422
-            return self._pages.render(
-                request, "login.html", status=status, email=email, next=wanted, error=str(error), told=""
-            )
-        response = RedirectResponse(wanted or "/dashboard", 303)
-        await self._visitors.begin(request, response, account_id)
-        browser = self._visitors.know(request, response)
-        await self._people.note_browser(account_id, browser, agent_of(request), network_of(request), self._clock())
-        return response
+            return await self._login(request, status, email=email, wanted=wanted, error=str(error))
+        return await self._entrance.let_in(request, account_id, wanted)
+
+    async def passkey(self, request: Request) -> Response:
+        """Sign in by a passkey alone: it tells whose it is, and verifies its person, which is two factors."""
+        form = await read_form(request)
+        wanted, browser = inside(form.get("next", "")), self._visitors.browser_of(request)
+        try:
+            account_id = await self._passkeys.check(form.get("answer", ""), browser, self._clock())
+        except InvalidRequest as error:
+            return await self._login(request, 422, wanted=wanted, error=str(error))
+        return await self._entrance.admit(request, account_id, wanted, factor_at_us=self._clock())
 
     async def sign_out(self, request: Request) -> Response:
         response = RedirectResponse("/", 303)
@@ -106,4 +110,23 @@ class SignIn:
             await self._people.reset(form.get("token", ""), form.get("password", ""), self._clock())
         except InvalidRequest as error:
             return self._pages.render(request, "reset.html", status=422, token=form.get("token", ""), error=str(error))
-        return self._pages.render(request, "login.html", email="", next="", error="", told="reset")
+        return await self._login(request, told="reset")
+
+    async def _login(
+        self, request: Request, status: int = 200, *, email: str = "", wanted: str = "", error: str = "", told: str = ""
+    ) -> Response:
+        """Show the sign-in page, with what a browser needs to offer its passkeys."""
+        browser = self._visitors.browser_of(request)
+        options = await self._passkeys.ask(browser, self._clock()) if self._passkeys.host else ""
+        response = self._pages.render(
+            request,
+            "login.html",
+            status=status,
+            email=email,
+            next=wanted,
+            error=error,
+            told=told,
+            options=options,
+        )
+        self._visitors.know(response, browser)
+        return response

@@ -6,10 +6,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from farebox.accounts.challenges import Challenges
+from farebox.accounts.factors import SecondFactor
+from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.passwords import Passwords
 from farebox.accounts.people import People, Site
 from farebox.accounts.sealing import Seals
 from farebox.accounts.sessions import Sessions
+from farebox.accounts.signing import Signing
+from farebox.accounts.totp import Totp
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
@@ -24,12 +29,17 @@ from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
 from farebox.web.docs.book import Book
 from farebox.web.docs.room import Docs
+from farebox.web.entrance import Entrance
 from farebox.web.keys import Keys
-from farebox.web.kit import AdminFactor, Kit
+from farebox.web.kit import House, Kit
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
+from farebox.web.passkeys import PasskeyRoom
 from farebox.web.public import Public
 from farebox.web.receipts import Receipts
+from farebox.web.receipts_signed import SignedReceipts
+from farebox.web.second_factor import SecondFactorRoom
+from farebox.web.second_step import SecondStep
 from farebox.web.security import Guard
 from farebox.web.settings import Settings
 from farebox.web.sign_in import SignIn
@@ -46,10 +56,11 @@ def make_site(
     *,
     clock: Clock,
     seals: Seals,
+    signing: Signing,
     offer: Offer,
     name: str,
     support_email: str,
-    admin_factor: AdminFactor = "required",
+    house: House,
 ) -> App:
     """Make the application that serves every page."""
     assets = Assets()
@@ -62,32 +73,44 @@ def make_site(
         clock=clock,
     )
     visitors = Visitors(Sessions(store), clock, secure=offer.public_url.startswith("https://"))
-    people = People(store, Passwords(), Site(name, offer.public_url), offer.plans[0].name)
+    site = Site(name, offer.public_url)
+    people = People(store, Passwords(), site, offer.plans[0].name)
+    challenges = Challenges(store, seals)
+    passkeys = Passkeys(store, challenges, site)
+    factor = SecondFactor(store, Totp(store, seals, name), site, passkeys_work=bool(passkeys.host))
     kit = Kit(
         store=store,
         ledger=ledger,
         clock=clock,
         seals=seals,
+        signing=signing,
         offer=offer,
         pages=pages,
         visitors=visitors,
         people=people,
+        factor=factor,
+        passkeys=passkeys,
+        entrance=Entrance(visitors, people, factor, challenges, clock),
         backstage=backstage,
         topups=topups,
-        admin_factor=admin_factor,
+        house=house,
     )
     rooms = (
         Public(pages, visitors, assets, offer, backstage.service),
         Docs(pages, visitors, Book(offer, name, support_email)),
-        SignIn(pages, visitors, people, clock, open_to_all=offer.open_to_all),
+        SignIn(kit),
+        SecondStep(kit),
         Dashboard(pages, visitors, store, clock),
         Calls(pages, visitors, store, clock, offer.models),
         Keys(kit),
         Transactions(kit),
         TopupRoom(kit),
         Receipts(kit),
+        SignedReceipts(kit),
         Settings(kit),
         Confirm(kit),
+        SecondFactorRoom(kit),
+        PasskeyRoom(kit),
         Admin(kit),
     )
     routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]

@@ -7,7 +7,6 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -105,9 +104,7 @@ class Visitors:
         self._set(response, self._cookie, cookie, LONGEST_S)
 
     def _set(self, response: Response, name: str, value: str, lives_s: int) -> None:
-        response.set_cookie(
-            name, value, max_age=lives_s, path="/", secure=self._secure, httponly=True, samesite="lax"
-        )
+        response.set_cookie(name, value, max_age=lives_s, path="/", secure=self._secure, httponly=True, samesite="lax")
 
     def browser_of(self, request: Request) -> str:
         """Give the cookie by which a browser is known again; to one that has none `know` gives this one."""
