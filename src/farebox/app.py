@@ -15,7 +15,10 @@ from prometheus_client.registry import CollectorRegistry
 from farebox.accounts.keyring import KeyRing
 from farebox.accounts.mail import Postman
 from farebox.accounts.sealing import Seals
+from farebox.accounts.signing import Signing
+from farebox.accounts.stopped_sessions import StoppedSessions
 from farebox.backstage import Gatehouse
+from farebox.books.call_receipts import Issuer
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
 from farebox.books.prices import pin_prices
@@ -24,12 +27,15 @@ from farebox.config import Config
 from farebox.errors import ConfigError
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
+from farebox.gateway.customer import Customer
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
 from farebox.gateway.metrics import Metrics, metrics_server
+from farebox.gateway.quote import Quotes
 from farebox.gateway.routes import Handler, Routes
 from farebox.gateway.settling import Settler
+from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.http.doors import open_doors
 from farebox.http.server import HttpServer
@@ -132,6 +138,8 @@ class Gateway:
         self._metrics_server: HttpServer | None = None
         self._settler: Settler | None = None
         self._streams: Streams | None = None
+        self._seals: Seals
+        self._signing: Signing
 
     async def start(self, simulator: Simulator | None) -> None:
         """Make everything, from the books up to the doors."""
@@ -154,7 +162,10 @@ class Gateway:
             ledger, books.spool, self.metrics, log_call=self._call_log(), alert=self.log.error
         )
         top_up_words = f"top up at {config.public_url}/dashboard/topup"
-        streams = self._streams = Streams(ledger, config.limits, top_up_words)
+        spend_words = SpendWords(f"{config.public_url}/dashboard/keys")
+        stopped = StoppedSessions(store, f"{config.public_url}/dashboard/agents")
+        await stopped.refresh()
+        streams = self._streams = Streams(ledger, config.limits, top_up_words, spend_words, self.clock)
         levels = Levels(config.plans)
         bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)
         counts = CountLimit(config.limits.count_tokens_per_minute, self.clock)
@@ -172,6 +183,8 @@ class Gateway:
             limits=config.limits,
             clock=self.clock,
             top_up_words=top_up_words,
+            spend_words=spend_words,
+            stopped=stopped,
         )
         listing = Listing(
             keys=keys,
@@ -184,8 +197,9 @@ class Gateway:
             limits=config.limits,
             clock=self.clock,
         )
+        customer, quotes = await self._make_desk(keys, messages, bodies, top_up_words, spend_words)
         self._watch(books, keys, messages, streams)
-        await self._open_doors(keys, messages, listing)
+        await self._open_doors(keys, messages, listing, customer, quotes)
 
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
@@ -254,6 +268,10 @@ class Gateway:
         async def follow_changes() -> None:
             if await store.changed_elsewhere():
                 keys.forget()
+                messages.stopped.is_stale = True
+            if messages.stopped.is_stale:
+                await messages.stopped.refresh()
+                messages.end_stopped()
 
         async def close_past_days() -> None:
             for day in await books.close_days():
@@ -326,7 +344,41 @@ class Gateway:
         self._simulators.append(simulator)
         return await simulator.listen()
 
-    async def _open_doors(self, keys: KeyRing, messages: Messages, listing: Listing) -> None:
+    async def _make_desk(
+        self, keys: KeyRing, messages: Messages, bodies: Bodies, top_up_words: str, spend_words: SpendWords
+    ) -> tuple[Customer, Quotes]:
+        """Make what answers customers' programs about their accounts, and what quotes prices."""
+        config = self.config
+        self._seals = await Seals.open(self.store, config.server.secret, self.clock())
+        self._signing = await Signing.open(self.store, self._seals, self.clock())
+        questions = CountLimit(config.limits.questions_per_minute, self.clock)
+        customer = Customer(
+            keys=keys,
+            store=self.store,
+            plans=config.plans,
+            signing=self._signing,
+            issuer=Issuer(config.site.name, config.public_url),
+            questions=questions,
+            clock=self.clock,
+        )
+        quotes = Quotes(
+            keys=keys,
+            store=self.store,
+            prices=lambda: messages.catalogue,
+            features=config.features,
+            limits=config.limits,
+            bodies=bodies,
+            questions=questions,
+            stopped=messages.stopped,
+            clock=self.clock,
+            top_up_words=top_up_words,
+            spend_words=spend_words,
+        )
+        return customer, quotes
+
+    async def _open_doors(
+        self, keys: KeyRing, messages: Messages, listing: Listing, customer: Customer, quotes: Quotes
+    ) -> None:
         config = self.config
         routes = Routes(
             base_path=config.server.base_path,
@@ -338,8 +390,15 @@ class Gateway:
         routes.add("POST", "/messages", messages.serve)
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("GET", "/models", listing.models)
-        routes.add("GET", "/models/", listing.model)
-        routes.add_pages(await self._make_site(keys))
+        routes.add("GET", "/models/*", listing.model)
+        routes.add("POST", "/messages/quote", quotes.quote)
+        routes.add("GET", "/balance", customer.balance)
+        routes.add("GET", "/usage", customer.usage)
+        routes.add("GET", "/key", customer.key)
+        routes.add("GET", "/requests/*/receipt", customer.receipt)
+        routes.add("GET", "/requests/*", customer.request)
+        routes.add("GET", "/statusline", customer.statusline)
+        routes.add_pages(self._make_site(keys, messages))
         await self._open_metrics()
         server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
         self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
@@ -347,17 +406,18 @@ class Gateway:
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
 
-    async def _make_site(self, keys: KeyRing) -> Handler:
+    def _make_site(self, keys: KeyRing, messages: Messages) -> Handler:
         config = self.config
         assert self.pool is not None
         assert self.books is not None
         site = make_site(
             self.store,
             self.ledger,
-            Gatehouse(keys=keys, pool=self.pool),
+            Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock),
             self._topups(self.books),
             clock=self.clock,
-            seals=await Seals.open(self.store, config.server.secret, self.clock()),
+            seals=self._seals,
+            signing=self._signing,
             offer=_offer_of(config),
             name=config.site.name,
             support_email=config.site.support_email,

@@ -26,7 +26,7 @@ ESTIMATE_BYTES_PER_TOKEN: Final = 4
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """What a request asks for, as far as money goes. `prompt_tokens` is an upper bound."""
+    """What a request asks for, as far as money goes. `prompt_tokens` is an upper bound, `likely_tokens` a guess."""
 
     prompt_tokens: int
     max_tokens: int
@@ -35,6 +35,7 @@ class Demand(msgspec.Struct, frozen=True):
     fast: bool = False
     geo_us: bool = False
     web_searches: int = 0
+    likely_tokens: int = 0
 
 
 def prompt_cost(model: Model, demand: Demand) -> int:

@@ -10,6 +10,7 @@ import msgspec
 
 from farebox.billing.bound import (
     CONTEXT_TOKENS,
+    ESTIMATE_BYTES_PER_TOKEN,
     IMAGE_TOKENS,
     SERVER_PROMPT_TOKENS,
     TOOLSET_TOKENS,
@@ -126,16 +127,19 @@ def demand_of(
         overhead += _weigh_tool(tool, weights, features, model, counting=counting)
     if "cache_control" in asked.fields:
         _note_cache(asked.fields["cache_control"], weights)
-    prompt = body_bytes - weights.embedded_bytes + weights.media_tokens + overhead
+    text_bytes = body_bytes - weights.embedded_bytes
     most = max(model.context_tokens, CONTEXT_TOKENS)
+    prompt = most if weights.unbounded else min(text_bytes + weights.media_tokens + overhead, most)
+    likely = -(-text_bytes // ESTIMATE_BYTES_PER_TOKEN) + weights.media_tokens
     return Demand(
-        prompt_tokens=most if weights.unbounded else min(prompt, most),
+        prompt_tokens=prompt,
         max_tokens=max_tokens,
         caches=weights.caches or weights.caches_long,
         caches_long=weights.caches_long,
         fast=asked.speed == "fast",
         geo_us=asked.inference_geo == "us",
         web_searches=weights.web_searches,
+        likely_tokens=prompt if weights.unbounded else min(likely, prompt),
     )
 
 

@@ -42,15 +42,16 @@ class Routes:
         self._is_ready = is_ready
         self._pages: Handler | None = None
         self._exact: dict[str, tuple[str, Handler]] = {}
-        self._under: list[tuple[str, str, Handler]] = []
+        self._under: list[tuple[str, str, str, Handler]] = []
         self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
         self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1")
 
     def add(self, method: str, path: str, handler: Handler) -> None:
-        """Serve `path` below every form of the base URL. A path that ends in / serves all below it."""
+        """Serve `path` below every form of the base URL; a `*` in it is anything, and the first to fit serves."""
+        begin, star, end = path.partition("*")
         for prefix in self._prefixes:
-            if path.endswith("/"):
-                self._under.append((prefix + path, method, handler))
+            if star:
+                self._under.append((prefix + begin, end, method, handler))
             else:
                 self._exact[prefix + path] = (method, handler)
 
@@ -123,8 +124,8 @@ class Routes:
         found = self._exact.get(path)
         if found is not None:
             return found
-        for prefix, method, handler in self._under:
-            if path.startswith(prefix) and len(path) > len(prefix):
+        for begin, end, method, handler in self._under:
+            if path.startswith(begin) and path.endswith(end) and len(path) > len(begin) + len(end):
                 return method, handler
         if path in self._probes or path in {"/", "/healthz"}:
             return "GET", self._hello

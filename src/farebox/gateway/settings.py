@@ -81,3 +81,5 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """What a request without `max_tokens` gets."""
     count_tokens_per_minute: Count = 2000
     """count_tokens calls per account and minute; they are free, and Claude Code sends 25 in a second."""
+    questions_per_minute: Count = 120
+    """Questions per key and minute about balance, usage, the key and calls, and quotes; a large quote is several."""

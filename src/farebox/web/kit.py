@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from farebox.accounts.announcements import Announcements
 from farebox.accounts.factors import SecondFactor
 from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.people import People
@@ -46,4 +47,5 @@ class Kit(Struct, frozen=True, kw_only=True):
     entrance: Entrance
     backstage: Backstage
     topups: Topups
+    announcements: Announcements
     house: House

@@ -16,6 +16,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     drain_s: float
     call_s: float
     count_tokens_per_minute: int
+    questions_per_minute: int
     body_bytes: int
     header_bytes: int
 

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from farebox.accounts.announcements import Announcements
 from farebox.accounts.challenges import Challenges
 from farebox.accounts.factors import SecondFactor
 from farebox.accounts.passkeys import Passkeys
@@ -53,6 +54,7 @@ def make_site(
     ledger: Ledger,
     backstage: Backstage,
     topups: Topups,
+    announcements: Announcements,
     *,
     clock: Clock,
     seals: Seals,
@@ -71,6 +73,7 @@ def make_site(
         texts=list(offer.texts),
         assets=assets,
         clock=clock,
+        announcements=announcements,
     )
     visitors = Visitors(Sessions(store), clock, secure=offer.public_url.startswith("https://"))
     site = Site(name, offer.public_url)
@@ -93,6 +96,7 @@ def make_site(
         entrance=Entrance(visitors, people, factor, challenges, clock),
         backstage=backstage,
         topups=topups,
+        announcements=announcements,
         house=house,
     )
     rooms = (
