@@ -16,6 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from farebox.accounts.mail import MailSettings
+from farebox.accounts.providers import ProviderSettings, is_trustworthy
 from farebox.billing.plans import Plan, Plans
 from farebox.billing.pricing import Model
 from farebox.config.locate import Path as KeyPath
@@ -30,6 +31,7 @@ from farebox.config.settings import (
     PaymentSettings,
     ServerSettings,
     SiteSettings,
+    WebhookSettings,
 )
 from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
@@ -47,6 +49,7 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
     "mail": (MailSettings,),
+    "webhooks": (WebhookSettings,),
     "log": (LogSettings,),
 }
 """Tables that stand once, with the Structs their keys belong to."""
@@ -55,8 +58,9 @@ TABLE_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "upstreams": UpstreamSettings,
     "models": ModelTable,
     "plans": PlanTable,
+    "sign_in": ProviderSettings,
 }
-"""Tables written [[name]], once for each upstream, model or plan."""
+"""Tables written [[name]], once for each upstream, model, plan or provider."""
 
 _ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -153,6 +157,7 @@ def _read_tables(
     if "plans" in tables:
         plans = _read_plans(reader, tables["plans"])
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
+    providers = _read_providers(reader, tables.get("sign_in", []))
     database = read.get(DatabaseSettings)
     server = read.get(ServerSettings)
     place = _place_of_books(reader, database, base) if database else None
@@ -175,6 +180,8 @@ def _read_tables(
         payments=read[PaymentSettings],
         keys=read[KeySettings],
         mail=read[MailSettings],
+        webhooks=read[WebhookSettings],
+        sign_in=providers,
         upstreams=upstreams,
         models=models,
         plans=Plans(plans),
@@ -216,6 +223,19 @@ def _read_plans(reader: Reader, tables: Any) -> tuple[Plan, ...]:
             reader.problem((*path, "name"), f"is {show(table.name)} a second time; names are unique")
         plans.append(read_plan(reader, path, table))
     return tuple(plans)
+
+
+def _read_providers(reader: Reader, tables: Any) -> tuple[ProviderSettings, ...]:
+    providers: list[ProviderSettings] = []
+    for path, table in _read_list(reader, "sign_in", tables) if tables != [] else ():
+        if any(other.name == table.name for other in providers):
+            reader.problem((*path, "name"), f"is {show(table.name)} a second time; names are unique")
+        if table.kind == "oidc" and not table.issuer:
+            reader.problem((*path, "issuer"), 'is missing; kind "oidc" needs it, such as "https://login.example.com"')
+        if table.issuer and not is_trustworthy(table.issuer):
+            reader.problem((*path, "issuer"), f"is {show(table.issuer)}; it must begin with https://")
+        providers.append(table)
+    return tuple(providers)
 
 
 def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tuple[UpstreamSettings, ...]:

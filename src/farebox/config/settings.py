@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from farebox.accounts.mail import MailSettings
+from farebox.accounts.providers import ProviderSettings
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
@@ -79,7 +80,7 @@ class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)] = "Farebox"
     support_email: Email = ""
-    sign_up: Literal["open", "closed"] = "open"
+    sign_up: Literal["open", "invitation", "closed"] = "open"
     admin_factor: Literal["required", "optional"] = "required"
     cost_percent: Annotated[int, Meta(ge=0, le=1000)] = 100
     terms: str = ""
@@ -89,6 +90,10 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 class PaymentSettings(Struct, frozen=True, forbid_unknown_fields=True):
     simulated: bool = False
+
+
+class WebhookSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    allow_private: bool = False
 
 
 class KeySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +121,9 @@ class Config(Struct, frozen=True, kw_only=True):
     payments: PaymentSettings
     keys: KeySettings
     mail: MailSettings
+    webhooks: WebhookSettings
+    sign_in: tuple[ProviderSettings, ...]
+    """Providers that people may sign in with."""
     upstreams: tuple[UpstreamSettings, ...]
     models: tuple[Model, ...]
     plans: Plans
