@@ -12,6 +12,7 @@ import prometheus_client
 from msgspec.structs import asdict, replace
 from prometheus_client.registry import CollectorRegistry
 
+from farebox.accounts.announcements import Announcements
 from farebox.accounts.keyring import KeyRing
 from farebox.accounts.mail import Postman
 from farebox.accounts.sealing import Seals
@@ -140,6 +141,7 @@ class Gateway:
         self._streams: Streams | None = None
         self._seals: Seals
         self._signing: Signing
+        self._announcements: Announcements
 
     async def start(self, simulator: Simulator | None) -> None:
         """Make everything, from the books up to the doors."""
@@ -154,6 +156,8 @@ class Gateway:
             alert=self.log.error,
         )
         store, ledger, self.clock = books.store, books.ledger, books.clock
+        self._announcements = Announcements(store)
+        await self._announcements.refresh(self.clock())
         catalogue = await pin_prices(store, config.models, self.clock())
         operator = config.site.support_email or "the operator of this gateway"
         keys = KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys")
@@ -287,6 +291,9 @@ class Gateway:
             if books.runs.leads:
                 await self._topups(books).tend(self.clock())
 
+        async def read_announcements() -> None:
+            await self._announcements.refresh(self.clock())
+
         async def end_strays() -> None:
             await books.runs.end_strays()
 
@@ -296,6 +303,7 @@ class Gateway:
         self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(5.0, "send_mail", send_mail)
         self.jobs.every(_TEND_S, "tend_topups", tend_topups)
+        self.jobs.every(5.0, "read_announcements", read_announcements)
         self.jobs.every(60.0, "close_days", close_past_days)
         self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
         self.metrics.gauges += [
@@ -415,6 +423,7 @@ class Gateway:
             self.ledger,
             Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock),
             self._topups(self.books),
+            self._announcements,
             clock=self.clock,
             seals=self._seals,
             signing=self._signing,

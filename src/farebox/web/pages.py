@@ -8,6 +8,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from farebox.accounts.announcements import Announcement, Announcements
 from farebox.accounts.sessions import Session
 from farebox.clock import US_PER_S, Clock
 from farebox.money import NANOS_PER_USD
@@ -30,8 +31,10 @@ class Pages:
         texts: Sequence[str],
         assets: Assets,
         clock: Clock,
+        announcements: Announcements,
     ) -> None:
         self._clock = clock
+        self._announcements = announcements
         self.site_name = site_name
         self._environment = jinja2.Environment(
             loader=jinja2.PackageLoader("farebox.web"),
@@ -46,6 +49,7 @@ class Pages:
             base_url=base_url,
             texts=texts,
             asset=assets.url,
+            announced=self.announced,
             me=None,
             balance=None,
         )
@@ -82,6 +86,10 @@ class Pages:
         else:
             text = shown.render(values)
         return HTMLResponse(text, status, headers)
+
+    def announced(self) -> list[Announcement]:
+        """Give what everybody is told now."""
+        return self._announcements.shown(self._clock())
 
     def ago(self, at_us: int) -> str:
         """Say how long ago a moment was: "3 minutes ago"."""

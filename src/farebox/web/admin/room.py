@@ -2,6 +2,7 @@
 
 from starlette.routing import Route
 
+from farebox.web.admin.announcements import AnnouncementRoom
 from farebox.web.admin.guard import Admins
 from farebox.web.admin.today import Today
 from farebox.web.admin.viewing import Viewing
@@ -16,6 +17,7 @@ class Admin:
         self._rooms = (
             Today(kit, admins),
             Viewing(kit, admins),
+            AnnouncementRoom(kit, admins),
         )
 
     def routes(self) -> list[Route]:
