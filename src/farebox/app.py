@@ -26,6 +26,7 @@ from farebox.books.prices import pin_prices
 from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
+from farebox.events.herald import Herald
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.customer import Customer
@@ -57,6 +58,7 @@ _COLLECT_AFTER: Final = 20_000
 """New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
 _TEND_S: Final = 2.0
 """How often top-ups are looked after; on the simulated rail each look is a confirmation."""
+_LOOK_OUT_S: Final = 15.0
 _END_S: Final = 5.0
 """How long tasks get to end their calls once streams have been stopped."""
 
@@ -141,6 +143,7 @@ class Gateway:
         self._streams: Streams | None = None
         self._seals: Seals
         self._signing: Signing
+        self.herald: Herald | None = None
         self._announcements: Announcements
 
     async def start(self, simulator: Simulator | None) -> None:
@@ -221,6 +224,8 @@ class Gateway:
             await self._settler.retry()
             await self._settler.leave()
         await self.jobs.stop()
+        if self.herald is not None:
+            await self.herald.courier.close()
         for server in (self._server, self._metrics_server):
             if server is not None:
                 await server.shut()
@@ -291,6 +296,22 @@ class Gateway:
             if books.runs.leads:
                 await self._topups(books).tend(self.clock())
 
+        herald = self.herald = Herald(
+            store,
+            self._seals,
+            allow_private=self.config.webhooks.allow_private,
+            site_name=self.config.site.name,
+            public_url=self.config.public_url,
+        )
+
+        async def look_out() -> None:
+            if books.runs.leads:
+                await herald.lookout.look(self.clock())
+
+        async def send_events() -> None:
+            if books.runs.leads:
+                await herald.courier.send(self.clock())
+
         async def read_announcements() -> None:
             await self._announcements.refresh(self.clock())
 
@@ -304,6 +325,8 @@ class Gateway:
         self.jobs.every(5.0, "send_mail", send_mail)
         self.jobs.every(_TEND_S, "tend_topups", tend_topups)
         self.jobs.every(5.0, "read_announcements", read_announcements)
+        self.jobs.every(_LOOK_OUT_S, "look_out", look_out)
+        self.jobs.every(1.0, "send_events", send_events)
         self.jobs.every(60.0, "close_days", close_past_days)
         self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
         self.metrics.gauges += [
@@ -418,12 +441,14 @@ class Gateway:
         config = self.config
         assert self.pool is not None
         assert self.books is not None
+        assert self.herald is not None
         site = make_site(
             self.store,
             self.ledger,
             Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock),
             self._topups(self.books),
             self._announcements,
+            self.herald.webhooks,
             clock=self.clock,
             seals=self._seals,
             signing=self._signing,
@@ -431,6 +456,7 @@ class Gateway:
             name=config.site.name,
             support_email=config.site.support_email,
             house=House(config.site.admin_factor, config.site.cost_percent),
+            providers=config.sign_in,
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
 
@@ -480,7 +506,7 @@ def _offer_of(config: Config) -> Offer:
         base_url=config.base_url,
         public_url=config.public_url,
         key_prefix=config.keys.prefix,
-        open_to_all=config.site.sign_up == "open",
+        sign_up=config.site.sign_up,
         texts=config.site_texts,
     )
 

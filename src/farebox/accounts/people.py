@@ -6,6 +6,7 @@ import msgspec
 
 from farebox.accounts.accounts import clean_email
 from farebox.accounts.guesses import Guesses
+from farebox.accounts.invitations import no_invitation, open_account
 from farebox.accounts.mail import letter, mails_asked_for
 from farebox.accounts.passwords import SHORTEST, SHORTEST_BESIDE_A_FACTOR, Passwords, check_password
 from farebox.accounts.tokens import hash_token, look_at_token, new_token, take_token
@@ -39,23 +40,27 @@ class People:
 
     # coming in
 
-    async def sign_up(self, email: str, password: str, now_us: int) -> None:
+    async def sign_up(self, email: str, password: str, now_us: int, invitation: str = "") -> None:
         """Open an account and mail a link that proves the address; one that exists gets a mail that says so.
 
-        Raises InvalidRequest for what is no address, and for a password that is easily guessed.
+        Raises InvalidRequest for what is no address, for a password that is easily guessed, and for an invitation
+        that works no longer; one is used up by an account that is opened, and by nothing else.
         """
         address = clean_email(email)
         check_password(password, email=address, site=self._site.name)
         kept = await self._passwords.hash(password)
-        open_account = "INSERT INTO account (email, plan, created_at) VALUES (?, ?, ?)"
-        keep = "INSERT INTO credential (account_id, password, changed_at) SELECT id, ?, ? FROM account WHERE email = ?"
+        opening = open_account(address, self._default_plan, now_us, invitation)
+        keep = (  # the moment keeps it from an account that was there before, when no account was opened
+            "INSERT INTO credential (account_id, password, changed_at) "
+            "SELECT id, ?, ? FROM account WHERE email = ? AND created_at = ?"
+        )
         try:
-            await self._store.write(
-                [(open_account, (address, self._default_plan, now_us)), (keep, (kept, now_us, address))]
-            )
+            changed = await self._store.write([*opening, (keep, (kept, now_us, address, now_us))])
         except StoreConflict:
             await self._tell_of_the_account(address, now_us)
             return
+        if not changed[-1]:
+            raise no_invitation()
         await self.send_verification(address, now_us)
 
     async def send_verification(self, email: str, now_us: int) -> None:

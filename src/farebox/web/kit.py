@@ -1,17 +1,21 @@
 """The kit: what every room of the site works with, made once."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct
 
 from farebox.accounts.announcements import Announcements
 from farebox.accounts.factors import SecondFactor
+from farebox.accounts.identities import Identities
 from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.people import People
+from farebox.accounts.providers import Provider
 from farebox.accounts.sealing import Seals
 from farebox.accounts.signing import Signing
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
+from farebox.events.webhooks import Webhooks
 from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.backstage import Backstage
@@ -48,4 +52,8 @@ class Kit(Struct, frozen=True, kw_only=True):
     backstage: Backstage
     topups: Topups
     announcements: Announcements
+    webhooks: Webhooks
+    identities: Identities
+    providers: Mapping[str, Provider]
+    """Other ways to sign in, by name."""
     house: House

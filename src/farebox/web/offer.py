@@ -1,6 +1,7 @@
 """The offer: what is sold here and under which limits, as the public pages tell it."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from msgspec import Struct
 
@@ -32,9 +33,14 @@ class Offer(Struct, frozen=True, kw_only=True):
     base_url: str
     public_url: str
     key_prefix: str
-    open_to_all: bool
+    sign_up: Literal["open", "invitation", "closed"]
     texts: Mapping[str, str]
     """The operator's own pages as Markdown: terms, privacy, refunds; those there are."""
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether everybody may open an account."""
+        return self.sign_up == "open"
 
     @property
     def catalogue(self) -> Catalogue:

@@ -1,9 +1,12 @@
 """The pages by which people come in: sign up, confirm the address, sign in and out, choose a new password."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from farebox.accounts.invitations import Invitation, look_at_invitation
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited
 from farebox.web.kit import Kit
 from farebox.web.visitors import inside, network_of, read_form
@@ -19,7 +22,9 @@ class SignIn:
         self._entrance = kit.entrance
         self._passkeys = kit.passkeys
         self._clock = kit.clock
-        self._open_to_all = kit.offer.open_to_all
+        self._store = kit.store
+        self._offer = kit.offer
+        self._providers = list(kit.providers.values())
 
     def routes(self) -> list[Route]:
         return [
@@ -34,17 +39,31 @@ class SignIn:
         ]
 
     async def sign_up(self, request: Request) -> Response:
-        if not self._open_to_all:
+        if self._offer.sign_up == "closed":
             return self._pages.render(request, "signup_closed.html", status=200 if request.method == "GET" else 403)
+        form = await read_form(request) if request.method == "POST" else dict(request.query_params)
+        token = form.get("invitation", "")
+        invitation, refused = await self._invitation(token)
+        if invitation is None and (token or not self._offer.open_to_all):
+            status = 200 if request.method == "GET" else 403
+            return self._pages.render(request, "signup_invited.html", status=status, error=refused)
+        bound = invitation.email if invitation is not None else ""
+        shown: dict[str, Any] = {"invitation": token, "bound": bound, "providers": self._providers}
         if request.method == "GET":
-            return self._pages.render(request, "signup.html", email="", error="")
-        form = await read_form(request)
-        email = form.get("email", "")
+            return self._pages.render(request, "signup.html", email=bound, error="", **shown)
+        email = bound or form.get("email", "")
         try:
-            await self._people.sign_up(email, form.get("password", ""), self._clock())
+            await self._people.sign_up(email, form.get("password", ""), self._clock(), token)
         except InvalidRequest as error:
-            return self._pages.render(request, "signup.html", status=422, email=email, error=str(error))
+            return self._pages.render(request, "signup.html", status=422, email=email, error=str(error), **shown)
         return self._pages.render(request, "mail_sent.html", title="Confirm your address", email=email.strip())
+
+    async def _invitation(self, token: str) -> tuple[Invitation | None, str]:
+        """Find the invitation of a link; else say what is wrong with it."""
+        try:
+            return (await look_at_invitation(self._store, token, self._clock()), "") if token else (None, "")
+        except InvalidRequest as error:
+            return None, str(error)
 
     async def verify(self, request: Request) -> Response:
         """Show a button first: programs that open links in mails must not use them up."""
@@ -127,6 +146,7 @@ class SignIn:
             error=error,
             told=told,
             options=options,
+            providers=self._providers,
         )
         self._visitors.know(response, browser)
         return response

@@ -1,5 +1,7 @@
 """The site as one ASGI application: routes from the rooms, guarded as a whole."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -9,9 +11,11 @@ from starlette.routing import Route
 from farebox.accounts.announcements import Announcements
 from farebox.accounts.challenges import Challenges
 from farebox.accounts.factors import SecondFactor
+from farebox.accounts.identities import Identities
 from farebox.accounts.passkeys import Passkeys
 from farebox.accounts.passwords import Passwords
 from farebox.accounts.people import People, Site
+from farebox.accounts.providers import Provider, ProviderSettings
 from farebox.accounts.sealing import Seals
 from farebox.accounts.sessions import Sessions
 from farebox.accounts.signing import Signing
@@ -19,6 +23,8 @@ from farebox.accounts.totp import Totp
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
+from farebox.events.webhooks import Webhooks
+from farebox.http.errands import Errands
 from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.admin.room import Admin
@@ -33,6 +39,7 @@ from farebox.web.docs.room import Docs
 from farebox.web.entrance import Entrance
 from farebox.web.keys import Keys
 from farebox.web.kit import House, Kit
+from farebox.web.limits import Limits
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.passkeys import PasskeyRoom
@@ -47,6 +54,7 @@ from farebox.web.sign_in import SignIn
 from farebox.web.topups import TopupRoom
 from farebox.web.transactions import Transactions
 from farebox.web.visitors import Visitors
+from farebox.web.work import WorkRoom
 
 
 def make_site(
@@ -55,6 +63,7 @@ def make_site(
     backstage: Backstage,
     topups: Topups,
     announcements: Announcements,
+    webhooks: Webhooks,
     *,
     clock: Clock,
     seals: Seals,
@@ -63,6 +72,7 @@ def make_site(
     name: str,
     support_email: str,
     house: House,
+    providers: Sequence[ProviderSettings] = (),
 ) -> App:
     """Make the application that serves every page."""
     assets = Assets()
@@ -97,6 +107,9 @@ def make_site(
         backstage=backstage,
         topups=topups,
         announcements=announcements,
+        webhooks=webhooks,
+        identities=Identities(store, site, offer.plans[0].name),
+        providers=_providers(providers, offer.public_url),
         house=house,
     )
     rooms = (
@@ -104,9 +117,11 @@ def make_site(
         Docs(pages, visitors, Book(offer, name, support_email)),
         SignIn(kit),
         SecondStep(kit),
-        Dashboard(pages, visitors, store, clock),
-        Calls(pages, visitors, store, clock, offer.models),
+        Dashboard(kit),
+        Calls(kit),
+        WorkRoom(kit),
         Keys(kit),
+        Limits(kit),
         Transactions(kit),
         TopupRoom(kit),
         Receipts(kit),
@@ -126,6 +141,12 @@ def make_site(
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
     return Guard(app, offer.public_url)
+
+
+def _providers(settings: Sequence[ProviderSettings], public_url: str) -> dict[str, Provider]:
+    """Make the other ways to sign in. Their addresses are the operator's own choice, so private ones are taken."""
+    errands = Errands(allow_private=True)
+    return {one.name: Provider(one, errands, f"{public_url}/login/from/{one.name}") for one in settings}
 
 
 _WORDS = {
