@@ -44,6 +44,20 @@ class Point(msgspec.Struct, frozen=True):
     requests: int
 
 
+class Only(msgspec.Struct, frozen=True):
+    """Which calls a question is about; None is no condition."""
+
+    key_id: int | None = None
+    model: str | None = None
+    outcome: str | None = None
+
+    @property
+    def columns(self) -> dict[str, int | str]:
+        """Give the conditions there are, by column."""
+        found = {"key_id": self.key_id, "model": self.model, "outcome": self.outcome}
+        return {column: value for column, value in found.items() if value is not None}
+
+
 class Use(msgspec.Struct, frozen=True):
     """What a key was used for in all."""
 
@@ -82,10 +96,13 @@ class _Piece(msgspec.Struct, frozen=True):
         return str(self.key_id) if group == "key" else self.model if group == "model" else self.outcome
 
 
+_ALL: Final = Only()
+
+
 class Figures:
     """An account's figures at one moment: calls of open days and of the last day are read once, for all questions.
 
-    Questions may be about one key alone.
+    Questions may be about some of the calls only.
     """
 
     def __init__(self, store: Reading, account_id: int, open_day: int, first_hour: int, recent: list[_Piece]) -> None:
@@ -103,27 +120,28 @@ class Figures:
         recent = await _pieces(store, account_id, first_hour * HOUR_US, 2**62)
         return cls(store, account_id, open_day, first_hour, recent)
 
-    async def by_day(self, first_day: int, last_day: int, group: GroupBy, key_id: int | None = None) -> list[Point]:
+    async def by_day(self, first_day: int, last_day: int, group: GroupBy, only: Only = _ALL) -> list[Point]:
         """Sum calls by day and group, oldest first; both days included."""
         column = _GROUPS[group]
+        conditions = "".join(f" AND {name} = ?" for name in only.columns)
         rows = await self._store.fetch(
             f"SELECT day, {column}, sum(charged_nanos), sum(list_nanos), sum(tokens), sum(requests) "  # noqa: S608
-            "FROM usage_day WHERE account_id = ? AND day >= ? AND day <= ? AND day < ?"
-            f"{' AND key_id = ?' if key_id is not None else ''} GROUP BY day, {column}",
-            (self._account_id, first_day, last_day, self._open_day, *([key_id] if key_id is not None else [])),
+            f"FROM usage_day WHERE account_id = ? AND day >= ? AND day <= ? AND day < ?{conditions} "
+            f"GROUP BY day, {column}",
+            (self._account_id, first_day, last_day, self._open_day, *only.columns.values()),
         )
         begins_at = max(first_day, self._open_day) * _HOURS
-        wanted = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, key_id)
+        wanted = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, only)
         closed = [Point(row[0], str(row[1]), *row[2:]) for row in rows]
         return sorted([*closed, *_sum(wanted, group, _HOURS)], key=lambda point: (point.step, point.group))
 
-    async def by_hour(self, first_hour: int, last_hour: int, group: GroupBy, key_id: int | None = None) -> list[Point]:
+    async def by_hour(self, first_hour: int, last_hour: int, group: GroupBy, only: Only = _ALL) -> list[Point]:
         """Sum calls by hour and group, oldest first; both hours included."""
         pieces = self._recent
         if first_hour < self._first_hour:
             begin_us, end_us = first_hour * HOUR_US, min(self._first_hour, last_hour + 1) * HOUR_US
             pieces = [*await _pieces(self._store, self._account_id, begin_us, end_us), *pieces]
-        return _sum(_some(pieces, first_hour, last_hour, key_id), group, 1)
+        return _sum(_some(pieces, first_hour, last_hour, only), group, 1)
 
     async def of_keys(self) -> dict[int, Use]:
         """Give for each key that was ever used when that was last, for how many calls and what they cost."""
@@ -155,8 +173,13 @@ async def _pieces(store: Reading, account_id: int, begin_us: int, end_us: int) -
     return [_Piece(*row) for row in rows]
 
 
-def _some(pieces: list[_Piece], first_hour: int, last_hour: int, key_id: int | None) -> list[_Piece]:
-    return [one for one in pieces if first_hour <= one.hour <= last_hour and key_id in {None, one.key_id}]
+def _some(pieces: list[_Piece], first_hour: int, last_hour: int, only: Only) -> list[_Piece]:
+    wanted = only.columns.items()
+    return [
+        piece
+        for piece in pieces
+        if first_hour <= piece.hour <= last_hour and all(getattr(piece, name) == value for name, value in wanted)
+    ]
 
 
 def _sum(pieces: list[_Piece], group: GroupBy, hours: int) -> list[Point]:

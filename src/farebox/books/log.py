@@ -54,6 +54,11 @@ class LoggedCall(msgspec.Struct, frozen=True):
     streamed: int
     first_byte_us: int | None
     duration_us: int
+    session: str | None
+    agent: str | None
+    parent_agent: str | None
+    held_nanos: int | None
+    tries: str | None
 
     @property
     def id(self) -> str:
@@ -93,6 +98,7 @@ class Wanted(msgspec.Struct, frozen=True):
     key_id: int | None = None
     outcome: str | None = None
     since_us: int = 0
+    session: str | None = None
 
 
 class LogPage(msgspec.Struct, frozen=True):
@@ -135,18 +141,23 @@ _COLUMNS: Final = ", ".join(LoggedCall.__struct_fields__)
 async def page_of_log(store: Store, account_id: int, wanted: Wanted, before: Place | None, size: int) -> LogPage:
     """Give the newest calls before a place. A filter that fits few may give fewer than `size` and still go on."""
     place = before or Place(2**62, b"")
-    floor = await store.fetch(
-        "SELECT at, request_id FROM usage WHERE account_id = ? AND at >= ? AND (at, request_id) < (?, ?) "
-        "ORDER BY at DESC, request_id DESC LIMIT 1 OFFSET ?",
-        (account_id, wanted.since_us, place.at_us, place.request_id, LOOKED_AT),
-    )
+    floor = []
+    if wanted.session is None:  # those of a session are found by themselves, not by looking through all
+        floor = await store.fetch(
+            "SELECT at, request_id FROM usage WHERE account_id = ? AND at >= ? AND (at, request_id) < (?, ?) "
+            "ORDER BY at DESC, request_id DESC LIMIT 1 OFFSET ?",
+            (account_id, wanted.since_us, place.at_us, place.request_id, LOOKED_AT),
+        )
     conditions = ["account_id = ?", "at >= ?", "(at, request_id) < (?, ?)"]
     values: list[int | str | bytes] = [account_id, floor[0][0] if floor else wanted.since_us]
     values += [place.at_us, place.request_id]
     if floor:
         conditions.append("(at, request_id) >= (?, ?)")
         values += floor[0]
-    for column, value in (("model", wanted.model), ("key_id", wanted.key_id), ("outcome", wanted.outcome)):
+    for column, value in (
+        *(("session", wanted.session), ("model", wanted.model)),
+        *(("key_id", wanted.key_id), ("outcome", wanted.outcome)),
+    ):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(value)

@@ -12,16 +12,17 @@ from starlette.routing import Route
 
 from farebox.accounts.keys import list_keys
 from farebox.accounts.sessions import Session
-from farebox.billing.pricing import Model
+from farebox.books.figures import HOUR_US, Figures, Only
 from farebox.books.log import LoggedCall, Place, Wanted, bill_of, find_call, page_of_log, whole_log
-from farebox.clock import DAY_US, US_PER_S, Clock, day_of, iso
+from farebox.clock import DAY_US, US_PER_S, day_of, iso
 from farebox.ids import read_request_id
 from farebox.money import decimal_usd
-from farebox.store.protocol import Store
+from farebox.web.charts import Chart, stack
 from farebox.web.dashboard import key_names
+from farebox.web.docs.advice import advice
 from farebox.web.exports import MOST_ROWS, Cell, export, format_of
-from farebox.web.pages import Pages
-from farebox.web.visitors import Visitors
+from farebox.web.kit import Kit
+from farebox.web.timings import spans_of
 
 OUTCOMES: Final = {
     "finished": "The answer was complete.",
@@ -40,12 +41,26 @@ KINDS: Final = {
     "recovered": "Ended in place of a process that had died: nothing is charged.",
     "late": "Settled after its hold had expired, from what was free in the balance then.",
 }
+_ADVICE: Final = {
+    "client_gone": "If that was not meant: give the client a longer timeout, or let it stream.",
+    "out_of_money": "Add funds, or ask for fewer max_tokens, so that the answer fits into what is left.",
+    "upstream_broke": "Send it again.",
+    "gateway_broke": "Send it again; if it stays, write to the operator with this request id.",
+    "gateway_died": "Send it again.",
+}
+_STOPS: Final = {
+    "max_tokens": "The answer was cut at max_tokens: ask for more, or send what came back to be continued.",
+    "model_context_window_exceeded": "The context window was full: send less before, or compact the conversation.",
+    "refusal": "The model declined; asking otherwise may help, asking again rarely does.",
+}
+_GOOD: Final = "finished"
+_BAD: Final = "otherwise"
 _SINCE: Final = {"1h": DAY_US // 24, "24h": DAY_US, "7d": 7 * DAY_US, "30d": 30 * DAY_US, "90d": 90 * DAY_US}
 _PAGE: Final = 50
 _COLUMNS: Final = (
     *("at", "request_id", "model", "asked_model", "key", "outcome", "kind", "status", "streamed", "stop_reason"),
     *("input_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens", "output_tokens"),
-    *("web_searches", "charged_usd", "list_usd", "first_byte_ms", "duration_ms", "attempts"),
+    *("web_searches", "charged_usd", "list_usd", "first_byte_ms", "duration_ms", "attempts", "session", "agent"),
 )
 
 
@@ -56,15 +71,19 @@ class Filter(msgspec.Struct, frozen=True):
     key: str
     status: str
     since: str
+    session: str
 
     @classmethod
     def read(cls, query: QueryParams) -> Self:
-        model, key, status, since = (query.get(name, "").strip() for name in ("model", "key", "status", "since"))
+        model, key, status, since, session = (
+            query.get(name, "").strip() for name in ("model", "key", "status", "since", "session")
+        )
         return cls(
             model if len(model) <= 200 and model.isprintable() else "",
             key if key.isascii() and key.isdecimal() and len(key) < 19 else "",
             status if status in OUTCOMES else "",
             since if since in _SINCE else "",
+            session if len(session) <= 200 and session.isprintable() else "",
         )
 
     def wanted(self, now_us: int) -> Wanted:
@@ -73,6 +92,7 @@ class Filter(msgspec.Struct, frozen=True):
             key_id=int(self.key) if self.key else None,
             outcome=self.status or None,
             since_us=now_us - _SINCE[self.since] if self.since else 0,
+            session=self.session or None,
         )
 
     def address(self, **more: str) -> str:
@@ -81,15 +101,23 @@ class Filter(msgspec.Struct, frozen=True):
         return urlencode({name: value for name, value in values.items() if value})
 
 
+class Picture(msgspec.Struct, frozen=True):
+    """How many calls there were, a column a step."""
+
+    chart: Chart
+    labels: list[str]
+
+
 class Calls:
     """The request log of whoever is signed in."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock, models: tuple[Model, ...]) -> None:
-        self._pages = pages
-        self._visitors = visitors
-        self._store = store
-        self._clock = clock
-        self._models = [model.id for model in models]
+    def __init__(self, kit: Kit) -> None:
+        self._pages = kit.pages
+        self._visitors = kit.visitors
+        self._store = kit.store
+        self._clock = kit.clock
+        self._models = [model.id for model in kit.offer.models]
+        self._advice = {row.status: row.what_to_do for row in advice(kit.offer)}
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -121,6 +149,7 @@ class Calls:
             models=sorted({*self._models, *([wanted.model] if wanted.model else [])}),
             outcomes=list(OUTCOMES),
             spans=list(_SINCE),
+            picture=await self._picture(me, wanted),
             older=f"?{wanted.address(before=_show(page.older))}" if page.older else "",
             newest=place is None,
             sought=sought[:60],
@@ -150,6 +179,8 @@ class Calls:
             outcome_words=OUTCOMES.get(call.outcome, ""),
             kind_words=KINDS.get(call.kind, ""),
             tokens_per_s=_speed(call),
+            spans=spans_of(call),
+            advice=self._advise(call),
         )
 
     async def export(self, request: Request, me: Session) -> Response:
@@ -159,6 +190,32 @@ class Calls:
         names = key_names(await list_keys(self._store, me.account_id))
         rows = _rows(whole_log(self._store, me.account_id, wanted, MOST_ROWS), names)
         return export(rows, _COLUMNS, f"requests-{day_of(now_us)}", format_of(request))
+
+    async def _picture(self, me: Session, wanted: Filter) -> Picture | None:
+        """Draw how many calls there were, by hour or day; not of one session or one hour: there is the table."""
+        if wanted.session or wanted.since == "1h":
+            return None
+        now_us = self._clock()
+        hourly = wanted.since == "24h"
+        size_us = HOUR_US if hourly else DAY_US
+        steps = _SINCE[wanted.since or "30d"] // size_us
+        last = now_us // size_us
+        first = last - steps + 1
+        figures = await Figures.read(self._store, me.account_id, now_us)
+        only = Only(int(wanted.key) if wanted.key else None, wanted.model or None, wanted.status or None)
+        points = await (figures.by_hour if hourly else figures.by_day)(first, last, "outcome", only)
+        series: dict[str, list[int]] = {}
+        for point in points:
+            name = _GOOD if point.group == _GOOD else _BAD
+            series.setdefault(name, [0] * steps)[point.step - first] += point.requests
+        labels = [iso(step * size_us)[: 13 if hourly else 10].replace("T", " ") for step in range(first, last + 1)]
+        return Picture(stack(series, steps), labels)
+
+    def _advise(self, call: LoggedCall) -> str:
+        """Say what to do about a call that went wrong, or ended before it was done."""
+        if call.outcome == "refused_upstream":
+            return self._advice.get(call.status, "The message that came with it says what would be right.")
+        return _ADVICE.get(call.outcome) or _STOPS.get(call.stop_reason or "", "")
 
     async def _find(self, text: str, me: Session) -> LoggedCall | None:
         try:

@@ -1,8 +1,9 @@
 """The dashboard's first page and its charts: what a customer has, what was spent, by what."""
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Final, Self
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -10,27 +11,53 @@ from starlette.routing import Route
 from farebox.accounts.accounts import find_account
 from farebox.accounts.keys import Key, list_keys
 from farebox.accounts.sessions import Session
-from farebox.books.figures import HOUR_US, Figures
-from farebox.clock import DAY_US, Clock, day_of, iso
-from farebox.money import decimal_usd
-from farebox.store.protocol import Store
+from farebox.books.figures import HOUR_US, Figures, Point, Use
+from farebox.clock import DAY_US, day_of, iso
+from farebox.money import NANOS_PER_USD, decimal_usd
 from farebox.web.exports import Cell, export, format_of
-from farebox.web.pages import Pages
+from farebox.web.kit import Kit
 from farebox.web.usage import Asked, Usage, look_at_usage, show_group
-from farebox.web.visitors import Visitors
 
 _COLUMNS: Final = ("begins", "group", "requests", "tokens", "spend_usd", "list_usd")
 _LONGEST_DAYS: Final = 365
+_LOW_DAYS: Final = 3
+_LOW_NANOS: Final = NANOS_PER_USD
+"""A balance that lasts for fewer days, or is less than this, is worth a warning."""
+_MOST_HINTS: Final = 3
+
+
+class Today(msgspec.Struct, frozen=True):
+    """What came together since midnight, and the mean of the six days before."""
+
+    spent_nanos: int
+    requests: int
+    unfinished: int
+    mean_nanos: int
+
+    @classmethod
+    def read(cls, points: list[Point], week_nanos: int) -> Self:
+        spent = sum(point.spend_nanos for point in points)
+        return cls(
+            spent,
+            sum(point.requests for point in points),
+            sum(point.requests for point in points if point.group != "finished"),
+            (week_nanos - spent) // 6,
+        )
+
+    @property
+    def change(self) -> int | None:
+        """Give how far today is from the mean, in percent, if there is one."""
+        return round(100 * (self.spent_nanos - self.mean_nanos) / self.mean_nanos) if self.mean_nanos else None
 
 
 class Dashboard:
     """Pages for people who are signed in, about their own account alone."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, store: Store, clock: Clock) -> None:
-        self._pages = pages
-        self._visitors = visitors
-        self._store = store
-        self._clock = clock
+    def __init__(self, kit: Kit) -> None:
+        self._pages = kit.pages
+        self._visitors = kit.visitors
+        self._store = kit.store
+        self._clock = kit.clock
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -47,22 +74,26 @@ class Dashboard:
         keys = await list_keys(self._store, me.account_id)
         figures = await Figures.read(self._store, me.account_id, now_us)
         usage = await look_at_usage(figures, Asked.read(request.query_params), key_names(keys), now_us)
-        week = await look_at_usage(figures, Asked("spend", "model", "7d"), {}, now_us)
-        spent = week.spent(7)
+        used = await figures.of_keys()
+        today = now_us // DAY_US
+        week = await figures.by_day(today - 6, today, "outcome")
+        spent = sum(point.spend_nanos for point in week)
         days_left = account.free_nanos * 7 // spent if spent else None
-        today = [point for point in week.points if point.step == week.last_step]
+        clients = [key for key in keys if key.purpose == "client" and key.is_open(now_us)]
         return self._pages.render(
             request,
             "overview.html",
             me=me,
             account=account,
             usage=usage,
-            spent_today=sum(point.spend_nanos for point in today),
-            requests_today=sum(point.requests for point in today),
+            today=Today.read([point for point in week if point.step == today], spent),
             days_left=days_left,
             longest_days=_LONGEST_DAYS,
-            keys=[key for key in keys if key.status(now_us) == "active"],
-            used=await figures.of_keys(),
+            is_low=bool(used) and _is_low(account.free_nanos, days_left),
+            keys=clients,
+            hints=_hints(clients, used, now_us)[:_MOST_HINTS],
+            used=used,
+            now=now_us,
         )
 
     async def usage(self, request: Request, me: Session) -> Response:
@@ -80,6 +111,17 @@ class Dashboard:
         now_us = self._clock()
         figures = await Figures.read(self._store, me.account_id, now_us)
         return await look_at_usage(figures, Asked.read(request.query_params), key_names(keys), now_us)
+
+
+def _is_low(free_nanos: int, days_left: int | None) -> bool:
+    return free_nanos < _LOW_NANOS or (days_left is not None and days_left < _LOW_DAYS)
+
+
+def _hints(keys: list[Key], used: dict[int, Use], now_us: int) -> list[tuple[Key, list[str]]]:
+    """Name the keys that could be safer, the dearest first."""
+    found = [(key, key.hints(now_us, used[key.id].last_at_us if key.id in used else None)) for key in keys]
+    by_spend = sorted(found, key=lambda one: -used[one[0].id].spend_nanos if one[0].id in used else 0)
+    return [(key, hints) for key, hints in by_spend if hints]
 
 
 def key_names(keys: list[Key]) -> dict[int, str]:

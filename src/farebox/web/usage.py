@@ -6,7 +6,7 @@ from typing import Final, Self, cast
 import msgspec
 from starlette.datastructures import QueryParams
 
-from farebox.books.figures import HOUR_US, Figures, GroupBy, Point
+from farebox.books.figures import HOUR_US, Figures, GroupBy, Only, Point
 from farebox.clock import DAY_US, day_of, day_start_us, iso
 from farebox.web.charts import Chart, stack
 
@@ -47,8 +47,8 @@ class Asked(msgspec.Struct, frozen=True):
         return bool(self.day) or self.range == "24h"
 
     @property
-    def key_id(self) -> int | None:
-        return int(self.key) if self.key else None
+    def only(self) -> Only:
+        return Only(key_id=int(self.key) if self.key else None)
 
     @property
     def span(self) -> str:
@@ -78,7 +78,7 @@ class Usage(msgspec.Struct, frozen=True):
     """All there is by step and group, whatever the metric."""
     last_step: int
     before: int | None
-    """What the period before came to, as long as this one; None where that was not asked for."""
+    """What the period before came to, as long as this one; None of hours."""
 
     @property
     def change(self) -> int | None:
@@ -97,14 +97,8 @@ class Usage(msgspec.Struct, frozen=True):
         found = [(str(label), list(values), sum(values)) for label, *values in columns]
         return [row for row in found[::-1] if row[2]]
 
-    def spent(self, steps: int) -> int:
-        """Sum what was charged in the last so many steps."""
-        return sum(point.spend_nanos for point in self.points if point.step > self.last_step - steps)
 
-
-async def look_at_usage(
-    figures: Figures, asked: Asked, names: dict[int, str], now_us: int, *, compare: bool = True
-) -> Usage:
+async def look_at_usage(figures: Figures, asked: Asked, names: dict[int, str], now_us: int) -> Usage:
     """Lay out the usage that is asked for. `names` are those of the account's keys."""
     length = 24 if asked.hourly else RANGES[asked.range]
     size_us = HOUR_US if asked.hourly else DAY_US
@@ -112,10 +106,10 @@ async def look_at_usage(
     first = last - length + 1
     group = cast("GroupBy", GROUPS[asked.group])
     read = figures.by_hour if asked.hourly else figures.by_day
-    points = await read(first, last, group, asked.key_id)
+    points = await read(first, last, group, asked.only)
     before = None
-    if compare and not asked.hourly:
-        earlier = await read(first - length, first - 1, group, asked.key_id)
+    if not asked.hourly:
+        earlier = await read(first - length, first - 1, group, asked.only)
         before = sum(_figure(point, asked.metric) for point in earlier)
     series: dict[str, list[int]] = {}
     for point in points:

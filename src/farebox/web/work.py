@@ -1,6 +1,7 @@
 """Claude Code sessions: what each came to, by agent, and the button that stops a runaway one."""
 
 from typing import Final
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -33,9 +34,9 @@ class WorkRoom:
         page = self._visitors.signed_in
         return [
             Route("/dashboard/work", page(self.list)),
-            Route("/dashboard/work/{session}", page(self.session)),
-            Route("/dashboard/work/{session}/stop", page(self.stop), methods=["GET", "POST"]),
-            Route("/dashboard/work/{session}/resume", page(self.resume), methods=["POST"]),
+            Route("/dashboard/work/of/{session:path}", page(self.session)),
+            Route("/dashboard/work/stop/{session:path}", page(self.stop), methods=["GET", "POST"]),
+            Route("/dashboard/work/resume/{session:path}", page(self.resume), methods=["POST"]),
         ]
 
     async def list(self, request: Request, me: Session) -> Response:
@@ -77,7 +78,7 @@ class WorkRoom:
             return self._no_such_session(request, me)
         if request.method == "POST":
             await self._backstage.stop_session(me.account_id, work.session)
-            return RedirectResponse(_path(request), 303)
+            return RedirectResponse(_path(work), 303)
         return self._pages.render(request, "stop.html", me=me, work=work, now=self._clock())
 
     async def resume(self, request: Request, me: Session) -> Response:
@@ -85,7 +86,7 @@ class WorkRoom:
         if work is None:
             return self._no_such_session(request, me)
         await self._backstage.resume_session(me.account_id, work.session)
-        return RedirectResponse(_path(request), 303)
+        return RedirectResponse(_path(work), 303)
 
     async def _own(self, request: Request, me: Session) -> Work | None:
         name = request.path_params["session"]
@@ -100,6 +101,5 @@ class WorkRoom:
         )
 
 
-def _path(request: Request) -> str:
-    """Give the address of the session that a form was about, as it was written."""
-    return request.scope["raw_path"].decode("latin-1").rpartition("/")[0]
+def _path(work: Work) -> str:
+    return f"/dashboard/work/of/{quote(work.session)}"
