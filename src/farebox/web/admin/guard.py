@@ -3,8 +3,6 @@
 For everybody else there is nothing at /admin.
 """
 
-from typing import Final
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,10 +12,6 @@ from farebox.accounts.sessions import Session
 from farebox.web.kit import Kit
 from farebox.web.visitors import Page, SignedInPage, address_of, to_confirm
 
-_FACTORS: Final = """
-SELECT 1 FROM totp WHERE account_id = ? AND set_at IS NOT NULL UNION ALL SELECT 1 FROM passkey WHERE account_id = ?
-"""
-
 
 class Admins:
     """Makes pages that only operators see."""
@@ -25,7 +19,7 @@ class Admins:
     def __init__(self, kit: Kit) -> None:
         self._visitors = kit.visitors
         self._pages = kit.pages
-        self._store = kit.store
+        self._factor = kit.factor
         self._clock = kit.clock
         self._factor_required = kit.house.admin_factor == "required"
 
@@ -40,7 +34,7 @@ class Admins:
             if me is None or me.role != "admin" or me.status != "active":
                 raise HTTPException(404)
             lacks_factor = self._factor_required and me.factor_at_us is None
-            if lacks_factor and not await self._has_factor(me):
+            if lacks_factor and not (await self._factor.of(me.account_id)).is_needed:
                 return self._pages.render(request, "admin/factor.html", status=403, me=me)
             is_change = changes and request.method not in {"GET", "HEAD"}
             if lacks_factor or (is_change and not me.is_sure(self._clock())):
@@ -48,9 +42,6 @@ class Admins:
             return await page(request, me)
 
         return guarded
-
-    async def _has_factor(self, me: Session) -> bool:
-        return bool(await self._store.fetch(_FACTORS, (me.account_id, me.account_id)))
 
 
 def operator_of(request: Request, me: Session) -> Operator:

@@ -3,7 +3,10 @@
 from starlette.routing import Route
 
 from farebox.web.admin.announcements import AnnouncementRoom
+from farebox.web.admin.customer import CustomerRoom
+from farebox.web.admin.customers import Customers
 from farebox.web.admin.guard import Admins
+from farebox.web.admin.money import Money
 from farebox.web.admin.today import Today
 from farebox.web.admin.viewing import Viewing
 from farebox.web.kit import Kit
@@ -16,7 +19,10 @@ class Admin:
         admins = Admins(kit)
         self._rooms = (
             Today(kit, admins),
+            Customers(kit, admins),
             Viewing(kit, admins),
+            Money(kit, admins),
+            CustomerRoom(kit, admins),
             AnnouncementRoom(kit, admins),
         )
 

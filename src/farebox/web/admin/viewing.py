@@ -4,11 +4,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from farebox.accounts.accounts import find_account
 from farebox.accounts.audit_log import REASON_CHARS
 from farebox.accounts.operators import look_as, look_away
 from farebox.accounts.sessions import Session
-from farebox.errors import NotFound
+from farebox.web.admin.customer import account_of
 from farebox.web.admin.guard import Admins, operator_of
 from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
@@ -24,17 +23,15 @@ class Viewing:
     def routes(self) -> list[Route]:
         page = self._admins.page
         return [
-            Route("/admin/customers/{account_id:int}/view", page(self.begin), methods=["POST"]),
+            Route("/admin/customers/{account_id}/view", page(self.begin), methods=["POST"]),
             Route("/admin/viewing/end", page(self.end, changes=False), methods=["POST"]),
         ]
 
     async def begin(self, request: Request, me: Session) -> Response:
-        account_id = request.path_params["account_id"]
-        try:
-            account = await find_account(self._store, str(account_id))
-        except NotFound:
-            return RedirectResponse("/admin/customers", 303)
-        reason = (await read_form(request)).get("reason", "").strip()[:REASON_CHARS]
+        account = await account_of(self._store, request)
+        reason = " ".join((await read_form(request)).get("reason", "").split())[:REASON_CHARS]
+        if not reason.isprintable():
+            reason = ""
         await look_as(self._store, operator_of(request, me), me.hash, account.id, reason)
         return RedirectResponse("/dashboard", 303)
 
