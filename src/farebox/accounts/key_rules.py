@@ -97,7 +97,7 @@ def _read_network(word: str) -> str:
 
 def read_models(wanted: Iterable[str], sold: Iterable[str]) -> tuple[str, ...]:
     """Read the models that a key may use, each once, in the order they are sold in."""
-    known = list(sold)
+    known = list(dict.fromkeys(sold))
     asked = list(dict.fromkeys(wanted))
     if len(asked) > MOST_MODELS:
         raise InvalidRequest(f"a key names at most {MOST_MODELS} models, got {len(asked)}")

@@ -23,6 +23,7 @@ AS_IT_IS: Final = "keep"
 OWN_FIELDS: Final = 20
 """Fields of the form beside its models."""
 _MODEL: Final = "model."
+_TEXTS: Final = ("name", "limit", "lifetime", "requests_per_minute", "networks")
 
 
 class KeyForm(msgspec.Struct, kw_only=True):
@@ -42,28 +43,21 @@ class KeyForm(msgspec.Struct, kw_only=True):
     def read(cls, fields: Mapping[str, str], sold: list[str], now_us: int, before: Key | None = None) -> Self:
         """Read what was sent. A key that is changed may keep models that are sold no longer."""
         known = [*sold, *(before.models if before else ())]
-        form = cls(
-            name=fields.get("name", ""),
-            limit=fields.get("limit", ""),
-            resets=fields.get("resets", "never"),
-            lifetime=fields.get("lifetime", ""),
-            requests_per_minute=fields.get("requests_per_minute", ""),
-            networks=fields.get("networks", ""),
-            models=tuple(
-                name.removeprefix(_MODEL) for name, value in fields.items() if name.startswith(_MODEL) and value
-            ),
-            errors={},
+        sent = {name: fields.get(name, "") for name in _TEXTS} | {"resets": fields.get("resets", "never")}
+        form = msgspec.convert({name: _shown(value) for name, value in sent.items()}, cls)
+        form.models = tuple(
+            name.removeprefix(_MODEL) for name, value in fields.items() if name.startswith(_MODEL) and value
         )
-        form.name = form._try("name", form.name, key_rules.read_name, form.name)
+        form.name = form._try("name", sent["name"], key_rules.read_name, form.name)
         form.rules = Rules(
             expires_at_us=form._expires_at(now_us, before),
             models=form._try("models", form.models, lambda wanted: key_rules.read_models(wanted, known), ()),
-            networks=form._try("networks", form.networks, key_rules.read_networks, ()),
+            networks=form._try("networks", sent["networks"], key_rules.read_networks, ()),
             requests_per_minute=form._try(
-                "requests_per_minute", form.requests_per_minute, key_rules.read_requests_per_minute, None
+                "requests_per_minute", sent["requests_per_minute"], key_rules.read_requests_per_minute, None
             ),
-            limit_nanos=form._try("limit", form.limit, key_rules.read_limit, None),
-            resets=form._try("resets", form.resets, key_rules.read_resets, "never"),
+            limit_nanos=form._try("limit", sent["limit"], key_rules.read_limit, None),
+            resets=form._try("resets", sent["resets"], key_rules.read_resets, "never"),
         )
         return form
 
@@ -98,3 +92,8 @@ class KeyForm(msgspec.Struct, kw_only=True):
         except InvalidRequest as error:
             self.errors[field] = str(error)
             return otherwise
+
+
+def _shown(text: str) -> str:
+    """Give a text as a page can hold it: what no document may contain left out."""
+    return "".join(char for char in text if char.isprintable() or char == "\n")
