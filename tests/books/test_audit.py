@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from farebox.accounts.key_rules import Rules
+from farebox.accounts.keys import change_key, find_key
 from farebox.billing.ledger import Transfer
 from farebox.billing.usage import Line, Usage
 from farebox.books import audit as module
@@ -24,6 +26,7 @@ from farebox.clock import DAY_US
 from farebox.ids import new_request_id
 from farebox.store.open import open_store
 from farebox.store.protocol import Row
+from farebox.store.schema import Dialect, triggers
 from farebox.store.urls import is_postgres
 from tests.books.shop import MODELS, Shop, open_shop
 from tests.cluster import Cluster, run
@@ -34,8 +37,10 @@ NAMES = {
     "postgresql": ["settings", "references", "constraints", "triggers", "functions"],
 }
 """What a database checks of itself."""
+ERIN = 3
+"""Whose key has a spend limit."""
 OURS = [
-    "balances", "held amounts", "open holds", "top-ups", "above zero",
+    "balances", "held amounts", "open holds", "top-ups", "above zero", "spend limits",
     "zero sum", "live holds", "settled once", "who pays", "price lists", "prices", "day digests",
 ]  # fmt: skip
 BENT = "constraints"
@@ -53,8 +58,11 @@ def written(databases: Databases, database_kind: str, tmp_path_factory: pytest.T
 
     async def write(url: str) -> None:
         async with open_shop(url, alice_nanos=10**12) as shop:
+            erin = await shop.person("erin@example.com", 10**9)
+            await limit(shop, erin)
             for _ in range(4):
                 await a_day(shop)
+                await shop.call(erin, 300, 20)
                 shop.now_us += DAY_US
             shop.now_us += DAY_US // 2
             assert len(await close_days(shop.store, shop.now_us)) == 4
@@ -73,7 +81,15 @@ async def used(databases: Databases, database_kind: str, written: str, tmp_path:
         async with open_shop(url) as shop:
             shop.now_us += 5 * DAY_US
             await shop.admit(shop.alice, 12_345)
+            await shop.call(ERIN, 300, 20)
+            await shop.admit(ERIN, 700)
             yield shop
+
+
+async def limit(shop: Shop, account_id: int) -> None:
+    """Let the account's key spend a dollar a month."""
+    key = await find_key(shop.store, str(shop.keys[account_id]))
+    await change_key(shop.store, key, "limited", Rules(limit_nanos=10**9, resets="monthly"), shop.now_us)
 
 
 async def a_day(shop: Shop) -> None:
@@ -192,6 +208,7 @@ NEW = (
     "ORDER BY at DESC LIMIT 1)"
 )
 IS_NEW = f"request_id = {NEW}"
+LIMITED = "(SELECT request_id FROM usage WHERE account_id = 3 ORDER BY at DESC LIMIT 1)"
 STEPS = "(SELECT request_id FROM usage WHERE detail IS NOT NULL ORDER BY at DESC LIMIT 1)"
 FREE = "(SELECT request_id FROM usage WHERE kind = 'failed' ORDER BY at LIMIT 1)"
 LAST_TRANSFER = "(SELECT id FROM transfer WHERE code = 'promotion' ORDER BY at DESC LIMIT 1)"
@@ -273,7 +290,7 @@ SOLD = '"input":7500000000'
         ("UPDATE price_list SET models = 'gone'", {"price lists", "prices"}),
         (
             (
-                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold",
+                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold WHERE account_id = 1",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"live holds"},
@@ -285,7 +302,12 @@ SOLD = '"input":7500000000'
             ),
             {"settled once"},
         ),
-        ("DELETE FROM hold", {"held amounts", "open holds"}),
+        ("DELETE FROM hold WHERE account_id = 1", {"held amounts", "open holds"}),
+        ("UPDATE key_budget SET used_nanos = used_nanos - 1", {"spend limits"}),
+        ("UPDATE key_budget SET used_nanos = 0", {"spend limits"}),
+        ("UPDATE key_budget SET since = since + 86400000000 * 3", {"spend limits"}),
+        ("UPDATE hold SET key_id = 1 WHERE account_id = 3", {"spend limits"}),
+        (f"UPDATE usage SET key_id = 1 WHERE request_id = {LIMITED}", {"spend limits"}),
         ("UPDATE run SET stopped_at = 5", {"live holds"}),
     ],
 )
@@ -360,8 +382,9 @@ async def test_sound_books_pass_every_check_and_each_looked_at_what_there_is(use
     calls = await used.count("usage")
     assert (rows["prices"], rows["who pays"], rows["settled once"]) == (calls, calls, calls)
     assert rows["zero sum"] == calls + await used.count("transfer")
-    assert (rows["balances"], rows["day digests"], rows["price lists"]) == (7, 4, 1)
-    assert (rows["live holds"], rows["triggers"]) == (1, {"sqlite": 8, "postgresql": 15}[database_kind])
+    assert (rows["balances"], rows["spend limits"], rows["day digests"], rows["price lists"]) == (8, 1, 4, 1)
+    dialect: Dialect = "sqlite" if database_kind == "sqlite" else "postgresql"
+    assert (rows["live holds"], rows["triggers"]) == (2, len(triggers(dialect)))
 
 
 async def test_empty_books_are_sound(shop: Shop) -> None:
@@ -372,7 +395,7 @@ async def test_a_break_is_told_with_its_figures_and_many_are_counted(used: Shop,
     tamper("UPDATE account SET topped_up_nanos = topped_up_nanos + 1")
     (found,) = [check for check in await audit(used.store) if not check.ok]
     assert "account 1 has topped up 1000000000001, its deposits say 1000000000000" in found.detail
-    assert found.detail.endswith("; and 4 more")
+    assert found.detail.endswith("; and 5 more")
 
 
 async def test_a_call_that_nobody_serves_any_more_is_stuck_money(used: Shop) -> None:

@@ -72,6 +72,7 @@ async def audit(store: Reading, *, on_progress: Progress | None = None, sample: 
     parts: tuple[tuple[str, Callable[[], Awaitable[list[Check]]]], ...] = (
         ("database", lambda: _database(store)),
         ("balances", lambda: _accounts(store, tell)),
+        ("spend limits", lambda: _spend_limits(store)),
         ("zero sum", lambda: _zero_sum(store)),
         ("live holds", lambda: _holds(store)),
         ("settled once", lambda: _settled_once(store)),
@@ -151,6 +152,28 @@ def _account(row: Row, posted: _Breaks, held: _Breaks, count: _Breaks, topped: _
         topped.add(f"account {account_id} has topped up {topped_up}, its deposits say {deposits}")
     if not 0 <= on_hold <= balance:
         above.add(f"account {account_id} has {balance} and holds {on_hold}")
+
+
+_USED: Final = """
+    SELECT b.key_id, b.used_nanos,
+      (SELECT coalesce(sum(charged_nanos), 0) FROM usage u
+        WHERE u.account_id = k.account_id AND u.key_id = b.key_id AND u.at >= b.since)
+      + (SELECT coalesce(sum(amount_nanos), 0) FROM hold h WHERE h.key_id = b.key_id AND h.created_at >= b.since)
+    FROM key_budget b JOIN api_key k ON k.id = b.key_id WHERE b.key_id > ? ORDER BY b.key_id LIMIT ?
+"""
+
+
+async def _spend_limits(store: Reading) -> list[Check]:
+    """Work out again what each key with a spend limit has used of it: charged and held in its period."""
+    breaks = _Breaks("spend limits", "keys")
+    last = 0
+    while rows := await store.fetch(_USED, (last, _ACCOUNTS_PAGE)):
+        for key_id, used, entries in rows:
+            if used != entries:
+                breaks.add(f"key {key_id} has used {used}, its entries and holds say {entries}")
+        breaks.rows += len(rows)
+        last = rows[-1][0]
+    return [breaks.check()]
 
 
 _ZERO: Final = """
