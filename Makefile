@@ -11,7 +11,7 @@ DATA ?= .data
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format bench soak lock clean help
+.PHONY: run test check format bench soak screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,13 +43,17 @@ soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, 
 	@bash tests/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)
 
+screenshots: $(VENV)/.dev  ## Take every page with demo data, at two widths, light and dark, into .screenshots
+	@bash tests/web/install.sh
+	$(BIN)/python -m tests.web.screenshots
+
 lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --upgrade"
 	$$compile --output-file requirements.lock pyproject.toml build.in
 	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .clients .peers
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .clients .peers .screenshots
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
