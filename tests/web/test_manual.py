@@ -18,7 +18,8 @@ from farebox.gateway import wire
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import Features
 from farebox.web.docs.book import CONTENTS, FEATURES, Book
-from farebox.web.docs.endpoints import Endpoint, endpoints
+from farebox.web.docs.endpoint import Endpoint
+from farebox.web.docs.endpoints import endpoints
 from farebox.web.docs.markdown import LANGUAGES
 from farebox.web.swap import swaps
 from tests.clients.run import HERE, Ended, charges, check_books, run, wanted
@@ -69,7 +70,20 @@ def samples() -> list[Any]:
 
 def test_every_page_of_the_reference_has_samples_in_every_language() -> None:
     """Save that Claude Code has no command of its own for everything."""
-    for slug in ("quickstart", "authentication", "messages", "streaming", "count-tokens", "models", "limits", "errors"):
+    for slug in (
+        "quickstart",
+        "authentication",
+        "messages",
+        "streaming",
+        "count-tokens",
+        "models",
+        "limits",
+        "errors",
+        "account",
+        "quotes",
+        "receipts",
+        "status-line",
+    ):
         found = {code.language for part in BOOK.pages[slug].text.parts for box in part.boxes for code in box.codes}
         assert found >= {"curl", "python", "typescript"}, slug
     assert set(LANGUAGES.values()) == {swap.language for swap in swaps(OFFER)}
@@ -78,12 +92,13 @@ def test_every_page_of_the_reference_has_samples_in_every_language() -> None:
 @pytest.mark.parametrize(("language", "text"), samples())
 async def test_every_sample_runs_as_it_stands(plain: Stage, tmp_path: Path, language: str, text: str) -> None:
     """With the address of this stage; what calls a model is charged, and nothing else is."""
-    text = text.replace(OFFER.base_url, plain.base_url).replace("sk-cc-your-key", plain.alice.key)
+    text = text.replace(OFFER.public_url, f"http://127.0.0.1:{plain.gateway.port}")
+    text = text.replace("sk-cc-your-key", plain.alice.key)
     ended = await run_sample(language, text, plain.alice.key, tmp_path)
     assert ended.code == 0, ended
     assert ended.out.strip(), ended
     charged = await check_books(plain, plain.alice, OPENED)
-    is_free = bool(re.search(r"count_?tokens|\bmodels\b", text, re.IGNORECASE))
+    is_free = not re.search(r"v1/messages \\|\.messages\s*\.(?!count)|^claude ", text, re.MULTILINE)
     assert (charged > 0) is not is_free
     if not is_free:
         assert [kind for kind, _, _ in await charges(plain, plain.alice)] == ["exact"]
@@ -138,7 +153,7 @@ async def test_openapi_describes_every_endpoint_and_no_other(plain: Stage) -> No
     routes = next(one.__self__ for one in vars(server).values() if isinstance(getattr(one, "__self__", None), Routes))
     base = "/api/proxy/v1"
     served = {(method, path) for path, (method, _) in routes._exact.items() if path.startswith(f"{base}/")}
-    served |= {(method, path + "{}") for path, method, _ in routes._under if path.startswith(f"{base}/")}
+    served |= {(method, f"{begin}{{}}{end}") for begin, end, method, _ in routes._under if begin.startswith(f"{base}/")}
     served = {(method, path) for method, path in served if not path.startswith(f"{base}/v1/")}
     told = {(method, re.sub(r"\{\w+\}", "{}", f"/api/proxy{path}")) for method, path, _ in operations(described)}
     assert told == served
@@ -147,8 +162,11 @@ async def test_openapi_describes_every_endpoint_and_no_other(plain: Stage) -> No
 @pytest.mark.parametrize("endpoint", endpoints(OFFER), ids=lambda endpoint: endpoint.slug)
 async def test_answers_are_as_described(plain: Stage, endpoint: Endpoint) -> None:
     """The example of each endpoint, sent: the answer fits its schema, and has what the example of an answer has."""
-    path = endpoint.path.replace("{model_id}", MODEL)
+    assert (await plain.ask(plain.alice))[0] == 200
+    ((called,),) = await plain.rows("SELECT request_id FROM usage")
+    path = endpoint.path.replace("{model_id}", MODEL).replace("{request_id}", f"req_{called.hex()}")
     headers = [(b"x-api-key", plain.alice.key.encode()), (b"content-type", b"application/json")]
+    headers.append((b"accept", b"application/json"))
     body = json.dumps(endpoint.example).encode() if endpoint.example is not None else b""
     answer = await plain.client.request(endpoint.method, f"/api/proxy{path}", headers, body, first_byte_s=30)
     value = json.loads(await answer.read(2**20))
@@ -169,6 +187,12 @@ REFUSED: Final[tuple[tuple[str, Any, int], ...]] = (
     ("POST /v1/messages/count_tokens", {"model": "nothing", "messages": []}, 400),
     ("GET /v1/models?limit=0", None, 400),
     ("GET /v1/models/nothing", None, 404),
+    ("POST /v1/messages/quote", {"model": MODEL, "messages": []}, 400),
+    ("POST /v1/messages/quote", {"model": MODEL, "messages": [{"role": "user", "content": "a" * (33 << 20)}]}, 413),
+    ("GET /v1/usage?by=hour", None, 400),
+    ("GET /v1/statusline?session=" + "a" * 201, None, 400),
+    (f"GET /v1/requests/req_{0:032x}", None, 404),
+    (f"GET /v1/requests/req_{0:032x}/receipt", None, 404),
 )
 
 
@@ -177,7 +201,9 @@ async def test_refusals_are_as_described(plain: Stage, what: str, body: Any, sta
     """Somebody without money, and somebody without a key: status and envelope are those of the description."""
     described = json.loads(BOOK.openapi)
     method, _, target = what.partition(" ")
-    responses = answers(described)[re.sub(r"models/.*", "models/{model_id}", what.partition("?")[0])]
+    responses = answers(described)[
+        re.sub("req_0+", "{request_id}", re.sub(r"models/.*", "models/{model_id}", what.partition("?")[0]))
+    ]
     for key, expected in ((plain.bob.key, status), ("sk-cc-wrong", 401)):
         answer = await plain.client.request(
             method,
@@ -195,13 +221,15 @@ async def test_refusals_are_as_described(plain: Stage, what: str, body: Any, sta
 def test_the_reference_pages_have_what_openapi_has() -> None:
     """Each field of each operation is on its page, as required as it is."""
     page_of = {"messages": "messages", "count_tokens": "count-tokens", "models": "models", "model": "models"}
+    page_of |= {"quote": "quotes", "receipt": "receipts", "statusline": "status-line"}
+    page_of |= dict.fromkeys(("balance", "usage", "key", "request"), "account")
     for _, _, operation in operations(json.loads(BOOK.openapi)):
         source = BOOK.pages[page_of[operation["operationId"]]].source
         fields = {one["name"]: one["required"] for one in operation.get("parameters", [])}
         if "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             fields |= {name: name in schema["required"] for name in schema["properties"]}
-        assert fields
+        assert fields or operation["operationId"] in {"balance", "key"}
         for name, required in fields.items():
             entry = re.search(rf"^- `{name}` \*[a-z ]+\*( \*\*required\*\*)?$", source, re.MULTILINE)
             assert entry is not None, name

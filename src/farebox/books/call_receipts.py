@@ -59,7 +59,7 @@ async def figures_of(store: Store, account_id: int, call: LoggedCall) -> dict[st
         },
         "currency": "USD",
         "price_version": call.price_version,
-        "lines": [_line(line) for line in bill.lines],
+        "lines": [show_line(line) for line in bill.lines],
         "notes": bill.notes,
         "cost": decimal_usd(call.cost_nanos),
         "waived": decimal_usd(call.waived_nanos),
@@ -79,7 +79,8 @@ async def _refunded(store: Store, account_id: int, call: LoggedCall) -> int:
     return int(rows[0][0])
 
 
-def _line(line: PricedLine) -> dict[str, Any]:
+def show_line(line: PricedLine) -> dict[str, Any]:
+    """Show a line of a call's cost: lines are exact, only their sum is rounded."""
     return {
         "what": line.what,
         "model": line.model,

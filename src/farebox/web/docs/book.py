@@ -8,8 +8,10 @@ import jinja2
 from msgspec import Struct
 
 import farebox
+from farebox.accounts.signing import KEYS_PATH
 from farebox.web.docs.advice import advice, write_size, write_span
-from farebox.web.docs.endpoints import Endpoint, Schema, endpoints
+from farebox.web.docs.endpoint import Endpoint, Schema
+from farebox.web.docs.endpoints import endpoints
 from farebox.web.docs.markdown import Text, read
 from farebox.web.docs.openapi import openapi
 from farebox.web.offer import Offer
@@ -19,6 +21,7 @@ CONTENTS: Final = {
     "Begin": ("quickstart", "claude-code", "sdks", "authentication"),
     "Reference": ("messages", "streaming", "count-tokens", "models", "limits", "errors"),
     "Money": ("billing", "top-ups"),
+    "Your account": ("account", "quotes", "receipts", "status-line"),
 }
 """All pages by their groups, in the order they are read."""
 FEATURES: Final = {
@@ -129,6 +132,7 @@ class Book:
             "base_url": offer.base_url,
             "path": offer.base_url.removeprefix(offer.public_url),
             "public_url": offer.public_url,
+            "keys_path": KEYS_PATH,
             "model": offer.sample.id,
             "key": f"{offer.key_prefix}your-key",
             "refused": [words for name, words in FEATURES.items() if not offer.features.get(name)],

@@ -1,77 +1,26 @@
 """The API for customers, one structure per endpoint. Reference pages, samples and /openapi.json come of it."""
 
-from typing import Any, Final, Literal
-
-from msgspec import Struct
+from typing import Any, Final
 
 from farebox import errors
 from farebox.billing.pricing import Model, Rates
-from farebox.errors import Refusal
 from farebox.money import decimal_usd
+from farebox.web.docs.account_endpoints import account_endpoints, quote
+from farebox.web.docs.endpoint import EVERYWHERE, WITH_A_BODY, Endpoint, Field, Schema
 from farebox.web.offer import Offer
-
-Schema = dict[str, Any]
-"""A JSON Schema (draft 2020-12), as OpenAPI 3.1 takes it."""
-
-
-class Field(Struct, frozen=True):
-    """A field that a request may carry, and what it means here."""
-
-    name: str
-    schema: Schema
-    words: str
-    required: bool = False
-    place: Literal["body", "query", "path"] = "body"
-
-    @property
-    def kind(self) -> str:
-        """Its type in words: "string", "string or array"."""
-        kinds = [self.schema] if "type" in self.schema else self.schema["anyOf"]
-        return " or ".join(kind["type"] for kind in kinds)
-
-
-class Endpoint(Struct, frozen=True):
-    """One thing to ask the gateway for. `path` is below the base URL."""
-
-    slug: str
-    method: Literal["GET", "POST"]
-    path: str
-    title: str
-    words: str
-    fields: tuple[Field, ...]
-    example: Schema | None
-    """A request's body; None where there is none."""
-    answer: Schema
-    answer_example: Schema
-    refusals: tuple[type[Refusal], ...]
-    streams: bool = False
-
-    @property
-    def body(self) -> tuple[Field, ...]:
-        return tuple(field for field in self.fields if field.place == "body")
-
-
-_EVERYWHERE: Final = (
-    errors.InvalidRequest,
-    errors.AuthenticationFailed,
-    errors.PermissionDenied,
-    errors.InternalError,
-    errors.Unavailable,
-)
-_WITH_A_BODY: Final = (
-    *_EVERYWHERE,
-    errors.NotFound,
-    errors.RequestTimeout,
-    errors.RequestTooLarge,
-    errors.RateLimited,
-    errors.UpstreamFailed,
-    errors.Overloaded,
-)
 
 
 def endpoints(offer: Offer) -> tuple[Endpoint, ...]:
     """Describe all endpoints as this server has them."""
-    return (_messages(offer), _count_tokens(offer), _models(offer), _model(offer))
+    messages = _messages(offer)
+    return (
+        messages,
+        _count_tokens(offer),
+        quote(messages),
+        _models(offer),
+        _model(offer),
+        *account_endpoints(offer),
+    )
 
 
 def _messages(offer: Offer) -> Endpoint:
@@ -114,8 +63,9 @@ def _messages(offer: Offer) -> Endpoint:
             "stop_sequence": None,
             "usage": {"input_tokens": 9, "output_tokens": 11},
         },
-        refusals=(*_WITH_A_BODY, errors.InsufficientBalance),
+        refusals=(*WITH_A_BODY, errors.InsufficientBalance, errors.UpstreamFailed),
         streams=True,
+        passes_on=True,
     )
 
 
@@ -134,7 +84,8 @@ def _count_tokens(offer: Offer) -> Endpoint:
             "properties": {"input_tokens": {"type": "integer", "minimum": 0}},
         },
         answer_example={"input_tokens": 9},
-        refusals=_WITH_A_BODY,
+        refusals=(*WITH_A_BODY, errors.UpstreamFailed),
+        passes_on=True,
     )
 
 
@@ -174,7 +125,7 @@ def _models(offer: Offer) -> Endpoint:
             "first_id": sample["id"],
             "last_id": sample["id"],
         },
-        refusals=_EVERYWHERE,
+        refusals=EVERYWHERE,
     )
 
 
@@ -189,7 +140,7 @@ def _model(offer: Offer) -> Endpoint:
         example=None,
         answer=_MODEL,
         answer_example=describe(offer.sample),
-        refusals=(*_EVERYWHERE, errors.NotFound),
+        refusals=(*EVERYWHERE, errors.NotFound),
     )
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Final
 
 from farebox.web.docs.advice import Advice
-from farebox.web.docs.endpoints import Endpoint, Field, Schema
+from farebox.web.docs.endpoint import Endpoint, Field, Schema
 from farebox.web.offer import Offer
 
 _ERROR: Final[Schema] = {
@@ -74,6 +74,8 @@ def _answer(endpoint: Endpoint) -> Schema:
     content: Schema = {"application/json": {"schema": endpoint.answer, "example": endpoint.answer_example}}
     if endpoint.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
+    if endpoint.answers_text:
+        content["text/plain"] = {"schema": {"type": "string"}}
     return {
         "description": "The answer.",
         "headers": {"request-id": {"$ref": "#/components/headers/request-id"}},
@@ -91,7 +93,7 @@ def _refusals(endpoint: Endpoint, table: list[Advice]) -> Schema:
         }
         for status, row in rows.items()
     }
-    if endpoint.method == "POST":
+    if endpoint.passes_on:
         answers["default"] = {
             "description": "What the provider refuses with, word for word.",
             "content": _ANSWERED_ERROR,
