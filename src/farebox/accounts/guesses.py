@@ -1,4 +1,4 @@
-"""Guessing passwords is slow: longer and longer pauses by account, so many tries in ten minutes by network.
+"""Guessing passwords and codes is slow: longer and longer pauses by account, so many tries in ten minutes by network.
 
 A try is counted before the password is looked at, so that a thousand at once are a thousand tries. Nothing is ever
 locked for good, and the way by a mailed link stays open (OWASP, "Authentication Cheat Sheet").
@@ -43,11 +43,12 @@ class Guesses:
         for _ in range(_TURNS):
             rows = await self._store.fetch("SELECT count, at FROM failure WHERE name = ?", (name,))
             count, at = rows[0] if rows else (0, now_us)
-            wait_s = _pause_s(count, by_network=by_network) - (now_us - at) / US_PER_S
+            since_us = max(now_us - at, 0)  # whoever tried in the same moment may have read the clock after us
+            wait_s = _pause_s(count, by_network=by_network) - since_us / US_PER_S
             if wait_s > 0:
                 raise _too_many(int(wait_s) + 1)
-            old = now_us - at >= (_NETWORK_WINDOW_S if by_network else _FORGOTTEN_S) * US_PER_S
-            begins_at = at if by_network and not old else now_us
+            old = since_us >= (_NETWORK_WINDOW_S if by_network else _FORGOTTEN_S) * US_PER_S
+            begins_at = at if by_network and not old else at + since_us
             if not rows:
                 change = "INSERT INTO failure (name, count, at) VALUES (?, 1, ?) ON CONFLICT (name) DO NOTHING"
                 sweep = ("DELETE FROM failure WHERE at < ?", (now_us - 2 * _FORGOTTEN_S * US_PER_S,))
