@@ -28,18 +28,19 @@ from farebox.http.errands import Errands
 from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.admin.room import Admin
+from farebox.web.alerts import AlertRoom
 from farebox.web.asgi import App
 from farebox.web.assets import Assets
 from farebox.web.backstage import Backstage
 from farebox.web.calls import Calls
 from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
-from farebox.web.docs.book import Book
 from farebox.web.docs.room import Docs
 from farebox.web.entrance import Entrance
 from farebox.web.keys import Keys
 from farebox.web.kit import House, Kit
 from farebox.web.limits import Limits
+from farebox.web.linked import LinkedRoom
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.passkeys import PasskeyRoom
@@ -51,9 +52,11 @@ from farebox.web.second_step import SecondStep
 from farebox.web.security import Guard
 from farebox.web.settings import Settings
 from farebox.web.sign_in import SignIn
+from farebox.web.takeout import Takeout
 from farebox.web.topups import TopupRoom
 from farebox.web.transactions import Transactions
 from farebox.web.visitors import Visitors
+from farebox.web.webhooks import WebhookRoom
 from farebox.web.work import WorkRoom
 
 
@@ -114,7 +117,7 @@ def make_site(
     )
     rooms = (
         Public(pages, visitors, assets, offer, backstage.service),
-        Docs(pages, visitors, Book(offer, name, support_email)),
+        Docs(pages, visitors, offer, name, support_email),
         SignIn(kit),
         SecondStep(kit),
         Dashboard(kit),
@@ -130,6 +133,10 @@ def make_site(
         Confirm(kit),
         SecondFactorRoom(kit),
         PasskeyRoom(kit),
+        LinkedRoom(kit),
+        AlertRoom(kit),
+        WebhookRoom(kit),
+        Takeout(kit),
         Admin(kit),
     )
     routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]
