@@ -1,4 +1,4 @@
-"""Accounts: open, look at, credit, debit, suspend, resume, put on a plan."""
+"""Accounts: open, look at, credit, debit, suspend, resume, put on a plan, make an operator, help out of a lock."""
 
 import uuid
 from typing import Any
@@ -16,6 +16,9 @@ from farebox.accounts.accounts import (
     set_plan,
     set_status,
 )
+from farebox.accounts.mail import letter
+from farebox.accounts.operators import Operator, change_role, reset_factor
+from farebox.accounts.tokens import new_token
 from farebox.billing.ledger import Transfer
 from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger, credit, debit
@@ -206,6 +209,84 @@ def set_plan_(invocation: Invocation, email: str, plan: str) -> None:
     """Put an account on a plan by hand, whatever it has topped up."""
     config = invocation.config()
     _show(invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
+
+
+@account.command(
+    cls=Exampled,
+    examples=("farebox account create boss@example.com && farebox account role boss@example.com admin",),
+)
+@click.argument("email")
+@click.argument("role", type=click.Choice(("admin", "customer")))
+@click.option("--reason", default="by hand", help="What the audit log says it was for.")
+@common_options
+@pass_invocation
+def role(invocation: Invocation, email: str, role: str, reason: str) -> None:
+    """Make somebody an operator, who sees /admin, or a customer again.
+
+    Every session of theirs ends. For an operator without a password a link to choose one is printed; it works once,
+    for 30 minutes. At /admin they are asked to set up a second factor.
+    """
+    config = invocation.config()
+
+    async def work() -> tuple[Account, str]:
+        async with open_books(config) as store:
+            found = await find_account(store, email)
+            if found.status == "closed":
+                raise FareboxError(f"{found.email} has been closed by its owner, for good; open another account")
+            await change_role(store, by_hand(), found, role, reason)
+            known = await store.fetch("SELECT 1 FROM credential WHERE account_id = ?", (found.id,))
+            if known or role == "customer":
+                return found, ""
+            token, keep = new_token(found.id, "reset", found.email, now_us())
+            await store.write(keep)
+            return found, f"{config.public_url}/reset?token={token}"
+
+    one, link = run(work())
+    if invocation.as_json:
+        print_json({"account_id": one.id, "email": one.email, "role": role, "link": link or None})
+        return
+    click.echo(f"{one.email}: {'an operator' if role == 'admin' else 'a customer'} from now on")
+    if link:
+        click.echo(f"  to choose a password, within 30 minutes: {link}")
+    elif role == "admin":
+        click.echo(f"  signs in with the password there is: {config.public_url}/login?next=/admin")
+
+
+@account.command("reset-second-factor")
+@click.argument("email")
+@click.option("--reason", default="by hand", help="What the audit log says it was for.")
+@common_options
+@pass_invocation
+def reset_second_factor(invocation: Invocation, email: str, reason: str) -> None:
+    """Take away an account's app, recovery codes and passkeys, for somebody who has lost them.
+
+    Every session of theirs ends, the password alone is enough from now on, and a mail tells them. Be sure of who asks:
+    whoever has their password comes in then.
+    """
+    config = invocation.config()
+
+    async def work() -> Account:
+        async with open_books(config) as store:
+            found = await find_account(store, email)
+            await reset_factor(store, by_hand(), found.id, reason)
+            body = (
+                f"The operator of {config.site.name} has taken the second factor and all passkeys off your account, "
+                "and ended every session. The password alone is enough to sign in now.\n\n"
+                f"If you did not ask for it, choose a new password: {config.public_url}/forgot\n"
+            )
+            await store.write([letter(found.email, f"No second factor any more at {config.site.name}", body, now_us())])
+            return found
+
+    one = run(work())
+    if invocation.as_json:
+        print_json({"account_id": one.id, "email": one.email, "second_factor": None})
+    else:
+        click.echo(f"{one.email}: the password alone is enough now")
+
+
+def by_hand() -> Operator:
+    """Name who runs this command, for the audit log."""
+    return Operator(f"cli:{actor().partition(':')[2]}", "")
 
 
 def as_json(one: Account) -> dict[str, Any]:
