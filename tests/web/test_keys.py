@@ -235,7 +235,7 @@ async def test_hints_tell_what_would_make_a_key_safer(stage: Stage) -> None:
     await make(browser, name="careful", limit="1", lifetime="30")
     careless, careful = await key_id_of(stage, "careless"), await key_id_of(stage, "careful")
     assert "no spend limit, never expires" in (await browser.get(f"/dashboard/keys/{careless}")).words
-    assert "safer" not in (await browser.get(f"/dashboard/keys/{careful}")).words
+    assert "leaks" not in (await browser.get(f"/dashboard/keys/{careful}")).words
     assert f"/dashboard/keys/{careless}" in (await browser.get("/dashboard")).links()
     old = stage.gateway.clock() - 91 * DAY_US
     await stage.gateway.store.write([("UPDATE api_key SET created_at = ?", (old,))])

@@ -72,6 +72,7 @@ class Limits:
             uses=uses,
             plans=self._plans,
             next=next_plan(self._plans, plan, topped_up),
+            by_hand=is_by_hand(self._plans, plan, topped_up),
             topped_up=topped_up,
             keys=keys,
             limits=self._limits,
@@ -80,10 +81,15 @@ class Limits:
 
 def next_plan(plans: tuple[Plan, ...], plan: Plan, topped_up_nanos: int) -> Plan | None:
     """Give the plan that the next top-ups lead to; None where there is none, or this one was set by hand."""
-    if plan.top_up_nanos is None:
+    if is_by_hand(plans, plan, topped_up_nanos):
         return None
     above = [one for one in plans if one.top_up_nanos is not None and one.top_up_nanos > topped_up_nanos]
     return min(above, key=lambda one: one.top_up_nanos or 0, default=None)
+
+
+def is_by_hand(plans: tuple[Plan, ...], plan: Plan, topped_up_nanos: int) -> bool:
+    """Tell whether a plan is another one than the top-ups have earned: then they do not change it."""
+    return plan.name != Plans(plans).earned(topped_up_nanos).name
 
 
 def _bucket(name: str, full_at_ns: int, per_minute: int, now_us: int, *, own: bool) -> Use:
