@@ -12,17 +12,19 @@ from farebox.cli.books import audit, ledger, usage
 from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
 from farebox.cli.doctor import doctor
+from farebox.cli.invite import invite
 from farebox.cli.key import key
 from farebox.cli.migrate import migrate
 from farebox.cli.outbox import outbox
+from farebox.cli.receipt import receipt
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
 from farebox.errors import FareboxError
 
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
-    "Customers": (account, key, outbox),
-    "Books": (usage, ledger, audit),
+    "Customers": (account, invite, key, outbox),
+    "Books": (usage, ledger, audit, receipt),
     "Operate": (doctor, backup, migrate, config, version),
 }
 _EXAMPLES = (

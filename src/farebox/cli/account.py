@@ -39,6 +39,7 @@ from farebox.cli.common import (
 from farebox.clock import iso
 from farebox.config import Config
 from farebox.errors import FareboxError
+from farebox.events.news import mail_of_credit, tell_of_credit
 from farebox.money import format_usd
 from farebox.store.protocol import Store
 
@@ -145,7 +146,7 @@ def show(invocation: Invocation, email: str) -> None:
 def credit_(
     invocation: Invocation, email: str, amount_nanos: int, reason: str, transfer_id: str | None, *, gift: bool
 ) -> None:
-    """Give an account money, as if it had topped up."""
+    """Give an account money, as if it had topped up. Its owner is told by mail."""
     config = invocation.config()
 
     async def work() -> Account:
@@ -153,8 +154,13 @@ def credit_(
             before = await find_account(store, email)
             code = "promotion" if gift else "deposit"
             transfer = credit(_transfer_id(transfer_id), before.id, amount_nanos, code=code, actor=actor(), memo=reason)
-            await _post(store, transfer)
-            return await follow_top_ups(store, before, config.plans)
+            posted_now = await _post(store, transfer)
+            after = await follow_top_ups(store, before, config.plans)
+            if posted_now:
+                now, site = now_us(), {"site_name": config.site.name, "public_url": config.public_url}
+                mail = mail_of_credit(after, amount_nanos, transfer.id, now, **site)
+                await store.write([mail, *tell_of_credit(after, amount_nanos, transfer.id, now)])
+            return after
 
     _show(invocation, run(work()), f"credited {format_usd(amount_nanos)}")
 
@@ -320,7 +326,8 @@ def _put(invocation: Invocation, email: str, *, status: Status | None = None, pl
     return run(work())
 
 
-async def _post(store: Store, transfer: Transfer) -> None:
+async def _post(store: Store, transfer: Transfer) -> bool:
+    """Make a transfer. Answers whether it was made now; if not, it had been before."""
     posted = await Ledger(store).post(transfer)
     if posted.refused and transfer.code == "debit":
         free = (await find_account(store, transfer.debit_account.partition(":")[2])).free_nanos
@@ -329,6 +336,7 @@ async def _post(store: Store, transfer: Transfer) -> None:
         raise FareboxError(f"nothing was moved: {posted.refused}")
     if not posted.now:
         click.echo(f"The transfer {transfer.id} had been made before; nothing is moved again.", err=True)
+    return posted.now
 
 
 def _transfer_id(given: str | None) -> str:

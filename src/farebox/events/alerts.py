@@ -86,15 +86,6 @@ async def set_alerts(store: Store, account_id: int, wanted: Mapping[Kind, int | 
         await store.write(statements)
 
 
-def first_alert(email: str, now_us: int) -> Statement:
-    """Make the statement that has a new account told when its balance is used up, once there has been one."""
-    insert = (
-        "INSERT INTO alert (account_id, kind, at_nanos, told_at) SELECT id, 'used_up', ?, ? FROM account "
-        "WHERE email = ? ON CONFLICT (account_id, kind) DO NOTHING"
-    )
-    return insert, (USED_UP_NANOS, now_us, email)
-
-
 class Lookout:
     """Finds what people want to be told: one question for all alerts. A job of the process that leads."""
 

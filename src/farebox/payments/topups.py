@@ -15,6 +15,7 @@ from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger, credit
 from farebox.clock import US_PER_S
 from farebox.errors import BrokenInvariant, InvalidRequest, NotFound
+from farebox.events.news import tell_of_credit
 from farebox.money import NANOS_PER_USD, format_usd
 from farebox.payments.rails import Asset, Rail
 from farebox.store.protocol import Statement, Store
@@ -166,6 +167,7 @@ class Topups:
         asset = self.asset_of(topup)
         paid = f"{asset.show(int(topup.paid_units))} {asset.code}"
         transfer_id = f"topup:{topup.id}" if topup.worth_nanos else None
+        news: list[Statement] = []
         if transfer_id is not None:
             before = await find_account(self._store, str(topup.account_id))
             entry = credit(
@@ -179,9 +181,10 @@ class Topups:
             posted = await self._ledger.post(entry)
             if posted.refused is not None:
                 raise BrokenInvariant(f"top-up {topup.id} cannot be credited: {posted.refused}")
-            await follow_top_ups(self._store, before, self._plans)
+            after = await follow_top_ups(self._store, before, self._plans)
+            news = tell_of_credit(after, topup.worth_nanos, transfer_id, now_us)
         done = "UPDATE topup SET state = 'credited', transfer_id = ?, changed_at = ? WHERE id = ?"
-        await self._store.write([self._mail(topup, paid, now_us), (done, (transfer_id, now_us, topup.id))])
+        await self._store.write([self._mail(topup, paid, now_us), (done, (transfer_id, now_us, topup.id)), *news])
 
     def _mail(self, topup: Topup, paid: str, now_us: int) -> Statement:
         """Write the mail about a credit, unless the top-up is marked as credited, and so was told of."""

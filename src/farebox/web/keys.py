@@ -22,6 +22,7 @@ from farebox.accounts.sessions import Session
 from farebox.books.figures import Figures
 from farebox.clock import US_PER_S
 from farebox.errors import InvalidRequest, NotFound, PermissionDenied
+from farebox.events.news import tell_of_key_made, tell_of_key_revoked
 from farebox.web.key_forms import LIFETIMES, OWN_FIELDS, RESETS, KeyForm
 from farebox.web.kit import Kit
 from farebox.web.swap import samples
@@ -43,8 +44,11 @@ class Keys:
         self._store = kit.store
         self._clock = kit.clock
         self._offer = kit.offer
-        self._models = [model.id for model in kit.offer.models]
         self._forget_keys = kit.backstage.forget_keys
+
+    @property
+    def _models(self) -> list[str]:
+        return [model.id for model in self._offer.models]
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -76,6 +80,7 @@ class Keys:
                 request, me, form, error=str(refused), status=422 if isinstance(refused, InvalidRequest) else 403
             )
         await self._people.tell_of_key(me.email, key.name, key.hint, now_us)
+        await self._store.write([tell_of_key_made(key, now_us)])
         return self._reveal(request, me, key, text)
 
     async def key(self, request: Request, me: Session) -> Response:
@@ -132,6 +137,7 @@ class Keys:
             return self._no_such_key(request, me)
         if request.method == "POST":
             await revoke_key(self._store, key.id, self._clock())
+            await self._store.write([tell_of_key_revoked(key, self._clock())])
             self._forget_keys()
             return RedirectResponse("/dashboard/keys", 303)
         return self._pages.render(request, "revoke.html", me=me, key=key)
@@ -147,6 +153,7 @@ class Keys:
         made, text = await roll_key(self._store, key, self._offer.key_prefix, int(grace) * _HOUR_US, now_us)
         self._forget_keys()
         await self._people.tell_of_key(me.email, made.name, made.hint, now_us)
+        await self._store.write([tell_of_key_made(made, now_us)])
         return self._reveal(request, me, made, text, replaced=await find_key(self._store, str(key.id)))
 
     def _reveal(self, request: Request, me: Session, key: Key, text: str, replaced: Key | None = None) -> Response:

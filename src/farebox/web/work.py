@@ -12,6 +12,7 @@ from farebox.accounts.sessions import Session
 from farebox.books.log import Wanted, page_of_log
 from farebox.books.work import MOST_SESSIONS, Work, find_work, list_work
 from farebox.clock import DAY_US
+from farebox.events.news import tell_of_session_stopped
 from farebox.web.dashboard import key_names
 from farebox.web.kit import Kit
 
@@ -78,6 +79,7 @@ class WorkRoom:
             return self._no_such_session(request, me)
         if request.method == "POST":
             await self._backstage.stop_session(me.account_id, work.session)
+            await self._store.write([tell_of_session_stopped(me.account_id, work.session, self._clock())])
             return RedirectResponse(_path(work), 303)
         return self._pages.render(request, "stop.html", me=me, work=work, now=self._clock())
 
