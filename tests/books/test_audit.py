@@ -290,7 +290,8 @@ SOLD = '"input":7500000000'
         ("UPDATE price_list SET models = 'gone'", {"price lists", "prices"}),
         (
             (
-                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold WHERE account_id = 1",
+                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold "
+                "WHERE account_id = 1",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"live holds"},

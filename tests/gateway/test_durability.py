@@ -292,3 +292,34 @@ async def test_a_call_whose_figures_fit_no_column_ends_its_hold_all_the_same(
         assert b"iterations" not in said
         row = await books(stage, stage.alice)
         assert (row["kind"], row["outcome"], row["charged_nanos"]) == ("waived", "gateway_broke", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("[[sim error=400]]", "failed"), ("[[sim tokens=60 cut_after=5]]", "waived")]
+)
+async def test_a_call_that_is_free_anyway_does_not_wait_for_books_that_cannot_be_written(
+    stage: Stage, text: str, kind: str
+) -> None:
+    """Nobody loses by its end being written later; the client would wait ten seconds for nothing."""
+    store, settler = trouble(stage), settler_of(stage, 3600)
+    store.failing = (Settle,)
+    heard = await (await listen(stage, stage.alice, text)).end(timeout_s=8)
+    assert (heard.status, b"error" in heard.data) == (400 if kind == "failed" else 200, True)
+    assert len(settler.unsettled) == 1
+    assert settler._spool.waiting == {}
+    store.failing = ()
+    await settler.retry()
+    row = await books(stage, stage.alice)
+    assert (row["kind"], row["charged_nanos"]) == (kind, 0)
+
+
+async def test_the_line_of_a_call_that_is_spooled_says_what_it_comes_to(stage: Stage) -> None:
+    store, settler = trouble(stage), settler_of(stage, 0.1)
+    store.failing = (Settle,)
+    assert (await stage.ask(stage.alice, "[[sim tokens=60]]"))[0] == 200
+    (line,) = [event for event in stage.events if event["event"] == "call"]
+    store.failing = ()
+    await settler.retry()
+    row = await books(stage, stage.alice)
+    assert line["charged_nanos"] == row["charged_nanos"] > 0
+    assert len([event for event in stage.events if event["event"] == "call"]) == 1

@@ -41,7 +41,7 @@ class Ledger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lanes = [_Lane(self, number) for number in range(store.lanes)]
+        self._queues = [_Queue(self, number) for number in range(store.lanes)]
         self.live: set[bytes] = set()
         """Calls that were let in here and whose end, which somebody here sees to, is not in the books yet."""
         self.in_trouble = False
@@ -119,7 +119,7 @@ class Ledger:
 
     async def drained(self) -> None:
         """Wait until everything handed in has been answered."""
-        while flushers := [lane.flusher for lane in self._lanes if lane.flusher is not None]:
+        while flushers := [queue.flusher for queue in self._queues if queue.flusher is not None]:
             await asyncio.wait(flushers)
 
     def disown(self, command: Command, answer: Answer | Exception) -> None:
@@ -140,10 +140,10 @@ class Ledger:
             self.live.discard(request_id)
 
     def _hand_in(self, command: Command, account_id: int) -> "asyncio.Future[Answer]":
-        return self._lanes[account_id % len(self._lanes)].hand_in(command)
+        return self._queues[account_id % len(self._queues)].hand_in(command)
 
 
-class _Lane:
+class _Queue:
     """Commands about some of the accounts, gathered into batches of which one is under way at a time."""
 
     def __init__(self, ledger: Ledger, number: int) -> None:
