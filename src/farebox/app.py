@@ -143,6 +143,7 @@ class Gateway:
         self._streams: Streams | None = None
         self._seals: Seals
         self._signing: Signing
+        self.gatehouse: Gatehouse
         self.herald: Herald | None = None
         self._announcements: Announcements
 
@@ -442,10 +443,11 @@ class Gateway:
         assert self.pool is not None
         assert self.books is not None
         assert self.herald is not None
+        self.gatehouse = Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock)
         site = make_site(
             self.store,
             self.ledger,
-            Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock),
+            self.gatehouse,
             self._topups(self.books),
             self._announcements,
             self.herald.webhooks,
