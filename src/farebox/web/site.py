@@ -115,9 +115,20 @@ def make_site(
         providers=_providers(providers, offer.public_url),
         house=house,
     )
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return _refuse(pages, request, error)
+
+    routes = [Route("/static/{version}/{name:path}", assets.serve), *_rooms(kit, assets, name, support_email)]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
+    return Guard(app, offer.public_url)
+
+
+def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Route]:
+    """Give the routes of all rooms."""
     rooms = (
-        Public(pages, visitors, assets, offer, backstage.service),
-        Docs(pages, visitors, offer, name, support_email),
+        Public(kit.pages, kit.visitors, assets, kit.offer, kit.backstage.service),
+        Docs(kit.pages, kit.visitors, kit.offer, name, support_email),
         SignIn(kit),
         SecondStep(kit),
         Dashboard(kit),
@@ -139,15 +150,14 @@ def make_site(
         Takeout(kit),
         Admin(kit),
     )
-    routes = [Route("/static/{version}/{name:path}", assets.serve), *(one for room in rooms for one in room.routes())]
+    return [one for room in rooms for one in room.routes()]
 
-    async def refuse(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 503
-        title, words = _WORDS.get(status, ("That did not work", "Go back and try again."))
-        return pages.render(request, "error.html", status=status, title=title, words=words)
 
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
-    return Guard(app, offer.public_url)
+def _refuse(pages: Pages, request: Request, error: Exception) -> Response:
+    """Say on a page of its own why there is no other."""
+    status = error.status_code if isinstance(error, HTTPException) else 503
+    title, words = _WORDS.get(status, ("That did not work", "Go back and try again."))
+    return pages.render(request, "error.html", status=status, title=title, words=words)
 
 
 def _providers(settings: Sequence[ProviderSettings], public_url: str) -> dict[str, Provider]:
