@@ -9,7 +9,7 @@ import pytest
 from starlette.routing import Route
 
 from farebox.accounts.keyring import KeyRing
-from tests.stage import Person, Stage
+from tests.stage import MODEL, Person, Stage
 from tests.web.browse import PASSWORD, Browser, Page, account_of, browser_of, enter, make_key
 
 CANARY: Final = "xylophone-canary-7391"
@@ -17,6 +17,8 @@ METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ALICES: Final = (
     "SELECT id, email, plan, status, role, verified_at FROM account WHERE id = ?",
     "SELECT * FROM api_key WHERE account_id = ? ORDER BY id",
+    "SELECT b.key_id, limit_nanos, resets FROM key_budget b JOIN api_key k ON k.id = b.key_id WHERE account_id = ?",
+    "SELECT * FROM stopped_session WHERE account_id = ?",
     "SELECT * FROM credential WHERE account_id = ?",
     "SELECT hash, created_at, ends_at FROM session WHERE account_id = ? ORDER BY hash",
     "SELECT * FROM familiar WHERE account_id = ? ORDER BY hash",
@@ -27,7 +29,8 @@ ALICES: Final = (
 
 def routes(stage: Stage) -> list[Route]:
     """Give every route of the site: a new one is tried without being named here."""
-    door = stage.gateway._make_site(KeyRing(stage.gateway.store, "sk-cc-", "nobody", "nowhere"))
+    messages: Any = None
+    door = stage.gateway._make_site(KeyRing(stage.gateway.store, "sk-cc-", "nobody", "nowhere"), messages)
     found: Any = door.__self__._app._app.routes  # type: ignore[attr-defined]
     assert len(found) > 20
     return [route for route in found if isinstance(route, Route)]
@@ -47,14 +50,18 @@ class Alices:
 
     def seen_in(self, page: Page) -> list[str]:
         """Name what of alice's shows on a page."""
-        secrets = (self.person.email, "alices-laptop", self.values["request_id"], self.values["name"], CANARY)
+        names = (self.values[name] for name in ("request_id", "name", "session"))
+        secrets = (self.person.email, "alices-laptop", *names, CANARY)
         return [secret for secret in secrets if secret in page.text]
 
 
 async def alices(stage: Stage) -> Alices:
     browser = await enter(stage, stage.alice.email, "alice's browser")
     person = await make_key(stage, browser, stage.alice.email, "alices-laptop")
-    assert (await stage.ask(person, f"Say {CANARY}"))[0] == 200
+    said = {"model": MODEL, "max_tokens": 200, "messages": [{"role": "user", "content": f"Say {CANARY}"}]}
+    answer = await stage.post(person, said, headers={"x-claude-code-session-id": "alices-session"})
+    assert answer.status == 200
+    await answer.read(1 << 20)
     ((request_id,),) = await stage.rows("SELECT request_id FROM usage WHERE account_id = ?", person.account_id)
     ((key_id,),) = await stage.rows("SELECT id FROM api_key WHERE name = ?", "alices-laptop")
     ((session,),) = await stage.rows("SELECT hash FROM session WHERE account_id = ?", person.account_id)
@@ -62,6 +69,7 @@ async def alices(stage: Stage) -> Alices:
         "request_id": f"req_{request_id.hex()}",
         "key_id": str(key_id),
         "name": session.hex()[:16],
+        "session": "alices-session",
         "version": "0",
         "page": "quickstart",
         "slug": "quickstart",
@@ -93,7 +101,7 @@ async def test_nobody_sees_or_changes_what_is_anothers(stage: Stage) -> None:
         elif path.startswith("/dashboard") and who == "anonymous":
             assert page.status == 303, told
             assert page.header("location").startswith("/login?next="), told
-        elif re.search(r"/(keys|requests)/[^/]", path):
+        elif re.search(r"/(keys|requests|work)/[^/]", path):
             assert page.status == 404, told
         if path in {"/logout", "/dashboard/sessions/end"} and method == "POST" and who != "anonymous":
             await browser.sign_in({"bob": stage.bob.email, "suspended": "carol@example.com"}[who])
@@ -220,7 +228,8 @@ GARBAGE: Final = (
     "%3Cscript%3Ealert(1)%3C/script%3E", "{{7*7}}", "' OR 1=1 --", "req_" + "0" * 32, "req_zz", "1.req_" + "0" * 32,
     "9" * 18 + ".0." + "%00", "1.1.req_xx", "%E2%80%AE", "a" * 5000, "%u0000", "+", "&&==", "[]", "null", "%C0%80",
 )  # fmt: skip
-FIELDS: Final = ("model", "key", "status", "since", "before", "id", "metric", "by", "range", "token", "next", "email",
+FIELDS: Final = ("session", "day", "limit", "resets", "networks", "requests_per_minute", "grace", "key", "model",
+                 "status", "since", "before", "id", "metric", "by", "range", "token", "next", "email",
                  "password", "new_password", "name", "lifetime")  # fmt: skip
 
 
@@ -269,7 +278,7 @@ async def test_a_form_too_large_is_not_read(stage: Stage) -> None:
     page = await browser.post("/dashboard/keys", b"name=" + b"x" * (1 << 20))
     assert page.status == 413
     assert (await browser.post("/dashboard/keys", b"name=" + b"x" * 100_000)).status == 422
-    assert (await browser.post("/dashboard/keys", b"&".join(b"name=x" for _ in range(51)))).status == 422
+    assert (await browser.post("/dashboard/keys", b"&".join(b"name=x" for _ in range(201)))).status == 422
 
 
 async def test_what_people_name_things_stays_text(stage: Stage) -> None:
