@@ -1,6 +1,7 @@
 """Invitations: links by which people may open an account where not everybody can. Each works once."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -68,10 +69,11 @@ async def create_invitation(
     email: str = "",
     note: str = "",
     days: int = DAYS,
+    also: Sequence[Statement] = (),
 ) -> Invited:
     """Make an invitation; one for an address is also mailed there. Raises InvalidRequest.
 
-    `by` is who makes it, as the books name people: "operator:root", or an admin's address.
+    `by` is who makes it, as the books name people: "operator:root", or an admin's address. `also` is written with it.
     """
     address = clean_email(email) if email.strip() else ""
     words = " ".join(note.split())
@@ -87,7 +89,7 @@ async def create_invitation(
         (hashed, address, words, by, now_us, now_us + days * DAY_US),
     )
     mail = [letter(address, f"An invitation to {site_name}", _letter(site_name, url, days), now_us)] if address else []
-    await store.write([insert, *mail])
+    await store.write([insert, *mail, *also])
     return Invited((await _select(store, "WHERE hash = ?", (hashed,)))[0], url)
 
 
@@ -96,10 +98,12 @@ async def list_invitations(store: Store, limit: int = 200) -> list[Invitation]:
     return await _select(store, "ORDER BY id DESC LIMIT ?", (limit,))
 
 
-async def revoke_invitation(store: Store, invitation_id: int, now_us: int) -> Invitation:
-    """Take an invitation back. One that was used or revoked stays as it is. Raises NotFound."""
+async def revoke_invitation(
+    store: Store, invitation_id: int, now_us: int, also: Sequence[Statement] = ()
+) -> Invitation:
+    """Take an invitation back. One that was used or revoked stays as it is. Raises NotFound. `also` is written with it."""
     revoke = "UPDATE invitation SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL AND used_at IS NULL"
-    await store.write([(revoke, (now_us, invitation_id))])
+    await store.write([(revoke, (now_us, invitation_id)), *also])
     found = await _select(store, "WHERE id = ?", (invitation_id,))
     if not found:
         raise NotFound(f"there is no invitation {invitation_id}; `farebox invite list` names them")

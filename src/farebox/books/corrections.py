@@ -10,16 +10,15 @@ from typing import Final, Literal, cast, get_args
 import msgspec
 
 from farebox.billing.ledger import Transfer
+from farebox.books.journal import USAGE, JournalLine
 from farebox.books.ledger import Ledger, credit, debit
 from farebox.errors import InvalidRequest
-from farebox.store.protocol import Reading
 
 Kind = Literal["deposit", "credit", "promotion", "refund", "debit"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _REVERSE: Final = "reverse:"
-_COLUMNS: Final = "id, debit_account, credit_account, amount_nanos, code, actor, memo"
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -57,28 +56,30 @@ def read_id(text: str) -> str:
     return text
 
 
-async def find_transfer(store: Reading, transfer_id: str) -> Transfer | None:
-    """Find an entry."""
-    rows = await store.fetch(f"SELECT {_COLUMNS} FROM transfer WHERE id = ?", (transfer_id,))  # noqa: S608  fixed texts
-    names = _COLUMNS.split(", ")
-    return Transfer(**dict(zip(names, rows[0], strict=True))) if rows else None
-
-
-def reverse_of(transfer: Transfer, actor: str, reason: str) -> Transfer:
-    """Make the entry that takes another one back: the same amount the other way round."""
+def reverse_of(entry: JournalLine, actor: str, reason: str) -> Transfer:
+    """Make the entry that takes another one back: the same amount the other way round. Raises InvalidRequest."""
+    if entry.code == USAGE:
+        raise InvalidRequest("a charge is never taken back: give the customer a refund")
+    if is_reverse(entry.id):
+        raise InvalidRequest("this is a reverse itself: credit or debit the customer instead")
     return Transfer(
-        id=_REVERSE + transfer.id,
-        debit_account=transfer.credit_account,
-        credit_account=transfer.debit_account,
-        amount_nanos=transfer.amount_nanos,
-        code=transfer.code,
+        id=reverse_id(entry.id),
+        debit_account=entry.credit_account,
+        credit_account=entry.debit_account,
+        amount_nanos=entry.amount_nanos,
+        code=entry.code,
         actor=actor,
-        memo=f"reverses {transfer.id}: {reason}",
+        memo=f"reverses {entry.id}: {reason}",
     )
 
 
-def is_reverse(transfer_id: str) -> bool:
-    return transfer_id.startswith(_REVERSE)
+def reverse_id(entry_id: str) -> str:
+    """Give the id of an entry's reverse, whether it has been made or not."""
+    return _REVERSE + entry_id
+
+
+def is_reverse(entry_id: str) -> bool:
+    return entry_id.startswith(_REVERSE)
 
 
 async def post_by_hand(ledger: Ledger, transfer: Transfer) -> bool:

@@ -15,11 +15,8 @@ from farebox.billing.pricing import Model, Rates
 from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json, print_table
 from farebox.config import Config, check_ready_to_serve
 from farebox.config.reader import show as quote
+from farebox.config.show import TABLES, plain, tables_of
 from farebox.money import format_usd
-from farebox.secret import Secret
-from farebox.store.urls import without_password
-
-_TABLES = ("server", "database", "site", "payments", "keys", "limits", "features", "log")
 
 
 @click.group()
@@ -68,7 +65,7 @@ def show(invocation: Invocation, *, models: bool) -> None:
     if invocation.as_json:
         print_json({"source": str(read.source) if read.source else None, **tables})
         return
-    for name in _TABLES:
+    for name in TABLES:
         for key, value in tables[name].items():
             origin = read.origins.get(f"{name}.{key}", "")
             click.echo(f"{f'{name}.{key} = {quote(value)}':<44}{'# ' + origin if origin else ''}".rstrip())
@@ -106,24 +103,12 @@ def version(invocation: Invocation) -> None:
 
 def _as_tables(read: Config) -> dict[str, Any]:
     """Give the settings as plain values, secrets masked."""
-    tables: dict[str, Any] = {
-        name: _plain(getattr(read, name))
-        for name in ("server", "database", "site", "payments", "keys", "features", "log")
-    }
-    tables["limits"] = _plain(read.limits) | _plain(read.server_limits)
-    tables["upstreams"] = [_plain(upstream) for upstream in read.upstreams]
-    tables["plans"] = [_plain(read.plans.get(name)) for name in read.plans.names()]
-    tables["database"]["url"] = without_password(read.database.url)
-    tables["database_path"] = str(read.database_path) if read.database_path else None
-    tables["spool_path"] = str(read.spool_path)
-    return tables
-
-
-def _plain(struct: msgspec.Struct) -> dict[str, Any]:
-    values = msgspec.structs.asdict(struct)
     return {
-        key: "***" if isinstance(value, Secret) else list(value) if isinstance(value, tuple) else value
-        for key, value in values.items()
+        **tables_of(read),
+        "upstreams": [plain(upstream) for upstream in read.upstreams],
+        "plans": [plain(read.plans.get(name)) for name in read.plans.names()],
+        "database_path": str(read.database_path) if read.database_path else None,
+        "spool_path": str(read.spool_path),
     }
 
 

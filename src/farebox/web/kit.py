@@ -1,6 +1,6 @@
 """The kit: what every room of the site works with, made once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -28,10 +28,15 @@ from farebox.web.visitors import Visitors
 class House(Struct, frozen=True):
     """What the operator's own pages go by."""
 
+    site_name: str
     admin_factor: Literal["required", "optional"] = "required"
     """Whether operators need a second factor."""
     cost_percent: int = 100
     """What upstreams charge, in percent of their list prices."""
+    mail_host: str = ""
+    """Where mail is handed in; empty: it waits in the outbox."""
+    settings: Sequence[tuple[str, str, str, str]] = ()
+    """What is configured: table, name, value as TOML writes it, and where that was said."""
 
 
 class Kit(Struct, frozen=True, kw_only=True):

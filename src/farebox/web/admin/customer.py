@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from farebox.accounts import operators
 from farebox.accounts.accounts import Account, find_account
-from farebox.accounts.audit_log import REASON_CHARS, Sought, audit_lines
+from farebox.accounts.audit_log import Sought, audit_lines
 from farebox.accounts.keys import list_keys
 from farebox.accounts.operators import Operator, OwnLimits
 from farebox.accounts.sessions import Session
@@ -18,7 +18,7 @@ from farebox.books.figures import Figures
 from farebox.books.statement import page_of_statement
 from farebox.errors import InvalidRequest, NotFound
 from farebox.store.protocol import Store
-from farebox.web.admin.guard import Admins, operator_of
+from farebox.web.admin.guard import Admins, operator_of, read_reason
 from farebox.web.kit import Kit
 from farebox.web.usage import Asked, look_at_usage
 from farebox.web.visitors import read_form
@@ -93,10 +93,8 @@ class CustomerRoom:
         if name not in self._acts:
             raise HTTPException(404)
         form = await read_form(request)
-        reason = " ".join(form.get("reason", "").split())
         try:
-            if name != "notes" and not (reason and reason.isprintable() and len(reason) <= REASON_CHARS):
-                raise InvalidRequest(f"say why, in 1 to {REASON_CHARS} characters: it goes into the audit log")
+            reason = read_reason(form) if name != "notes" else ""
             await self._acts[name](Act(operator_of(request, me), account, form, reason))
         except InvalidRequest as error:
             return await self._show(request, me, account, failed=name, error=str(error))
@@ -142,7 +140,7 @@ class CustomerRoom:
         figures = await Figures.read(self._store, account.id, now_us)
         range_ = request.query_params.get("range", "")
         asked = Asked("spend", "model", range_ if range_ in {"24h", "7d", "30d", "90d"} else "30d")
-        month = await look_at_usage(figures, Asked("spend", "model", "30d"), {}, now_us, compare=False)
+        month = await look_at_usage(figures, Asked("spend", "model", "30d"), {}, now_us)
         rows = await self._store.fetch(
             "SELECT verified_at, role, notes FROM account WHERE id = ?",
             (account.id,),
@@ -160,7 +158,7 @@ class CustomerRoom:
             factors=await self._factor.of(account.id),
             own=await operators.own_limits(self._store, account.id),
             plans=self._plans,
-            usage=await look_at_usage(figures, asked, {}, now_us, compare=False),
+            usage=await look_at_usage(figures, asked, {}, now_us),
             spent=month.total,
             keys=keys[::-1][:_KEYS],
             keys_in_all=len(keys),

@@ -3,12 +3,16 @@
 For everybody else there is nothing at /admin.
 """
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from farebox.accounts.audit_log import REASON_CHARS
 from farebox.accounts.operators import Operator
 from farebox.accounts.sessions import Session
+from farebox.errors import InvalidRequest
 from farebox.web.kit import Kit
 from farebox.web.visitors import Page, SignedInPage, address_of, to_confirm
 
@@ -42,6 +46,14 @@ class Admins:
             return await page(request, me)
 
         return guarded
+
+
+def read_reason(form: Mapping[str, str]) -> str:
+    """Read why something is changed. Raises InvalidRequest where a form does not say."""
+    reason = " ".join(form.get("reason", "").split())
+    if not (reason and reason.isprintable() and len(reason) <= REASON_CHARS):
+        raise InvalidRequest(f"say why, in 1 to {REASON_CHARS} characters: it goes into the audit log")
+    return reason
 
 
 def operator_of(request: Request, me: Session) -> Operator:

@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from farebox.accounts.accounts import Account, follow_top_ups
-from farebox.accounts.audit_log import REASON_CHARS, record, record_once
+from farebox.accounts.audit_log import record, record_once
 from farebox.accounts.operators import Operator, customer
 from farebox.accounts.sessions import Session
 from farebox.billing.plans import Plans
@@ -16,7 +16,7 @@ from farebox.books.corrections import KINDS, Correction, post_by_hand, read_id, 
 from farebox.errors import InvalidRequest
 from farebox.money import decimal_usd, parse_usd
 from farebox.web.admin.customer import account_of
-from farebox.web.admin.guard import Admins, operator_of
+from farebox.web.admin.guard import Admins, operator_of, read_reason
 from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
 
@@ -118,8 +118,5 @@ def _read(form: dict[str, str], account: Account) -> Correction:
         raise InvalidRequest(str(error)) from error
     if amount_nanos == 0:
         raise InvalidRequest("an amount is more than nothing")
-    reason = " ".join(form["reason"].split())
-    if not (reason and reason.isprintable() and len(reason) <= REASON_CHARS):
-        raise InvalidRequest(f"say why, in 1 to {REASON_CHARS} characters: the customer sees it in the statement")
     chosen = read_id(form["id"]) if form["id"] else uuid.uuid4().hex
-    return Correction(chosen, account.id, read_kind(form["kind"]), amount_nanos, reason)
+    return Correction(chosen, account.id, read_kind(form["kind"]), amount_nanos, read_reason(form))

@@ -3,10 +3,16 @@
 from starlette.routing import Route
 
 from farebox.web.admin.announcements import AnnouncementRoom
+from farebox.web.admin.audit import AuditLog
 from farebox.web.admin.customer import CustomerRoom
 from farebox.web.admin.customers import Customers
 from farebox.web.admin.guard import Admins
+from farebox.web.admin.invitations import InvitationRoom
+from farebox.web.admin.ledger import LedgerRoom
+from farebox.web.admin.models import Models
 from farebox.web.admin.money import Money
+from farebox.web.admin.outbox import Outbox
+from farebox.web.admin.settings import SettingsRoom
 from farebox.web.admin.today import Today
 from farebox.web.admin.viewing import Viewing
 from farebox.web.kit import Kit
@@ -23,7 +29,13 @@ class Admin:
             Viewing(kit, admins),
             Money(kit, admins),
             CustomerRoom(kit, admins),
+            LedgerRoom(kit, admins),
+            AuditLog(kit, admins),
+            Outbox(kit, admins),
+            InvitationRoom(kit, admins),
+            SettingsRoom(kit, admins),
             AnnouncementRoom(kit, admins),
+            Models(kit, admins),
         )
 
     def routes(self) -> list[Route]:

@@ -4,11 +4,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from farebox.accounts.audit_log import REASON_CHARS
 from farebox.accounts.operators import look_as, look_away
 from farebox.accounts.sessions import Session
+from farebox.errors import InvalidRequest
 from farebox.web.admin.customer import account_of
-from farebox.web.admin.guard import Admins, operator_of
+from farebox.web.admin.guard import Admins, operator_of, read_reason
 from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
 
@@ -29,9 +29,10 @@ class Viewing:
 
     async def begin(self, request: Request, me: Session) -> Response:
         account = await account_of(self._store, request)
-        reason = " ".join((await read_form(request)).get("reason", "").split())[:REASON_CHARS]
-        if not reason.isprintable():
-            reason = ""
+        try:
+            reason = read_reason(await read_form(request))
+        except InvalidRequest:
+            return RedirectResponse(f"/admin/customers/{account.id}#change", 303)
         await look_as(self._store, operator_of(request, me), me.hash, account.id, reason)
         return RedirectResponse("/dashboard", 303)
 
