@@ -3,6 +3,7 @@
 import pytest
 
 from farebox.accounts.accounts import set_status
+from farebox.accounts.key_rules import Rules
 from farebox.accounts.keys import create_key, find_key, revoke_key
 from farebox.ids import key_is_well_formed, new_key
 from tests.hostile.raw import ask, check_refusal, exchange, request
@@ -49,7 +50,7 @@ async def test_a_typo_is_told_from_an_unknown_key(shared: Stage) -> None:
 
 
 async def fresh_key(stage: Stage, person: Person, expires_at_us: int | None = None) -> str:
-    return (await create_key(stage.gateway.store, person.account_id, "k", "sk-cc-", 1, expires_at_us))[1]
+    return (await create_key(stage.gateway.store, person.account_id, "k", "sk-cc-", 1, Rules(expires_at_us=expires_at_us)))[1]
 
 
 async def test_a_revoked_key_is_told_so_at_once(shared: Stage) -> None:
