@@ -50,7 +50,8 @@ async def test_a_typo_is_told_from_an_unknown_key(shared: Stage) -> None:
 
 
 async def fresh_key(stage: Stage, person: Person, expires_at_us: int | None = None) -> str:
-    return (await create_key(stage.gateway.store, person.account_id, "k", "sk-cc-", 1, Rules(expires_at_us=expires_at_us)))[1]
+    rules = Rules(expires_at_us=expires_at_us)
+    return (await create_key(stage.gateway.store, person.account_id, "k", "sk-cc-", 1, rules))[1]
 
 
 async def test_a_revoked_key_is_told_so_at_once(shared: Stage) -> None:
