@@ -1,5 +1,6 @@
 """Receipts of calls: what one came to, as a statement that its customer can hand on. Nothing of what was said."""
 
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,8 @@ from farebox.store.protocol import Store
 
 TYPE: Final = "receipt"
 _PICO: Final = 1_000_000
+_NANO: Final = Decimal("0.000000001")
+_AMOUNTS: Final = ("cost", "charged", "waived", "shortfall")
 
 
 class Issuer(msgspec.Struct, frozen=True):
@@ -98,3 +101,20 @@ def _exact(pico: int) -> str:
     dollars, rest = divmod(pico, NANOS_PER_USD * _PICO)
     decimals = f"{rest:015d}".rstrip("0").ljust(2, "0")
     return f"{dollars}.{decimals}"
+
+
+def faults(receipt: dict[str, Any]) -> list[str]:
+    """Add a receipt up again, as anybody can; names what does not come out."""
+    try:
+        cost, charged, waived, shortfall = (Decimal(receipt[name]) for name in _AMOUNTS)
+        lines = [
+            (line["count"] * Decimal(line["price"]) / line["per"], Decimal(line["cost"])) for line in receipt["lines"]
+        ]
+        together = sum((told for _, told in lines), Decimal(0)).quantize(_NANO, ROUND_CEILING)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return ["it lacks figures that a receipt has"]
+    found = [] if cost == charged + waived + shortfall else ["charged, waived and shortfall do not make up the cost"]
+    found += ["a line is not its number times its price"] if any(right != told for right, told in lines) else []
+    if cost and not receipt.get("notes") and together != cost:
+        found.append(f"its lines make {together}, not {cost}")
+    return found
