@@ -1,13 +1,14 @@
 """Customers: who they are, on which plan, whether they may call. Money moves only through the ledger."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
 from farebox.billing.plans import Plans
 from farebox.errors import InvalidRequest, NotFound, StoreConflict
-from farebox.store.protocol import Store
+from farebox.store.protocol import Statement, Store
 
 Status = Literal["active", "suspended", "closed"]
 
@@ -46,11 +47,15 @@ def clean_email(text: str) -> str:
     return email
 
 
-async def create_account(store: Store, email: str, plan: str, now_us: int) -> Account:
-    """Open an account with nothing in it. Raises InvalidRequest, and StoreConflict for an address in use."""
+async def create_account(store: Store, email: str, plan: str, now_us: int, also: Sequence[Statement] = ()) -> Account:
+    """Open an account with nothing in it. Raises InvalidRequest, and StoreConflict for an address in use.
+
+    `also` is written with it.
+    """
     address = clean_email(email)
+    insert = ("INSERT INTO account (email, plan, created_at) VALUES (?, ?, ?)", (address, plan, now_us))
     try:
-        await store.write([("INSERT INTO account (email, plan, created_at) VALUES (?, ?, ?)", (address, plan, now_us))])
+        await store.write([insert, *also])
     except StoreConflict as error:
         raise StoreConflict(f"there is an account {address} already") from error
     return await find_account(store, address)
@@ -73,11 +78,6 @@ async def list_accounts(store: Store) -> list[Account]:
     return await _select(store, "ORDER BY id", ())
 
 
-async def set_plan(store: Store, account_id: int, plan: str) -> None:
-    """Put an account on a plan by hand: it stays there, unless it is the very plan its top-ups earn."""
-    await store.write([("UPDATE account SET plan = ? WHERE id = ?", (plan, account_id))])
-
-
 async def set_status(store: Store, account_id: int, status: Status) -> None:
     """Suspend an account or let it call again. Calls in flight end as they would."""
     await store.write([("UPDATE account SET status = ? WHERE id = ?", (status, account_id))])
@@ -86,7 +86,7 @@ async def set_status(store: Store, account_id: int, status: Status) -> None:
 async def follow_top_ups(store: Store, before: Account, plans: Plans) -> Account:
     """After a deposit, move an account to the plan it has now earned, if its plan was the earned one before.
 
-    A plan that was set by hand stays. The guard in the UPDATE closes the race with `set_plan`.
+    A plan that was set by hand stays. The guard in the UPDATE closes the race with an operator who sets one.
     """
     now = await find_account(store, str(before.id))
     earned = plans.earned(now.topped_up_nanos).name

@@ -74,6 +74,13 @@ def record_once(actor: str, address: str, action: str, target: str, after: Facts
     )
 
 
+def record_opening(actor: str, address: str, email: str, plan: str) -> Statement:
+    """Make the statement of the line about an account that is opened in the same write: its id is not known before."""
+    line = "now_us(), ?, ?, 'account.open', 'customer:' || id, NULL, CAST(? AS TEXT), 'by hand'"
+    values = (actor, address, _write({"email": email, "plan": plan}), email)
+    return f"{_INTO} SELECT {line} FROM account WHERE email = ?", values  # noqa: S608  fixed texts
+
+
 async def audit_lines(store: Store, sought: Sought, before_id: int | None = None, limit: int = 100) -> list[Line]:
     """Give the latest lines that fit, newest first; only older ones than `before_id`."""
     where, params = _conditions(sought, before_id)

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from farebox.accounts.accounts import Account, Status
-from farebox.accounts.audit_log import Facts, record
+from farebox.accounts.accounts import Account, Status, clean_email, create_account
+from farebox.accounts.audit_log import Facts, record, record_opening
 from farebox.errors import InvalidRequest
 from farebox.store.protocol import Statement, Store
 
@@ -31,6 +31,12 @@ class OwnLimits(msgspec.Struct, frozen=True):
 def customer(account_id: int) -> str:
     """Name a customer as the target of a change, as the ledger names its account."""
     return f"customer:{account_id}"
+
+
+async def open_by_hand(store: Store, by: Operator, email: str, plan: str, now_us: int) -> Account:
+    """Open an account for somebody. Raises InvalidRequest, and StoreConflict for an address in use."""
+    address = clean_email(email)
+    return await create_account(store, address, plan, now_us, [record_opening(by.name, by.address, address, plan)])
 
 
 async def change_status(store: Store, by: Operator, account: Account, status: Status, reason: str) -> None:

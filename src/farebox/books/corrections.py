@@ -5,13 +5,13 @@ reverse is another one, made at most once, of the same code, so that what a depo
 """
 
 import re
-from typing import Final, Literal, cast, get_args
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from farebox.billing.ledger import Transfer
 from farebox.books.journal import USAGE, JournalLine
-from farebox.books.ledger import Ledger, credit, debit
+from farebox.books.ledger import credit, debit
 from farebox.errors import InvalidRequest
 
 Kind = Literal["deposit", "credit", "promotion", "refund", "debit"]
@@ -22,7 +22,7 @@ _REVERSE: Final = "reverse:"
 
 
 class Correction(msgspec.Struct, frozen=True):
-    """What an operator wants to move, and why. `id` is 32 hex digits, chosen with the preview."""
+    """What an operator wants to move, and why. `id` was chosen before it was first asked for."""
 
     id: str
     account_id: int
@@ -46,7 +46,7 @@ def read_kind(text: str) -> Kind:
     """Read what kind of entry is wanted. Raises InvalidRequest."""
     if text not in KINDS:
         raise InvalidRequest(f"an entry is one of {', '.join(KINDS)}, got {text[:20]!r}")
-    return cast("Kind", text)
+    return text
 
 
 def read_id(text: str) -> str:
@@ -80,11 +80,3 @@ def reverse_id(entry_id: str) -> str:
 
 def is_reverse(entry_id: str) -> bool:
     return entry_id.startswith(_REVERSE)
-
-
-async def post_by_hand(ledger: Ledger, transfer: Transfer) -> bool:
-    """Make an entry. Answers whether it was made now; if not, it had been before. Raises InvalidRequest."""
-    posted = await ledger.post(transfer)
-    if posted.refused:
-        raise InvalidRequest(f"nothing was moved: {posted.refused}")
-    return posted.now

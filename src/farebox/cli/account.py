@@ -9,19 +9,22 @@ from farebox.accounts.accounts import (
     Account,
     Status,
     clean_email,
-    create_account,
     find_account,
-    follow_top_ups,
     list_accounts,
-    set_plan,
-    set_status,
 )
 from farebox.accounts.mail import letter
-from farebox.accounts.operators import Operator, change_role, reset_factor
+from farebox.accounts.operators import (
+    Operator,
+    change_plan,
+    change_role,
+    change_status,
+    open_by_hand,
+    reset_factor,
+)
 from farebox.accounts.tokens import new_token
-from farebox.billing.ledger import Transfer
 from farebox.billing.plans import Plans
-from farebox.books.ledger import Ledger, credit, debit
+from farebox.books.corrections import Correction, Kind
+from farebox.books.ledger import Ledger
 from farebox.cli.common import (
     USD,
     Exampled,
@@ -39,8 +42,8 @@ from farebox.cli.common import (
 from farebox.clock import iso
 from farebox.config import Config
 from farebox.errors import FareboxError
-from farebox.events.news import mail_of_credit, tell_of_credit
 from farebox.money import format_usd
+from farebox.payments.by_hand import ByHand
 from farebox.store.protocol import Store
 
 
@@ -72,11 +75,11 @@ def create(invocation: Invocation, email: str, plan: str | None, amount_nanos: i
 
     async def work() -> Account:
         async with open_books(config, create=True) as store:
-            made = await create_account(store, email, chosen, now_us())
+            made = await open_by_hand(store, by_hand(), email, chosen, now_us())
             if amount_nanos:
-                words = {"code": "deposit", "actor": actor(), "memo": "opening credit"}
-                await _post(store, credit(f"open:{made.id}", made.id, amount_nanos, **words))
-            return await find_account(store, str(made.id))
+                wanted = Correction(f"open:{made.id}", made.id, "deposit", amount_nanos, "opening credit")
+                return await _move(config, store, made, wanted)
+            return made
 
     _show(invocation, run(work()), "opened")
 
@@ -152,15 +155,9 @@ def credit_(
     async def work() -> Account:
         async with open_books(config) as store:
             before = await find_account(store, email)
-            code = "promotion" if gift else "deposit"
-            transfer = credit(_transfer_id(transfer_id), before.id, amount_nanos, code=code, actor=actor(), memo=reason)
-            posted_now = await _post(store, transfer)
-            after = await follow_top_ups(store, before, config.plans)
-            if posted_now:
-                now, site = now_us(), {"site_name": config.site.name, "public_url": config.public_url}
-                mail = mail_of_credit(after, amount_nanos, transfer.id, now, **site)
-                await store.write([mail, *tell_of_credit(after, amount_nanos, transfer.id, now)])
-            return after
+            code: Kind = "promotion" if gift else "deposit"
+            wanted = Correction(_own_id(transfer_id), before.id, code, amount_nanos, reason)
+            return await _move(config, store, before, wanted)
 
     _show(invocation, run(work()), f"credited {format_usd(amount_nanos)}")
 
@@ -182,39 +179,42 @@ def debit_(invocation: Invocation, email: str, amount_nanos: int, reason: str, t
     async def work() -> Account:
         async with open_books(config) as store:
             found = await find_account(store, email)
-            await _post(store, debit(_transfer_id(transfer_id), found.id, amount_nanos, actor=actor(), memo=reason))
-            return await find_account(store, str(found.id))
+            wanted = Correction(_own_id(transfer_id), found.id, "debit", amount_nanos, reason)
+            return await _move(config, store, found, wanted)
 
     _show(invocation, run(work()), f"debited {format_usd(amount_nanos)}")
 
 
 @account.command()
 @click.argument("email")
+@click.option("--reason", default="by hand", help="What the audit log says it was for.")
 @common_options
 @pass_invocation
-def suspend(invocation: Invocation, email: str) -> None:
+def suspend(invocation: Invocation, email: str, reason: str) -> None:
     """Refuse an account's calls from now on. Calls in flight end as they would; nothing is lost."""
-    _show(invocation, _put(invocation, email, status="suspended"), "suspended")
+    _show(invocation, _put(invocation, email, reason, status="suspended"), "suspended")
 
 
 @account.command()
 @click.argument("email")
+@click.option("--reason", default="by hand", help="What the audit log says it was for.")
 @common_options
 @pass_invocation
-def resume(invocation: Invocation, email: str) -> None:
+def resume(invocation: Invocation, email: str, reason: str) -> None:
     """Let a suspended account call again."""
-    _show(invocation, _put(invocation, email, status="active"), "active again")
+    _show(invocation, _put(invocation, email, reason, status="active"), "active again")
 
 
 @account.command("set-plan")
 @click.argument("email")
 @click.argument("plan")
+@click.option("--reason", default="by hand", help="What the audit log says it was for.")
 @common_options
 @pass_invocation
-def set_plan_(invocation: Invocation, email: str, plan: str) -> None:
+def set_plan_(invocation: Invocation, email: str, plan: str, reason: str) -> None:
     """Put an account on a plan by hand, whatever it has topped up."""
     config = invocation.config()
-    _show(invocation, _put(invocation, email, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
+    _show(invocation, _put(invocation, email, reason, plan=_known_plan(config.plans, plan)), f"on plan {plan.lower()}")
 
 
 @account.command(
@@ -310,7 +310,9 @@ def as_json(one: Account) -> dict[str, Any]:
     }
 
 
-def _put(invocation: Invocation, email: str, *, status: Status | None = None, plan: str | None = None) -> Account:
+def _put(
+    invocation: Invocation, email: str, reason: str, *, status: Status | None = None, plan: str | None = None
+) -> Account:
     """Change an account's status or plan; answers the account after it."""
     config: Config = invocation.config()
 
@@ -318,29 +320,24 @@ def _put(invocation: Invocation, email: str, *, status: Status | None = None, pl
         async with open_books(config) as store:
             found = await find_account(store, email)
             if status:
-                await set_status(store, found.id, status)
+                await change_status(store, by_hand(), found, status, reason)
             if plan:
-                await set_plan(store, found.id, plan)
+                await change_plan(store, by_hand(), found, plan, reason)
             return await find_account(store, str(found.id))
 
     return run(work())
 
 
-async def _post(store: Store, transfer: Transfer) -> bool:
-    """Make a transfer. Answers whether it was made now; if not, it had been before."""
-    posted = await Ledger(store).post(transfer)
-    if posted.refused and transfer.code == "debit":
-        free = (await find_account(store, transfer.debit_account.partition(":")[2])).free_nanos
-        raise FareboxError(f"nothing was moved: only {format_usd(free)} is free, less than the amount asked for")
-    if posted.refused:
-        raise FareboxError(f"nothing was moved: {posted.refused}")
-    if not posted.now:
-        click.echo(f"The transfer {transfer.id} had been made before; nothing is moved again.", err=True)
-    return posted.now
+async def _move(config: Config, store: Store, account: Account, wanted: Correction) -> Account:
+    """Move money by hand; answers the account after it."""
+    books = ByHand(store, Ledger(store), config.plans, site_name=config.site.name, public_url=config.public_url)
+    if not await books.move(by_hand(), account, wanted, now_us()):
+        click.echo(f"The transfer operator:{wanted.id} had been made before; nothing is moved again.", err=True)
+    return await find_account(store, str(account.id))
 
 
-def _transfer_id(given: str | None) -> str:
-    return f"operator:{given or uuid.uuid4().hex}"
+def _own_id(given: str | None) -> str:
+    return given or uuid.uuid4().hex
 
 
 def _known_plan(plans: Plans, name: str) -> str:

@@ -16,6 +16,7 @@ from farebox.accounts.signing import Signing
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.events.webhooks import Webhooks
+from farebox.payments.by_hand import ByHand
 from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.backstage import Backstage
@@ -56,6 +57,7 @@ class Kit(Struct, frozen=True, kw_only=True):
     entrance: Entrance
     backstage: Backstage
     topups: Topups
+    by_hand: ByHand
     announcements: Announcements
     webhooks: Webhooks
     identities: Identities

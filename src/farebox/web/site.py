@@ -20,11 +20,13 @@ from farebox.accounts.sealing import Seals
 from farebox.accounts.sessions import Sessions
 from farebox.accounts.signing import Signing
 from farebox.accounts.totp import Totp
+from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
 from farebox.events.webhooks import Webhooks
 from farebox.http.errands import Errands
+from farebox.payments.by_hand import ByHand
 from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.admin.room import Admin
@@ -109,6 +111,7 @@ def make_site(
         entrance=Entrance(visitors, people, factor, challenges, clock),
         backstage=backstage,
         topups=topups,
+        by_hand=ByHand(store, ledger, Plans(offer.plans), site_name=name, public_url=offer.public_url),
         announcements=announcements,
         webhooks=webhooks,
         identities=Identities(store, site, offer.plans[0].name),

@@ -11,12 +11,11 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from farebox.accounts.accounts import find_account
-from farebox.accounts.audit_log import record, record_once
-from farebox.accounts.operators import Operator, customer
+from farebox.accounts.operators import customer
 from farebox.accounts.sessions import Session
 from farebox.billing.ledger import customer_id
 from farebox.books.business import standing
-from farebox.books.corrections import is_reverse, post_by_hand, reverse_id, reverse_of
+from farebox.books.corrections import is_reverse, reverse_id
 from farebox.books.journal import (
     USAGE,
     JournalLine,
@@ -48,7 +47,7 @@ class LedgerRoom:
         self._admins = admins
         self._pages = kit.pages
         self._store = kit.store
-        self._ledger = kit.ledger
+        self._by_hand = kit.by_hand
         self._clock = kit.clock
 
     def routes(self) -> list[Route]:
@@ -96,7 +95,7 @@ class LedgerRoom:
         error = ""
         if request.method == "POST":
             try:
-                made = await self._reverse(operator_of(request, me), found, read_reason(form))
+                made = await self._by_hand.reverse(operator_of(request, me), found, read_reason(form))
             except InvalidRequest as refused:
                 error = str(refused)
             else:
@@ -113,21 +112,6 @@ class LedgerRoom:
             owner=customer_id(found.debit_account) or customer_id(found.credit_account),
             error=error,
         )
-
-    async def _reverse(self, by: Operator, entry: JournalLine, why: str) -> str:
-        """Write down what is wanted, once; then make the reverse, once. Answers its id. Raises InvalidRequest."""
-        transfer = reverse_of(entry, f"operator:{by.name}", why)
-        owner = customer_id(entry.debit_account) or customer_id(entry.credit_account)
-        target = customer(owner) if owner else entry.credit_account
-        facts = {"entry": transfer.id, "reverses": entry.id, "amount_usd": decimal_usd(entry.amount_nanos)}
-        await self._store.write([record_once(by.name, by.address, "ledger.reverse", target, facts, why)])
-        try:
-            await post_by_hand(self._ledger, transfer)
-        except InvalidRequest as error:
-            refused = {**facts, "refused": str(error)}
-            await self._store.write([record(by.name, by.address, "ledger.reverse_refused", target, None, refused)])
-            raise
-        return transfer.id
 
     async def _sought(self, asked: dict[str, str]) -> Sought:
         """Make of what was typed what is looked for. An account that is none finds nothing."""

@@ -7,12 +7,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from farebox.accounts.accounts import Account, follow_top_ups
-from farebox.accounts.audit_log import record, record_once
-from farebox.accounts.operators import Operator, customer
+from farebox.accounts.accounts import Account
 from farebox.accounts.sessions import Session
-from farebox.billing.plans import Plans
-from farebox.books.corrections import KINDS, Correction, post_by_hand, read_id, read_kind
+from farebox.books.corrections import KINDS, Correction, read_id, read_kind
 from farebox.errors import InvalidRequest
 from farebox.money import decimal_usd, parse_usd
 from farebox.web.admin.customer import account_of
@@ -37,8 +34,8 @@ class Money:
         self._admins = admins
         self._pages = kit.pages
         self._store = kit.store
-        self._ledger = kit.ledger
-        self._plans = Plans(kit.offer.plans)
+        self._clock = kit.clock
+        self._by_hand = kit.by_hand
         self._forget_keys = kit.backstage.forget_keys
 
     def routes(self) -> list[Route]:
@@ -56,31 +53,11 @@ class Money:
             if not form["id"]:
                 self._refuse_too_much(account, correction)
                 return self._ask(request, me, account, form, correction=correction)
-            now = await self._make(operator_of(request, me), account, correction)
+            now = await self._by_hand.move(operator_of(request, me), account, correction, self._clock())
         except InvalidRequest as error:
             return self._ask(request, me, account, form, error=str(error))
+        self._forget_keys()
         return RedirectResponse(f"/admin/customers/{account.id}?done={'money' if now else 'money-before'}#money", 303)
-
-    async def _make(self, by: Operator, account: Account, correction: Correction) -> bool:
-        """Write down what is wanted, once; then make the entry, once. Answers whether it was made now.
-
-        A crash between the two leaves a line in the audit log without its entry; the form sent again makes it.
-        """
-        transfer = correction.transfer(f"operator:{by.name}")
-        facts = {"entry": transfer.id, "kind": correction.kind, "amount_usd": decimal_usd(correction.amount_nanos)}
-        action = "account.debit" if correction.kind == "debit" else "account.credit"
-        target = customer(account.id)
-        await self._store.write([record_once(by.name, by.address, action, target, facts, correction.reason)])
-        try:
-            now = await post_by_hand(self._ledger, transfer)
-        except InvalidRequest as error:
-            refused = {**facts, "refused": str(error)}
-            await self._store.write([record(by.name, by.address, "account.entry_refused", target, None, refused)])
-            raise
-        if correction.kind == "deposit":
-            await follow_top_ups(self._store, account, self._plans)
-            self._forget_keys()
-        return now
 
     def _refuse_too_much(self, account: Account, correction: Correction) -> None:
         """Say before the preview what the ledger would say after it."""
