@@ -22,9 +22,10 @@ from farebox.backstage import Gatehouse
 from farebox.books.call_receipts import Issuer
 from farebox.books.keeping import Bookkeeping, open_books
 from farebox.books.ledger import Ledger
-from farebox.books.prices import pin_prices
+from farebox.books.prices import Prices, pin_prices
 from farebox.clock import steady_clock
 from farebox.config import Config
+from farebox.config.show import settings_in_force
 from farebox.errors import ConfigError
 from farebox.events.herald import Herald
 from farebox.gateway.bodies import Bodies
@@ -146,6 +147,7 @@ class Gateway:
         self.gatehouse: Gatehouse
         self.herald: Herald | None = None
         self._announcements: Announcements
+        self._prices: Prices
 
     async def start(self, simulator: Simulator | None) -> None:
         """Make everything, from the books up to the doors."""
@@ -162,7 +164,7 @@ class Gateway:
         store, ledger, self.clock = books.store, books.ledger, books.clock
         self._announcements = Announcements(store)
         await self._announcements.refresh(self.clock())
-        catalogue = await pin_prices(store, config.models, self.clock())
+        prices = self._prices = Prices(store, await pin_prices(store, config.models, self.clock()))
         operator = config.site.support_email or "the operator of this gateway"
         keys = KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys")
         pool = self.pool = await self._make_pool(simulator)
@@ -171,7 +173,7 @@ class Gateway:
         )
         top_up_words = f"top up at {config.public_url}/dashboard/topup"
         spend_words = SpendWords(f"{config.public_url}/dashboard/keys")
-        stopped = StoppedSessions(store, f"{config.public_url}/dashboard/agents")
+        stopped = StoppedSessions(store, f"{config.public_url}/dashboard/work/of")
         await stopped.refresh()
         streams = self._streams = Streams(ledger, config.limits, top_up_words, spend_words, self.clock)
         levels = Levels(config.plans)
@@ -186,7 +188,7 @@ class Gateway:
             levels=levels,
             counts=counts,
             bodies=bodies,
-            catalogue=catalogue,
+            prices=prices,
             features=config.features,
             limits=config.limits,
             clock=self.clock,
@@ -197,7 +199,7 @@ class Gateway:
         listing = Listing(
             keys=keys,
             pool=pool,
-            catalogue=catalogue,
+            prices=prices,
             levels=levels,
             counts=counts,
             bodies=bodies,
@@ -278,7 +280,11 @@ class Gateway:
         async def follow_changes() -> None:
             if await store.changed_elsewhere():
                 keys.forget()
-                messages.stopped.is_stale = True
+                messages.stopped.is_stale = self._prices.is_stale = True
+
+        async def read_anew() -> None:
+            if self._prices.is_stale:
+                await self._prices.follow()
             if messages.stopped.is_stale:
                 await messages.stopped.refresh()
                 messages.end_stopped()
@@ -321,6 +327,7 @@ class Gateway:
 
         self.jobs.every(1.0, "tick", tick)
         self.jobs.every(0.25, "follow_changes", follow_changes)
+        self.jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
         self.jobs.every(5.0, "retry_settlements", settler.retry)
         self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(5.0, "send_mail", send_mail)
@@ -396,7 +403,7 @@ class Gateway:
         quotes = Quotes(
             keys=keys,
             store=self.store,
-            prices=lambda: messages.catalogue,
+            prices=lambda: self._prices.now,
             features=config.features,
             limits=config.limits,
             bodies=bodies,
@@ -454,10 +461,16 @@ class Gateway:
             clock=self.clock,
             seals=self._seals,
             signing=self._signing,
-            offer=_offer_of(config),
+            offer=_offer_of(config, self._prices),
             name=config.site.name,
             support_email=config.site.support_email,
-            house=House(config.site.admin_factor, config.site.cost_percent),
+            house=House(
+                site_name=config.site.name,
+                admin_factor=config.site.admin_factor,
+                cost_percent=config.site.cost_percent,
+                mail_host=config.mail.host,
+                settings=settings_in_force(config),
+            ),
             providers=config.sign_in,
         )
         return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve
@@ -488,11 +501,11 @@ class Gateway:
         return registry
 
 
-def _offer_of(config: Config) -> Offer:
+def _offer_of(config: Config, prices: Prices) -> Offer:
     """Pick what customers are told out of the configuration."""
     limits = config.limits
     return Offer(
-        models=config.models,
+        prices=prices,
         plans=tuple(config.plans),
         limits=Limits(
             default_max_tokens=limits.default_max_tokens,

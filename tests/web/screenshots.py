@@ -25,7 +25,7 @@ SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 _MOST: Final = 60
 _HIGHEST: Final = 5000
 _ID: Final = re.compile(r"/(req_[0-9a-f]+|topup:[^/]+|[^/]*[0-9a-f]{8}[^/]*|\d+|claude-[^/]+)(?=/|$)")
-_NO_PAGE: Final = re.compile(r"\.(md|txt|json|csv|pem|sh)$|^/(static|api|logout)\b|/export\b|/events\b")
+_NO_PAGE: Final = re.compile(r"\.[a-z]+$|^/(static|api|logout)\b|/export\b|/events\b")
 _LINKS: Final = (
     "() => [...document.querySelectorAll('a[href]')].map(a => new URL(a.getAttribute('href'), location).href)"
 )

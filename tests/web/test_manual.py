@@ -6,21 +6,25 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
 from farebox.app import _offer_of
 from farebox.billing import bound
-from farebox.config import load_config
+from farebox.billing.pricing import Catalogue, PriceList
+from farebox.books.prices import Prices
+from farebox.config import Config, load_config
 from farebox.errors import Refusal
 from farebox.gateway import wire
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import Features
+from farebox.store.protocol import Store
 from farebox.web.docs.book import CONTENTS, FEATURES, Book
 from farebox.web.docs.endpoint import Endpoint
 from farebox.web.docs.endpoints import endpoints
 from farebox.web.docs.markdown import LANGUAGES
+from farebox.web.offer import Offer
 from farebox.web.swap import swaps
 from tests.clients.run import HERE, Ended, charges, check_books, run, wanted
 from tests.clients.test_claude_code import CLAUDE
@@ -39,10 +43,14 @@ def book(directory: Path | None = None, text: str = "") -> Book:
     if directory is not None:
         path = directory / "farebox.toml"
         path.write_text(text)
-    return Book(_offer_of(load_config(path, {})), "Farebox", "")
+    return Book(offer_of(load_config(path, {})), "Farebox", "")
 
 
-OFFER: Final = _offer_of(load_config(None, {}))
+def offer_of(config: Config) -> Offer:
+    return _offer_of(config, Prices(cast("Store", None), Catalogue(PriceList(1, config.models))))
+
+
+OFFER: Final = offer_of(load_config(None, {}))
 BOOK: Final = book()
 
 

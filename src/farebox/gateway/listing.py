@@ -7,7 +7,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from farebox.accounts.keyring import Caller, KeyRing
-from farebox.billing.pricing import Catalogue, Model, Rates
+from farebox.billing.pricing import Model, Rates
+from farebox.books.prices import Prices
 from farebox.clock import Clock
 from farebox.errors import InvalidRequest, NotFound, RateLimited, Refusal
 from farebox.gateway.answers import JSON
@@ -38,7 +39,7 @@ class Listing:
         *,
         keys: KeyRing,
         pool: Pool,
-        catalogue: Catalogue,
+        prices: Prices,
         levels: Levels,
         counts: CountLimit,
         bodies: Bodies,
@@ -48,7 +49,7 @@ class Listing:
     ) -> None:
         self._keys = keys
         self._pool = pool
-        self._catalogue = catalogue
+        self._prices = prices
         self._levels = levels
         self._limits = limits
         self._clock = clock
@@ -79,7 +80,7 @@ class Listing:
     async def _models(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         query = parse_qs(exchange.query)
         limit = _limit(query)
-        models = [model for model in self._catalogue.models.values() if caller.may_use(model.id)]
+        models = [model for model in self._prices.now.models.values() if caller.may_use(model.id)]
         ids = [model.id for model in models]
         begin, end = 0, len(models)
         if "after_id" in query:
@@ -102,7 +103,7 @@ class Listing:
 
     async def _model(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         name = exchange.path.rpartition("/models/")[2]
-        model = self._catalogue.find(name)
+        model = self._prices.now.find(name)
         if model is None:
             raise NotFound(f"model: {name[:100]} is not sold here")
         self._keys.check_model(caller, model.id)
@@ -123,7 +124,7 @@ class Listing:
     async def _count(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         body = await exchange.read_body(self._limits.body_bytes)
         asked = read_request(body)
-        model = self._catalogue.find(asked.model)
+        model = self._prices.now.find(asked.model)
         if model is None:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
         self._keys.check_model(caller, model.id)

@@ -12,8 +12,8 @@ import msgspec
 from farebox.accounts.keyring import KeyRing
 from farebox.accounts.stopped_sessions import StoppedSessions
 from farebox.billing.ledger import Admission, Admit, Settled, SpendLimit, Verdict
-from farebox.billing.pricing import Catalogue
 from farebox.books.ledger import Ledger
+from farebox.books.prices import Prices
 from farebox.clock import Clock
 from farebox.errors import (
     AuthenticationFailed,
@@ -68,7 +68,7 @@ class Messages:
         levels: Levels,
         counts: CountLimit,
         bodies: Bodies,
-        catalogue: Catalogue,
+        prices: Prices,
         features: Features,
         limits: CallLimits,
         clock: Clock,
@@ -84,7 +84,7 @@ class Messages:
         self._levels = levels
         self._counts = counts
         self._bodies = bodies
-        self.catalogue = catalogue
+        self._prices = prices
         self._features = features
         self._limits = limits
         self._clock = clock
@@ -99,11 +99,11 @@ class Messages:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         caller = await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
-        call = Call(exchange, request_id, caller, self.catalogue, started_at)
+        call = Call(exchange, request_id, caller, self._prices.now, started_at)
         room = 0
         try:
             if self._is_stopped(call):
-                raise self.stopped.refusal(call.session)
+                raise self.stopped.refusal(call.session or "")
             room = self._bodies.take(caller.account_id, exchange)
             self._parse(call, await exchange.read_body(self._limits.body_bytes))
             if self.in_flight >= self._limits.concurrent_calls:
@@ -124,7 +124,7 @@ class Messages:
 
     def _parse(self, call: Call, body: bytes) -> None:
         """Read what the call asks for, and bound it."""
-        terms = terms_of(body, call.exchange.headers, self.catalogue, self._features, self._limits)
+        terms = terms_of(body, call.exchange.headers, call.catalogue, self._features, self._limits)
         self._keys.check_model(call.caller, terms.model.id)
         call.asked, call.body, call.model = terms.asked, terms.body, terms.model
         call.demand, call.output_rate = terms.demand, terms.output_rate
@@ -256,7 +256,7 @@ class Messages:
             if call.exchange.gone:
                 outcome = Outcome.CLIENT_GONE  # before a byte of it went upstream: nobody wants the answer any more
             elif self._is_stopped(call):
-                outcome, refusal = Outcome.CLIENT_GONE, self.stopped.refusal(call.session)
+                outcome, refusal = Outcome.CLIENT_GONE, self.stopped.refusal(call.session or "")
             else:
                 outcome, last = await self._send_and_relay(call)
         except Refusal as error:
@@ -297,7 +297,7 @@ class Messages:
         if call.hung_up:
             return Outcome.CLIENT_GONE, None
         if call.stopped:
-            return Outcome.CLIENT_GONE, self.stopped.refusal(call.session)
+            return Outcome.CLIENT_GONE, self.stopped.refusal(call.session or "")
         words = f"the call took longer than {self._limits.call_s:g} s and was ended"
         if call.held_up_s < self._limits.call_s * _CLIENTS_SHARE:
             return Outcome.UPSTREAM_BROKE, Unavailable(f"{words}; nothing was charged")

@@ -116,7 +116,7 @@ class Calls:
         self._visitors = kit.visitors
         self._store = kit.store
         self._clock = kit.clock
-        self._models = [model.id for model in kit.offer.models]
+        self._offer = kit.offer
         self._advice = {row.status: row.what_to_do for row in advice(kit.offer)}
 
     def routes(self) -> list[Route]:
@@ -146,7 +146,7 @@ class Calls:
             calls=page.calls,
             names=names,
             filter=wanted,
-            models=sorted({*self._models, *([wanted.model] if wanted.model else [])}),
+            models=sorted({*self._offer.catalogue.models, *([wanted.model] if wanted.model else [])}),
             outcomes=list(OUTCOMES),
             spans=list(_SINCE),
             picture=await self._picture(me, wanted),

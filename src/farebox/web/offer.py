@@ -6,7 +6,8 @@ from typing import Literal
 from msgspec import Struct
 
 from farebox.billing.plans import Plan
-from farebox.billing.pricing import Catalogue, Model, PriceList
+from farebox.billing.pricing import Catalogue, Model
+from farebox.books.prices import Prices
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -25,7 +26,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 class Offer(Struct, frozen=True, kw_only=True):
     """Everything a customer may want to know before the first call."""
 
-    models: tuple[Model, ...]
+    prices: Prices
     plans: tuple[Plan, ...]
     limits: Limits
     features: Mapping[str, bool]
@@ -44,8 +45,13 @@ class Offer(Struct, frozen=True, kw_only=True):
 
     @property
     def catalogue(self) -> Catalogue:
-        """The prices as the calculator uses them; which version they are makes no difference to it."""
-        return Catalogue(PriceList(0, self.models))
+        """The prices in force now: an operator can bring in new ones at any time."""
+        return self.prices.now
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """What is sold now."""
+        return self.prices.now.prices.models
 
     @property
     def sample(self) -> Model:

@@ -33,7 +33,6 @@ class Public:
         self._assets = assets
         self._offer = offer
         self._service = service
-        self._catalogue = offer.catalogue
         self._swaps = swaps(offer)
         self._texts = {name: read_plain(text, TEXTS[name]) for name, text in offer.texts.items()}
 
@@ -73,7 +72,7 @@ class Public:
                 me=await self._visitors.who(request),
                 models=in_order(self._offer.models, order),
                 columns=columns(order),
-                estimate=estimate(query, self._catalogue, self._offer.sample),
+                estimate=estimate(query, self._offer.catalogue, self._offer.sample),
                 asked="model" in query,
             ),
         )

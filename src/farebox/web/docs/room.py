@@ -1,6 +1,7 @@
 """The manual's addresses: pages, their Markdown twins, the lists for machines, and the API as OpenAPI."""
 
 import asyncio
+from functools import partial
 from typing import Final
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ from starlette.routing import Route
 
 from farebox.web.docs.book import CONTENTS, Book, Page
 from farebox.web.docs.markdown import LANGUAGES
+from farebox.web.offer import Offer
 from farebox.web.packing import packed
 from farebox.web.pages import Pages
 from farebox.web.visitors import Visitors
@@ -20,12 +22,14 @@ _MARKDOWN: Final = "text/markdown; charset=utf-8"
 
 
 class Docs:
-    """Pages for everybody who writes a client, or has one written."""
+    """Pages for everybody who writes a client, or has one written. New prices make a new edition of the book."""
 
-    def __init__(self, pages: Pages, visitors: Visitors, book: Book) -> None:
+    def __init__(self, pages: Pages, visitors: Visitors, offer: Offer, site_name: str, support_email: str) -> None:
         self._pages = pages
         self._visitors = visitors
-        self._book = book
+        self._offer = offer
+        self._write = partial(Book, offer, site_name, support_email)
+        self._edition, self._newest = offer.catalogue.version, self._write()
 
     def routes(self) -> list[Route]:
         return [
@@ -36,6 +40,12 @@ class Docs:
             Route("/llms-full.txt", self.whole),
             Route("/openapi.json", self.openapi),
         ]
+
+    @property
+    def _book(self) -> Book:
+        if self._edition != self._offer.catalogue.version:
+            self._edition, self._newest = self._offer.catalogue.version, self._write()
+        return self._newest
 
     async def start(self, request: Request) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -80,7 +90,8 @@ class Docs:
 
     async def _written(self) -> dict[str, Page]:
         """Give all pages; the first time they are written on a thread, so that no call waits for it."""
-        return await asyncio.to_thread(lambda: self._book.pages)
+        book = self._book
+        return await asyncio.to_thread(lambda: book.pages)
 
 
 def _find(pages: dict[str, Page], request: Request) -> Page:
