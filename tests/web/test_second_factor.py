@@ -11,6 +11,7 @@ from farebox.accounts.totp import Totp
 from farebox.clock import US_PER_S
 from farebox.secret import Secret
 from farebox.store.protocol import Statement
+from farebox.web.devices import name_device
 from tests.stage import Stage
 from tests.web.browse import PASSWORD, Browser, Page, browser_of, enter, mails_to
 
@@ -365,3 +366,29 @@ async def test_details_for_receipts_are_kept_as_typed(stage: Stage) -> None:
     for bad in ("x" * 501, "a\0b", "a\x1bb"):
         assert (await browser.post("/dashboard/details", {"details": bad})).status == 422
     assert (await stage.rows("SELECT details FROM account WHERE id = ?", stage.alice.account_id))[0][0] == words
+
+
+AGENTS = {
+    "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0": "Firefox on Linux",
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36": (
+        "Chrome on Windows"
+    ),
+    "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36 Edg/140.0": (
+        "Edge on Windows"
+    ),
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1 Version/18.5 Mobile Safari/604.1": (
+        "Safari on an iPhone"
+    ),
+    "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36": (
+        "Chrome on Android"
+    ),
+    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1 (KHTML, like Gecko) Version/18.5 Safari/605.1": (
+        "Safari on macOS"
+    ),
+    "curl/8.5.0": "curl/8.5.0",
+    "": "an unnamed browser",
+}
+
+
+def test_browsers_are_named_as_people_know_them() -> None:
+    assert {agent: name_device(agent) for agent in AGENTS} == AGENTS

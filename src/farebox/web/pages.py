@@ -13,6 +13,7 @@ from farebox.accounts.sessions import Session
 from farebox.clock import US_PER_S, Clock
 from farebox.money import NANOS_PER_USD
 from farebox.web.assets import Assets
+from farebox.web.devices import name_device
 
 _FRAGMENTS: Final = frozenset({"usage"})
 """Blocks that scripts may ask for alone. They need nothing that their templates define around them."""
@@ -63,6 +64,7 @@ class Pages:
             count=write_count,
             utc=write_utc,
             ago=self.ago,
+            device=name_device,
         )
 
     def render(
