@@ -57,7 +57,7 @@ class Money:
         except InvalidRequest as error:
             return self._ask(request, me, account, form, error=str(error))
         self._forget_keys()
-        return RedirectResponse(f"/admin/customers/{account.id}?done={'money' if now else 'money-before'}#money", 303)
+        return RedirectResponse(f"/admin/customers/{account.id}?done={'money' if now else 'money-before'}", 303)
 
     def _refuse_too_much(self, account: Account, correction: Correction) -> None:
         """Say before the preview what the ledger would say after it."""

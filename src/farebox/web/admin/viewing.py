@@ -32,7 +32,7 @@ class Viewing:
         try:
             reason = read_reason(await read_form(request))
         except InvalidRequest:
-            return RedirectResponse(f"/admin/customers/{account.id}#change", 303)
+            return RedirectResponse(f"/admin/customers/{account.id}", 303)
         await look_as(self._store, operator_of(request, me), me.hash, account.id, reason)
         return RedirectResponse("/dashboard", 303)
 
