@@ -20,7 +20,7 @@ from farebox.money import decimal_usd
 from farebox.store.protocol import Store
 from farebox.web.kit import Kit
 
-_ROWS_AT_ONCE: Final = 500
+ROWS_AT_ONCE: Final = 500
 _LINK: Final = re.compile(r"\b(token|invitation)=[\w-]+")
 
 
@@ -39,7 +39,7 @@ class Part(msgspec.Struct, frozen=True):
         later = f" AND ({keys}) > ({', '.join('?' * len(self.key))})" if after else ""
         return (
             f"SELECT {keys}, {self.columns} FROM {self.table} WHERE {self.of} = ?{later} "  # noqa: S608  fixed texts
-            f"ORDER BY {keys} LIMIT {_ROWS_AT_ONCE}"
+            f"ORDER BY {keys} LIMIT {ROWS_AT_ONCE}"
         )
 
 
@@ -54,6 +54,8 @@ PARTS: Final = (
     ),
     Part("keys", "api_key", "name, hint, purpose, models, networks, requests_per_minute, created_at, expires_at, "
          "disabled_at, revoked_at, replaced_by", ("id",)),
+    Part("key_limits", "key_budget JOIN api_key ON api_key.id = key_id", "limit_nanos, resets, since, used_nanos",
+         ("key_id",)),
     Part("money_in", "transfer", _MOVED, ("at", "id"), "credit_account"),
     Part("money_out", "transfer", _MOVED, ("at", "id"), "debit_account"),
     Part("top_ups", "topup", "rail, asset, amount_nanos, asked_units, paid_units, address, state, created_at, "
@@ -118,7 +120,7 @@ async def _pages_of(store: Store, part: Part, owner: int | str) -> AsyncIterator
         rows = await store.fetch(part.page(after), (owner, *after))
         if rows:
             yield [dict(_plain(*pair) for pair in zip(names, row, strict=True)) for row in rows]
-        if len(rows) < _ROWS_AT_ONCE:
+        if len(rows) < ROWS_AT_ONCE:
             return
         after = rows[-1][: len(part.key)]
 
@@ -129,7 +131,7 @@ def _plain(name: str, value: Any) -> tuple[str, Any]:
         return name.removesuffix("_nanos") + "_usd", None if value is None else decimal_usd(value)
     if name == "request_id":
         return name, show_request_id(bytes(value))
-    if (name == "at" or name.endswith("_at")) and value is not None:
+    if (name in {"at", "since"} or name.endswith("_at")) and value is not None:
         return name, iso(value)
     if name == "body":
         return name, _LINK.sub(r"\1=…", value)
