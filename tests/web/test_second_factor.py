@@ -305,6 +305,25 @@ async def test_a_form_that_came_too_late_is_sent_on_once_it_is_confirmed(stage: 
     assert len(shown_codes(await browser.post(f"{START}/codes", filled))) == 10
 
 
+async def test_a_key_is_made_by_who_is_sure_and_seen_by_who_is_not(stage: Stage) -> None:
+    browser = await enter(stage, stage.alice.email)
+    await unsure(stage)
+    shown = await browser.get("/dashboard/keys")
+    assert shown.path == "/dashboard/keys"
+    fields = {**shown.form("/dashboard/keys")[2], "name": "late", "model.claude-sonnet-4-6": "1"}
+    page = f"http://127.0.0.1:{stage.gateway.port}/dashboard/keys"
+    sent = await browser.post("/dashboard/keys", fields, {"referer": page}, follow=False)
+    assert sent.status == 307
+    assert "next=/dashboard/keys&" in sent.header("location")
+    asked = await browser.post(sent.header("location"), fields)
+    kept = asked.form("/confirm")[2]
+    done = await browser.post("/confirm", {**kept, "present_password": PASSWORD}, follow=False)
+    assert (done.status, done.header("location")) == (307, "/dashboard/keys")
+    assert not await stage.rows("SELECT 1 FROM api_key WHERE name = 'late'")
+    assert (await browser.post("/dashboard/keys", kept)).status == 200
+    assert await stage.rows("SELECT models FROM api_key WHERE name = 'late'") == [("claude-sonnet-4-6",)]
+
+
 async def test_no_address_has_a_form_sent_on_and_no_password_is_carried(stage: Stage) -> None:
     browser = await enter(stage, stage.alice.email)
     shown = await browser.get("/confirm?next=/dashboard&again=/dashboard/close&password=x")

@@ -14,6 +14,7 @@ from farebox.web.visitors import inside, network_of, read_form
 
 _OWN: Final = frozenset({"present_password", "code", "answer", "go_to", "again", "username"})
 _CARRIED_CHARS: Final = 16_384
+_FIELDS: Final = 500
 
 
 class Confirm:
@@ -25,6 +26,8 @@ class Confirm:
         self._people = kit.people
         self._factor = kit.factor
         self._passkeys = kit.passkeys
+        self._identities = kit.identities
+        self._providers = kit.providers
         self._clock = kit.clock
 
     def routes(self) -> list[Route]:
@@ -38,7 +41,7 @@ class Confirm:
         me = await self._visitors.who(request)
         if me is None:
             return RedirectResponse("/login", 303)
-        form = await read_form(request) if request.method == "POST" else {}
+        form = await read_form(request, _FIELDS) if request.method == "POST" else {}
         if "go_to" not in form:
             again = inside(request.query_params.get("again", "")) if form else ""
             return await self._ask(request, me, inside(request.query_params.get("next", "")), again, form)
@@ -76,6 +79,7 @@ class Confirm:
         if any("password" in name for name in carried) or len(urlencode(carried)) > _CARRIED_CHARS:
             again = ""
         factors = await self._factor.of(me.account_id)
+        linked = await self._identities.of(me.account_id) if self._providers else {}
         browser = self._visitors.browser_of(request)
         options = await self._passkeys.ask(browser, self._clock(), me.account_id) if factors.passkeys else ""
         response = self._pages.render(
@@ -85,6 +89,7 @@ class Confirm:
             me=me,
             factors=factors,
             options=options,
+            providers=[self._providers[name] for name in linked if name in self._providers],
             wanted=wanted,
             again=again,
             carried=carried if again else {},

@@ -51,13 +51,13 @@ class Keys:
         return [model.id for model in self._offer.models]
 
     def routes(self) -> list[Route]:
-        page = self._visitors.signed_in
+        page, sure = self._visitors.signed_in, self._visitors.sure
         return [
-            Route("/dashboard/keys", page(self.keys), methods=["GET", "POST"]),
+            Route("/dashboard/keys", sure(self.keys, changes_only=True), methods=["GET", "POST"]),
             Route("/dashboard/keys/{key_id}", page(self.key), methods=["GET", "POST"]),
             Route("/dashboard/keys/{key_id}/disable", page(self.disable), methods=["POST"]),
             Route("/dashboard/keys/{key_id}/enable", page(self.enable), methods=["POST"]),
-            Route("/dashboard/keys/{key_id}/roll", page(self.roll), methods=["GET", "POST"]),
+            Route("/dashboard/keys/{key_id}/roll", sure(self.roll, changes_only=True), methods=["GET", "POST"]),
             Route("/dashboard/keys/{key_id}/revoke", page(self.revoke), methods=["GET", "POST"]),
         ]
 
