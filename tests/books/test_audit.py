@@ -214,6 +214,7 @@ FREE = "(SELECT request_id FROM usage WHERE kind = 'failed' ORDER BY at LIMIT 1)
 LAST_TRANSFER = "(SELECT id FROM transfer WHERE code = 'promotion' ORDER BY at DESC LIMIT 1)"
 SECOND_DAY = "(SELECT day FROM day_close ORDER BY day LIMIT 1 OFFSET 1)"
 HOLD = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version, run_id, created_at"
+ONE_HOLD = "FROM hold WHERE account_id = 1"
 SOLD = '"input":7500000000'
 
 
@@ -290,8 +291,7 @@ SOLD = '"input":7500000000'
         ("UPDATE price_list SET models = 'gone'", {"price lists", "prices"}),
         (
             (
-                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 FROM hold "
-                "WHERE account_id = 1",
+                f"INSERT INTO hold ({HOLD}) SELECT substr(request_id, 2), 1, 1, 'best', 5, 0, 1, 99, 0 {ONE_HOLD}",
                 "UPDATE account SET held_nanos = held_nanos + 5, open_holds = open_holds + 1 WHERE id = 1",
             ),
             {"live holds"},

@@ -4,13 +4,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from farebox.accounts.key_rules import Rules
 from farebox.accounts.keys import change_key, create_key, disable_key, enable_key, find_key
 from farebox.billing.budgets import RESETS, Resets, period_start_us
-from farebox.billing.ledger import Admission, Expire, Resize, Resized, Settled, SpendLimit, Verdict
+from farebox.billing.ledger import Admission, Command, Expire, Resize, Resized, Settled, SpendLimit, Verdict
 from farebox.books.audit import audit
 from farebox.clock import DAY_US, US_PER_S
 from tests.books.shop import NOON_US, Shop, open_shop
@@ -20,7 +21,7 @@ from tests.databases import on_postgresql
 class Till(Shop):
     """alice's key may spend 1,000 nano-dollars a day."""
 
-    async def limit(self, nanos: int | None, resets: Resets = "daily", **rules: int) -> None:
+    async def limit(self, nanos: int | None, resets: Resets = "daily", **rules: Any) -> None:
         key = await find_key(self.store, str(self.keys[self.alice]))
         await change_key(self.store, key, "k", Rules(limit_nanos=nanos, resets=resets, **rules), self.now_us)
 
@@ -209,7 +210,7 @@ async def test_what_comes_free_in_a_batch_can_be_held_in_the_same_batch(till: Ti
 
 async def test_a_batch_delivered_again_counts_once(till: Till) -> None:
     request_id = await till.hold(300)
-    batch = [till.admission(till.alice, 200), till.settlement(request_id, till.alice, 70)]
+    batch: list[Command] = [till.admission(till.alice, 200), till.settlement(request_id, till.alice, 70)]
     for _ in range(3):
         await till.store.apply(batch)
         assert await till.used() == 270

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from farebox.accounts.accounts import create_account
+from farebox.accounts.key_rules import Rules
 from farebox.accounts.keys import create_key
-from farebox.billing.ledger import Admit, Transfer, customer_account
+from farebox.billing.ledger import Admit, Settle, Transfer, customer_account
+from farebox.books.audit import audit
 from tests.cluster import Cluster
 from tests.races.contest import Contest
 from tests.races.node import Strand, node, rivals
@@ -63,6 +65,39 @@ async def test_ten_requests_a_minute_are_ten_with_four_processes(url: str) -> No
     assert all(said[account_id, "admitted"] + said[account_id, "requests_limited"] == 36 for account_id in accounts)
 
 
+async def test_a_spend_limit_is_held_to_the_last_of_it_with_four_processes(url: str) -> None:
+    """Calls of two keys of an account race, the one limited, the other not; they are settled by other processes."""
+    async with node(url, 1) as here, rivals(url, _PROCESSES) as others:
+        limits: dict[int, int] = {}
+        asking: list[list[Strand]] = [[] for _ in others]
+        for number in range(30):
+            account = await create_account(here.store, f"c{number}@example.com", "open", 1)
+            await here.ledger.post(_transfer(f"t{number}", customer_account(account.id), 10**9))
+            rules = Rules(limit_nanos=random.randint(1, 30), resets="monthly")
+            key, _ = await create_key(here.store, account.id, "limited", "sk-cc-", 1, rules)
+            other, _ = await create_key(here.store, account.id, "free", "sk-cc-", 1)
+            limits[key.id] = rules.limit_nanos or 0
+            for strands in asking:
+                strands += [Strand(0, [_admit(account.id, key.id)]) for _ in range(9)]
+                strands += [Strand(0, [_admit(account.id, other.id)]) for _ in range(3)]
+        played = await asyncio.gather(*(other.play(strands) for other, strands in zip(others, asking, strict=True)))
+        events = [event for events in played for event in events]
+        said = Counter((event.command.key_id, event.said) for event in events if isinstance(event.command, Admit))
+        for key_id, limit in limits.items():
+            assert said[key_id, "admitted"] == min(limit, 36), (limit, said)
+            assert said[key_id, "admitted"] + said[key_id, "key_limited"] == 36
+            assert said[key_id + 1, "admitted"] == 12
+        held = [event.command for event in events if isinstance(event.command, Admit) and event.said == "admitted"]
+        settles = [Strand(0, [_settle(admit, cost=random.randrange(3))]) for admit in held for _ in range(2)]
+        random.shuffle(settles)
+        ended = await asyncio.gather(*(other.play(settles[place::_PROCESSES]) for place, other in enumerate(others)))
+        assert sum(event.said == "settled" for events in ended for event in events) == len(held)
+        used = "SELECT sum(used_nanos) FROM key_budget"
+        charged = "SELECT sum(charged_nanos) FROM usage JOIN key_budget USING (key_id)"
+        assert await here.store.fetch(used) == await here.store.fetch(charged)
+        assert [check.name for check in await audit(here.store) if check.name == "spend limits" and check.ok]
+
+
 @pytest.mark.parametrize("whose", ["the same house accounts", "the same customer", "two customers"])
 async def test_a_transfer_that_two_nodes_post_at_once_is_posted_once(url: str, whose: str) -> None:
     """Also where its accounts, and so the locks, are none that the two share."""
@@ -93,6 +128,18 @@ def _admit(account_id: int, key_id: int) -> Admit:
         least_nanos=1,
         tokens=1,
         price_version=1,
+    )
+
+
+def _settle(admit: Admit, *, cost: int) -> Settle:
+    return Settle(
+        request_id=admit.request_id,
+        account_id=admit.account_id,
+        kind="exact",
+        model="any",
+        outcome="finished",
+        status=200,
+        cost_nanos=cost,
     )
 
 

@@ -3,12 +3,14 @@
 What another process stops is seen once they are read again.
 """
 
+from urllib.parse import quote
+
 from farebox.errors import PermissionDenied
 from farebox.store.protocol import Store
 
 
 class StoppedSessions:
-    """All stopped sessions, by account. `page_url` is where one is let go on."""
+    """All stopped sessions, by account. `page_url`, with the session's name behind it, is where one is let go on."""
 
     def __init__(self, store: Store, page_url: str) -> None:
         self._store = store
@@ -43,9 +45,9 @@ class StoppedSessions:
     def has(self, account_id: int, session: str | None) -> bool:
         return bool(self._stopped) and session is not None and (account_id, session) in self._stopped
 
-    def refusal(self, session: str | None) -> PermissionDenied:
+    def refusal(self, session: str) -> PermissionDenied:
         """Say who stopped a session, and how it goes on."""
         return PermissionDenied(
             f"Claude Code session {session} was stopped by its account's owner, so its calls are refused; "
-            f"let it go on at {self._page_url}"
+            f"let it go on at {self._page_url}/{quote(session)}"
         )

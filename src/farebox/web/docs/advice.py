@@ -30,10 +30,13 @@ _WORDS: Final[dict[type[Refusal], tuple[str, str]]] = {
         "check the key; keys carry a checksum, so a typo is told from an unknown key",
     ),
     errors.InsufficientBalance: (
-        "the hold is more than your free balance",
-        "top up, or lower `max_tokens`; the message says how much is missing and what would fit",
+        "the hold is more than your free balance, or than its key may still spend",
+        "top up, raise the key's limit, or lower `max_tokens`; the message says how much is missing and what would fit",
     ),
-    errors.PermissionDenied: ("the account is suspended", "write to the operator"),
+    errors.PermissionDenied: (
+        "the account is suspended; the key is disabled, or not for this model or address; the session was stopped",
+        "the message says which it is, and where that can be changed",
+    ),
     errors.NotFound: (
         "nothing is at that path, or no such model is listed",
         "the message says where calls go",
@@ -42,7 +45,7 @@ _WORDS: Final[dict[type[Refusal], tuple[str, str]]] = {
     errors.RequestTimeout: ("the request came too slowly", "send it in one go"),
     errors.RequestTooLarge: ("the body is over {body}", "send less"),
     errors.RateLimited: (
-        "your plan's requests, tokens or calls at once are used up; or the provider's limit is",
+        "the requests, tokens or calls at once of your plan or key are used up; or the provider's limit is",
         "wait as `retry-after` says; the message tells whose limit it is",
     ),
     errors.InternalError: (
