@@ -11,6 +11,7 @@ from starlette.routing import Route
 from farebox.accounts.keyring import KeyRing
 from tests.stage import MODEL, Person, Stage
 from tests.web.browse import PASSWORD, Browser, Page, account_of, browser_of, enter, make_key
+from tests.web.operators import OPERATOR, enter_admin, forget_proof
 
 CANARY: Final = "xylophone-canary-7391"
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -18,6 +19,9 @@ ALICES: Final = (
     "SELECT id, email, plan, status, role, verified_at FROM account WHERE id = ?",
     "SELECT * FROM api_key WHERE account_id = ? ORDER BY id",
     "SELECT b.key_id, limit_nanos, resets FROM key_budget b JOIN api_key k ON k.id = b.key_id WHERE account_id = ?",
+    "SELECT * FROM alert WHERE account_id = ? ORDER BY id",
+    "SELECT * FROM webhook WHERE account_id = ? ORDER BY id",
+    "SELECT d.id, d.event FROM delivery d JOIN webhook w ON w.id = d.webhook_id WHERE account_id = ? ORDER BY d.id",
     "SELECT * FROM stopped_session WHERE account_id = ?",
     "SELECT * FROM credential WHERE account_id = ?",
     "SELECT hash, created_at, ends_at FROM session WHERE account_id = ? ORDER BY hash",
@@ -46,12 +50,12 @@ class Alices:
 
     def path(self, route: Route) -> str:
         """Write an address of a route that is about alice's things."""
-        return re.sub(r"\{(\w+)(?::\w+)?\}", lambda found: self.values[found[1]], route.path)
+        return re.sub(r"\{(\w+)(?::\w+)?\}", lambda found: self.values.get(found[1], "1"), route.path)
 
     def seen_in(self, page: Page) -> list[str]:
         """Name what of alice's shows on a page."""
         names = (self.values[name] for name in ("request_id", "name", "session"))
-        secrets = (self.person.email, "alices-laptop", *names, CANARY)
+        secrets = (self.person.email, "alices-laptop", "alices-hook", *names, CANARY)
         return [secret for secret in secrets if secret in page.text]
 
 
@@ -65,7 +69,13 @@ async def alices(stage: Stage) -> Alices:
     ((request_id,),) = await stage.rows("SELECT request_id FROM usage WHERE account_id = ?", person.account_id)
     ((key_id,),) = await stage.rows("SELECT id FROM api_key WHERE name = ?", "alices-laptop")
     ((session,),) = await stage.rows("SELECT hash FROM session WHERE account_id = ?", person.account_id)
+    hook = {"url": "https://alices-hook.example/", "key.revoked": "on"}
+    assert (await browser.post("/dashboard/settings/webhooks/new", hook)).status == 200
+    await browser.post("/dashboard/settings/alerts", {"balance": "1"})
+    ((webhook_id,),) = await stage.rows("SELECT id FROM webhook WHERE account_id = ?", person.account_id)
     values = {
+        "webhook_id": str(webhook_id),
+        "delivery_id": "msg_of_alices",
         "request_id": f"req_{request_id.hex()}",
         "key_id": str(key_id),
         "name": session.hex()[:16],
@@ -73,6 +83,8 @@ async def alices(stage: Stage) -> Alices:
         "version": "0",
         "page": "quickstart",
         "slug": "quickstart",
+        "account_id": str(person.account_id),
+        "act": "suspend",
     }
     return Alices(browser, person, values)
 
@@ -98,16 +110,67 @@ async def test_nobody_sees_or_changes_what_is_anothers(stage: Stage) -> None:
         assert not hers.seen_in(page), told
         if method not in (route.methods or set()):
             assert page.status == 405, told
+        elif path.startswith("/admin"):
+            assert page.status == 404, told
         elif path.startswith("/dashboard") and who == "anonymous":
             assert page.status == 303, told
             assert page.header("location").startswith("/login?next="), told
-        elif re.search(r"/(keys|requests|work)/[^/]", path):
+        elif re.search(r"/(keys|requests|work|webhooks)/(?!new$)[^/]", path):
             assert page.status == 404, told
         if path in {"/logout", "/dashboard/sessions/end"} and method == "POST" and who != "anonymous":
             await browser.sign_in({"bob": stage.bob.email, "suspended": "carol@example.com"}[who])
     assert await state_of(stage, hers.person.account_id) == before
     assert (await hers.browser.get("/dashboard")).path == "/dashboard"
     assert (await stage.ask(hers.person))[0] == 200
+
+
+async def test_an_operator_is_no_stranger_to_admin_alone(stage: Stage) -> None:
+    """At /dashboard an operator is a customer like others; at /admin every change asks for a proof of the last minutes."""
+    hers = await alices(stage)
+    browser = await enter_admin(stage)
+    before = await state_of(stage, hers.person.account_id)
+    forms = b"name=x&reason=x&amount=5&kind=debit&plan=free&notes=x"
+    for route, method in itertools.product(routes(stage), METHODS):
+        path = hers.path(route)
+        if method not in (route.methods or set()) or path in {"/logout", "/dashboard/sessions/end"}:
+            continue
+        is_change = path.startswith("/admin") and method != "GET" and path != "/admin/viewing/end"
+        if is_change:
+            await forget_proof(stage)
+        cookies = dict(browser.cookies)
+        page = await browser.send(method, path, forms, {"sec-fetch-site": "same-origin"})
+        browser.cookies = cookies
+        told = f"{method} {path}: {page.status}"
+        assert page.status < 500, told
+        if is_change:
+            assert page.status == 307, told
+            assert page.header("location").startswith("/confirm?"), told
+        elif path.startswith("/admin"):
+            assert page.status in {200, 303, 404}, told
+        else:
+            assert not hers.seen_in(page), told
+            assert page.status == 404 or not re.search(r"^/dashboard/(keys|requests|work)/[^/]", path), told
+    assert await state_of(stage, hers.person.account_id) == before
+    assert await stage.rows("SELECT 1 FROM audit_log WHERE actor = ?", OPERATOR) == []
+
+
+async def test_an_operator_who_looks_as_alice_changes_nothing_of_hers(stage: Stage) -> None:
+    """Every page of hers is shown or refused, every form is refused, and her account is as it was."""
+    hers = await alices(stage)
+    browser = await enter_admin(stage)
+    await browser.post(f"/admin/customers/{hers.person.account_id}/view", {"reason": "a test"})
+    before = await state_of(stage, hers.person.account_id)
+    for route, method in itertools.product(routes(stage), METHODS):
+        path = hers.path(route)
+        if method not in (route.methods or set()) or not path.startswith("/dashboard"):
+            continue
+        page = await browser.send(method, path, b"name=x&lifetime=", {"sec-fetch-site": "same-origin"})
+        told = f"{method} {path}: {page.status}"
+        assert page.status == 403 if method != "GET" else page.status in {200, 303, 403, 404}, told
+        if page.status == 200 and "html" in page.header("content-type"):
+            assert "Nothing can be changed." in page.words or "</html>" not in page.text, told
+    assert await state_of(stage, hers.person.account_id) == before
+    assert (await browser.get("/dashboard/keys")).words.count("alices-laptop") > 0
 
 
 async def test_a_suspended_customer_looks_at_everything_and_makes_no_key(stage: Stage) -> None:
@@ -131,7 +194,8 @@ async def test_a_suspended_customer_looks_at_everything_and_makes_no_key(stage: 
 async def test_every_page_is_valid_guarded_and_free_of_prompts(stage: Stage) -> None:
     """HTML without faults, nothing inline, a strict policy, nothing cached, and nothing of what was said."""
     hers = await alices(stage)
-    for browser, route in itertools.product((hers.browser, browser_of(stage)), routes(stage)):
+    visitors = (hers.browser, browser_of(stage), await enter_admin(stage))
+    for browser, route in itertools.product(visitors, routes(stage)):
         if "GET" not in (route.methods or set()):
             continue
         page = await browser.get(hers.path(route))
@@ -230,17 +294,19 @@ GARBAGE: Final = (
 )  # fmt: skip
 FIELDS: Final = ("session", "day", "limit", "resets", "networks", "requests_per_minute", "grace", "key", "model",
                  "status", "since", "before", "id", "metric", "by", "range", "token", "next", "email",
-                 "password", "new_password", "name", "lifetime")  # fmt: skip
+                 "password", "new_password", "name", "lifetime", "reason", "amount", "kind", "account", "q", "ref")  # fmt: skip
 
 
 async def test_no_garbage_makes_a_page_fail(stage: Stage) -> None:
     """In addresses, queries, forms, cookies and headers: refused or ignored, never a failure (fixed seed 4)."""
     hers = await alices(stage)
     chance = random.Random(4)
-    cookies = dict(hers.browser.cookies)
+    operator = await enter_admin(stage)
+    kept = {browser: dict(browser.cookies) for browser in (hers.browser, operator)}
     for route in routes(stage):
         if route.path == "/logout":
             continue
+        browser = operator if route.path.startswith("/admin") else hers.browser
         for _ in range(12):
             path = re.sub(r"\{\w+(?::\w+)?\}", lambda _: chance.choice(GARBAGE).replace(" ", "+"), route.path)
             query = "&".join(f"{name}={chance.choice(GARBAGE)}" for name in chance.sample(FIELDS, 5)).replace(" ", "+")
@@ -255,10 +321,10 @@ async def test_no_garbage_makes_a_page_fail(stage: Stage) -> None:
                 "x-fragment": chance.choice(("usage", "main", "body", "nothing", "")),
                 "accept-encoding": chance.choice(("gzip", "x", "")),
             }
-            hers.browser.cookies = {**cookies, "junk": chance.choice(("a", '"', "x" * 3000))}
+            browser.cookies = {**kept[browser], "junk": chance.choice(("a", '"', "x" * 3000))}
             for method in sorted((route.methods or set()) - {"HEAD"}):
                 sent = body if method == "POST" else b""
-                page = await hers.browser.send(method, f"{path}?{query}"[:7000], sent, headers)
+                page = await browser.send(method, f"{path}?{query}"[:7000], sent, headers)
                 failed = [event for event in stage.events if event["level"] == "error"]
                 assert page.status < 500, f"{method} {path}?{query} {body[:100]!r}: {failed}"
                 assert "a=b" not in page.header("set-cookie")

@@ -21,7 +21,7 @@ _CODE_CHARS: Final = 4000
 
 
 class LinkedRoom:
-    """Everything about providers. Without one in the configuration there is nothing here."""
+    """Everything about providers. Without one in the configuration there is a page that says so."""
 
     def __init__(self, kit: Kit) -> None:
         self._pages = kit.pages
@@ -34,10 +34,13 @@ class LinkedRoom:
 
     def routes(self) -> list[Route]:
         page, sure = self._visitors.signed_in, self._visitors.sure
+        shown = Route(_LINKED, page(self.linked))
+        if not self._providers:
+            return [shown]
         return [
+            shown,
             Route("/login/with/{provider}", self.leave),
             Route("/login/from/{provider}", self.come_back),
-            Route(_LINKED, page(self.linked)),
             Route(f"{_LINKED}/{{provider}}", sure(self.link)),
             Route(f"{_LINKED}/{{provider}}/unlink", sure(self.unlink), methods=["POST"]),
         ]
