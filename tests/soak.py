@@ -5,6 +5,7 @@ python -m tests.soak decisions --decisions 1000000                      PostgreS
 python -m tests.soak races --rounds 200000                              two processes for the last cent
 python -m tests.soak kill --kills 1000                                  one server over SQLite
 python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
+python -m tests.soak api --examples 2000                                the API as /openapi.json describes it
 """
 
 import argparse
@@ -27,8 +28,9 @@ from tests.kill.nodes import nodes_under_load
 from tests.races.contest import Contest
 from tests.races.decisions import Decisions
 from tests.races.node import node, rivals
+from tests.web.explore import explore
 
-_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes")
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api")
 _ACCOUNTS: Final = 60
 
 
@@ -83,6 +85,15 @@ async def kill_nodes(kills: int, seed: int) -> str:
     return f"{kills:,} kills of nodes, every promise kept; {slowest}; {dict(nodes.seen)}"
 
 
+async def api(examples: int, seed: int) -> str:
+    """Send whatever fits /openapi.json, and whatever does not."""
+    with _directory() as directory:
+        explored = await explore(directory, examples, seed)
+    if explored.code:
+        sys.exit(explored.out)
+    return explored.out.strip().splitlines()[-1]
+
+
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="farebox-soak-") as directory:
@@ -111,6 +122,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--examples", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     chosen = parser.parse_args()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a server that was killed
@@ -123,6 +135,8 @@ def main() -> None:
             print(asyncio.run(kill(chosen.kills, chosen.seed)), flush=True)
         elif what == "kill-nodes":
             print(asyncio.run(kill_nodes(chosen.kills, chosen.seed)), flush=True)
+        elif what == "api":
+            print(asyncio.run(api(chosen.examples, chosen.seed)), flush=True)
         elif what == "decisions":
             print(decisions(chosen.decisions, chosen.seed), flush=True)
         else:

@@ -158,6 +158,7 @@ WRONG: Final = (
     ("/v1/usage?page=", "page is what next_page"),
     ("/v1/usage?page=2026-13-01.x", "page is a day"),
     ("/v1/statusline?session=%00", "session: at most 200"),
+    ("/v1/statusline?session=%C3%A4", "session: at most 200"),
 )
 
 

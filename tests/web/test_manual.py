@@ -271,7 +271,7 @@ def misfits(schema: dict[str, Any], value: Any, at: str = "$") -> list[str]:
 
 KNOWN: Final = {
     *("type", "anyOf", "const", "enum", "required", "properties", "items", "minimum", "pattern"),
-    *("examples", "description"),
+    *("examples", "description", "format"),
 }
 TYPES: Final = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
 

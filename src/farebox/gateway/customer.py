@@ -239,8 +239,8 @@ def _session(exchange: Exchange) -> str | None:
     """Read which session of Claude Code is meant: from the query, else from its own header."""
     given = parse_qs(exchange.query).get("session")
     text = given[0] if given else (exchange.header(b"x-claude-code-session-id") or b"").decode("latin-1")
-    if len(text) > _SESSION_CHARS or not text.isprintable():
-        raise InvalidRequest(f"session: at most {_SESSION_CHARS} printable characters, got {text[:40]!r}")
+    if len(text) > _SESSION_CHARS or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(f"session: at most {_SESSION_CHARS} printable ASCII characters, got {text[:40]!r}")
     return text or None
 
 

@@ -27,7 +27,8 @@ from farebox.ids import new_request_id, show_request_id
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 Log = Callable[..., Any]
 
-_PROBES: Final = frozenset({"GET", "HEAD"})
+_FILES: Final = ("/openapi.json", "/llms", "/.well-known/", "/statusline.sh")
+"""What programs fetch from the site, with the key that they send along with everything."""
 
 
 class Routes:
@@ -118,7 +119,9 @@ class Routes:
             return False
         if path.startswith(self._prefixes[0]) or (path == "/" and exchange.method == "HEAD"):
             return False
-        return all(name not in {b"x-api-key", b"authorization"} for name, _ in exchange.headers)
+        return path.startswith(_FILES) or all(
+            name not in {b"x-api-key", b"authorization"} for name, _ in exchange.headers
+        )
 
     def _find(self, path: str) -> tuple[str, Handler]:
         found = self._exact.get(path)

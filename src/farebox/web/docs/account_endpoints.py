@@ -17,7 +17,7 @@ _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
 _USD: Final[Schema] = {"type": "string", "pattern": r"^-?\d+\.\d{2,15}$"}
 _USD_OR_NULL: Final[Schema] = {"type": ["string", "null"], "pattern": r"^-?\d+\.\d{2,15}$"}
-_DAY: Final[Schema] = {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"}
+_DAY: Final[Schema] = {"type": "string", "format": "date", "pattern": r"^\d{4}-\d{2}-\d{2}$"}
 _MOMENT: Final[Schema] = {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"}
 _CURRENCY: Final[Schema] = {"const": "USD"}
 
@@ -127,7 +127,12 @@ def _usage(model: str) -> Endpoint:
                 "How many rows to give at most.",
                 place="query",
             ),
-            Field("page", _TEXT, "Where to go on: what `next_page` of the answer before said.", place="query"),
+            Field(
+                "page",
+                {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}\."},
+                "Where to go on: what `next_page` of the answer before said.",
+                place="query",
+            ),
         ),
         example=None,
         answer=_USAGE,
@@ -271,7 +276,7 @@ def _statusline() -> Endpoint:
         fields=(
             Field(
                 "session",
-                {"type": "string"},
+                {"type": "string", "pattern": "^[ -~]*$", "maxLength": 200},
                 "A session of Claude Code, whose cost is told as well. The header `x-claude-code-session-id` does the "
                 "same.",
                 place="query",

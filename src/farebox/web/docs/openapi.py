@@ -20,6 +20,12 @@ _ERROR: Final[Schema] = {
         "request_id": {"type": ["string", "null"]},
     },
 }
+_EVENT: Final[Schema] = {
+    "description": "One event; the answer is as many as it takes.",
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _ANSWERED_ERROR: Final[Schema] = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 
 
@@ -73,7 +79,7 @@ def _operation(endpoint: Endpoint, table: list[Advice]) -> Schema:
 def _answer(endpoint: Endpoint) -> Schema:
     content: Schema = {"application/json": {"schema": endpoint.answer, "example": endpoint.answer_example}}
     if endpoint.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     if endpoint.answers_text:
         content["text/plain"] = {"schema": {"type": "string"}}
     return {
