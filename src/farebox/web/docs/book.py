@@ -21,7 +21,7 @@ CONTENTS: Final = {
     "Begin": ("quickstart", "claude-code", "sdks", "authentication"),
     "Reference": ("messages", "streaming", "count-tokens", "models", "limits", "errors"),
     "Money": ("billing", "top-ups"),
-    "Your account": ("account", "quotes", "receipts", "status-line"),
+    "Your account": ("signing-in", "account", "quotes", "receipts", "status-line"),
 }
 """All pages by their groups, in the order they are read."""
 FEATURES: Final = {
