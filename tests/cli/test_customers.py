@@ -160,3 +160,62 @@ def test_a_plan_that_is_not_offered_is_refused_before_anything_is_made(farebox: 
     assert refused.code == 2
     assert "there are free, starter, pro, enterprise" in refused.err
     assert not (tmp_path / "farebox.db").exists()
+
+
+def test_a_key_has_the_rules_it_was_made_with_and_scripts_can_read_them(farebox: Farebox, at_books: str) -> None:
+    farebox("account", "create", "alice@example.com")
+    words = ("key", "create", "alice@example.com", "--name", "ci", "--limit", "20", "--resets", "monthly")
+    rules = ("--models", "claude-haiku-4-5", "--networks", "203.0.113.7,2001:db8::/32", "--rpm", "60")
+    made = farebox(*words, *rules, "--expires-days", "30", "--json").json
+    assert {name: made[name] for name in ("limit_usd", "resets", "used_usd", "models", "networks")} == {
+        "limit_usd": "20.00",
+        "resets": "monthly",
+        "used_usd": "0.00",
+        "models": ["claude-haiku-4-5"],
+        "networks": ["203.0.113.7/32", "2001:db8::/32"],
+    }
+    assert (made["requests_per_minute"], made["purpose"], made["replaced_by"]) == (60, "client", None)
+    assert read(at_books, "SELECT limit_nanos, resets, used_nanos FROM key_budget") == [(20 * 10**9, "monthly", 0)]
+    row = next(line for line in farebox("key", "list").out.splitlines() if " ci " in line)
+    for told in ("$0.00", "$20.00", "monthly", "claude-haiku-4-5, 203.0.113.7, 2001:db8::/32, 60 requests/min"):
+        assert told in row
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--models", "gpt-4"), "'gpt-4' is not sold here"),
+        (("--networks", "10.0.0.1/8"), "the network is 10.0.0.0/8"),
+        (("--resets", "daily"), "--resets daily needs a --limit"),
+        (("--resets", "hourly"), "'hourly' is not one of"),
+        (("--limit", "-1"), "plain decimal"),
+        (("--rpm", "0"), "range 1<=x<=1000000"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_and_no_key_is_made(
+    farebox: Farebox, at_books: str, words: tuple[str, ...], told: str
+) -> None:
+    farebox("account", "create", "alice@example.com")
+    refused = farebox("key", "create", "alice@example.com", "--name", "x", *words)
+    assert refused.code in {1, 2}
+    assert told in refused.err
+    assert read(at_books, "SELECT 1 FROM api_key") == []
+
+
+def test_a_key_rests_wakes_and_is_rolled(farebox: Farebox) -> None:
+    farebox("account", "create", "alice@example.com")
+    made = farebox("key", "create", "alice@example.com", "--name", "ci", "--limit", "5", "--json").json
+    which = str(made["key_id"])
+    assert farebox("key", "disable", which, "--json").json["status"] == "disabled"
+    assert farebox("key", "enable", which, "--json").json["status"] == "active"
+    rolled = farebox("key", "roll", which, "--grace-hours", "24", "--json").json
+    assert key_is_well_formed(rolled["key"], "sk-cc-")
+    assert (rolled["name"], rolled["limit_usd"]) == ("ci", "5.00")
+    old, new = farebox("key", "list", "--json").lines
+    assert (old["status"], old["replaced_by"], new["status"]) == ("active", new["key_id"], "active")
+    assert old["expires_at"] is not None
+    again = farebox("key", "roll", which)
+    assert again.code == 1
+    assert "make a new one instead" in again.err
+    assert key_is_well_formed(farebox("key", "roll", str(new["key_id"])).out.strip(), "sk-cc-")
+    assert [one["status"] for one in farebox("key", "list", "--json").lines] == ["active", "expired", "active"]

@@ -7,6 +7,7 @@ import pytest
 
 from farebox.accounts.key_rules import MOST_NETWORKS, read_networks
 from farebox.billing.budgets import RESETS, period_end_us, period_start_us
+from farebox.books.audit import audit
 from farebox.clock import DAY_US, US_PER_S, day_of, day_start_us
 from farebox.errors import InvalidRequest
 from farebox.money import NANOS_PER_USD
@@ -321,3 +322,45 @@ def test_no_text_makes_reading_networks_fail() -> None:
     ):
         with pytest.raises(InvalidRequest, match=re.compile("no address|characters")):
             read_networks(text)
+
+
+async def test_a_limit_that_is_changed_goes_on_and_one_with_another_period_begins_anew(stage: Stage) -> None:
+    """Set while the key is used, it agrees with the books from its first call on."""
+    browser = await enter(stage, stage.alice.email)
+    person = await make_key(stage, browser, stage.alice.email, "laptop")
+    key_id = await key_id_of(stage, "laptop")
+    used = "SELECT limit_nanos, resets, used_nanos > 0 FROM key_budget WHERE key_id = ?"
+
+    async def call_and_prove() -> None:
+        assert (await stage.ask(person))[0] == 200
+        checks = {check.name: check for check in await audit(stage.gateway.store)}
+        assert checks["spend limits"].ok, checks["spend limits"].detail
+
+    await call_and_prove()
+    await change(browser, key_id, limit="10", resets="monthly")
+    await call_and_prove()
+    assert await stage.rows(used, key_id) == [(10 * NANOS_PER_USD, "monthly", True)]
+    await change(browser, key_id, limit="20")
+    assert await stage.rows(used, key_id) == [(20 * NANOS_PER_USD, "monthly", True)]
+    await change(browser, key_id, resets="daily")
+    assert await stage.rows(used, key_id) == [(20 * NANOS_PER_USD, "daily", False)]
+    await call_and_prove()
+    await change(browser, key_id, limit="")
+    assert await stage.rows(used, key_id) == []
+    await call_and_prove()
+
+
+async def test_a_key_that_has_spent_its_limit_is_refused_until_that_is_raised(stage: Stage) -> None:
+    browser = await enter(stage, stage.alice.email)
+    person = await make_key(stage, browser, stage.alice.email, "laptop")
+    key_id = await key_id_of(stage, "laptop")
+    await change(browser, key_id, limit="0.000001")
+    assert (await stage.ask(person))[0] == 402
+    await change(browser, key_id, limit="1")
+    assert (await stage.ask(person))[0] == 200
+    await change(browser, key_id, **{f"model.{HAIKU}": "1"})
+    assert (await stage.ask(person))[0] == 403
+    await change(browser, key_id, **{f"model.{HAIKU}": ""}, networks="203.0.113.7")
+    assert (await stage.ask(person))[0] == 403
+    await change(browser, key_id, networks="127.0.0.0/8", requests_per_minute="1")
+    assert [(await stage.ask(person))[0] for _ in range(2)] == [200, 429]
