@@ -50,6 +50,7 @@ from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
+from farebox.upstreams.switches import Switches
 from farebox.web.asgi import AsgiDoor
 from farebox.web.kit import House
 from farebox.web.offer import Limits, Offer
@@ -148,6 +149,7 @@ class Gateway:
         self.herald: Herald | None = None
         self._announcements: Announcements
         self._prices: Prices
+        self._switches: Switches
 
     async def start(self, simulator: Simulator | None) -> None:
         """Make everything, from the books up to the doors."""
@@ -168,6 +170,8 @@ class Gateway:
         operator = config.site.support_email or "the operator of this gateway"
         keys = KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys")
         pool = self.pool = await self._make_pool(simulator)
+        self._switches = Switches(store, pool)
+        await self._switches.follow()
         settler = self._settler = Settler(
             ledger, books.spool, self.metrics, log_call=self._call_log(), alert=self.log.error
         )
@@ -274,17 +278,19 @@ class Gateway:
             now = loop.time()
             streams.tick(now)
             messages.tick(now)
+            pool.tick(now)
             if self._call_lines is not None:
                 self._call_lines.flush()
 
         async def follow_changes() -> None:
             if await store.changed_elsewhere():
                 keys.forget()
-                messages.stopped.is_stale = self._prices.is_stale = True
+                messages.stopped.is_stale = self._prices.is_stale = self._switches.is_stale = True
 
         async def read_anew() -> None:
-            if self._prices.is_stale:
-                await self._prices.follow()
+            for followed in (self._prices, self._switches):
+                if followed.is_stale:
+                    await followed.follow()
             if messages.stopped.is_stale:
                 await messages.stopped.refresh()
                 messages.end_stopped()
@@ -450,7 +456,13 @@ class Gateway:
         assert self.pool is not None
         assert self.books is not None
         assert self.herald is not None
-        self.gatehouse = Gatehouse(keys=keys, pool=self.pool, messages=messages, clock=self.clock)
+        self.gatehouse = Gatehouse(
+            keys=keys,
+            pool=self.pool,
+            messages=messages,
+            switches=self._switches,
+            clock=self.clock,
+        )
         site = make_site(
             self.store,
             self.ledger,
@@ -522,6 +534,7 @@ def _offer_of(config: Config, prices: Prices) -> Offer:
         public_url=config.public_url,
         key_prefix=config.keys.prefix,
         sign_up=config.site.sign_up,
+        private_webhooks=config.webhooks.allow_private,
         texts=config.site_texts,
     )
 

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -16,12 +18,13 @@ from farebox.accounts.accounts import find_account
 from farebox.clock import DAY_US, US_PER_S
 from farebox.events.courier import PAUSES_S, TRIES
 from farebox.events.news import tell_of_credit
-from farebox.events.webhooks import EVENTS, KEPT_US, MOST, OVERLAP_US
+from farebox.events.webhooks import DATA, EVENTS, KEPT_US, MOST, OVERLAP_US
 from farebox.http.errands import Errands, is_public, read_target
 from farebox.http.exchange import Exchange
 from farebox.http.server import HttpServer
 from tests.stage import OpenStage, Stage
 from tests.web.browse import Browser, Page, enter, mails_to
+from tests.web.test_manual import book
 
 START: Final = "/dashboard/settings/webhooks"
 PRIVATE: Final = "[webhooks]\nallow_private = true"
@@ -408,3 +411,71 @@ def test_a_target_keeps_its_path_and_query_as_they_are() -> None:
     origin, target = read_target("https://example.com/a/b/?x=%20&y=/")
     assert (origin.host, origin.port, origin.path, target) == ("example.com", 443, "", "/a/b/?x=%20&y=/")
     assert read_target("http://[::1]:8080")[1] == "/"
+
+
+# the manual
+
+
+def samples() -> dict[str, str]:
+    """Give the samples that check signatures, by language, as a reader finds them."""
+    parts = book().pages["webhooks"].text.parts
+    codes = [code for part in parts for box in part.boxes for code in box.codes]
+    return {code.title.rpartition(" ")[2]: code.text for code in codes if code.title.startswith("Check it in ")}
+
+
+@pytest.mark.parametrize("language", ["Python", "TypeScript"])
+async def test_the_manuals_sample_tells_our_messages_from_others(
+    stage: Stage, receiver: Receiver, tmp_path: Path, language: str
+) -> None:
+    clock = await at_rest(stage)
+    browser = await enter(stage, stage.alice.email)
+    path, key = await add(browser, receiver.url)
+    await browser.post(f"{path}/roll")
+    await browser.post(f"{path}/test")
+    await clock.run(1)
+    ((headers, body),) = receiver.got
+    secret = "whsec_" + base64.b64encode(key).decode()
+    late = str(int(headers["webhook-timestamp"]) - 301)
+    right, words = headers["webhook-signature"], body.decode()
+    cases = [
+        (secret, headers, words),
+        (secret, {**headers, "webhook-signature": f"v2,AAAA v1,AAAA {right}"}, words),
+        (secret[:-4] + "AAA=", headers, words),
+        (secret, headers, words + " "),
+        (secret, {**headers, "webhook-id": "msg_other"}, words),
+        (secret, {**headers, "webhook-timestamp": late}, words),
+        (secret, {**headers, "webhook-signature": ""}, words),
+        (secret, {**headers, "webhook-signature": right.replace("v1,", "v2,")}, words),
+    ]
+    assert await taken(language, cases, tmp_path) == [True, True] + [False] * 6
+
+
+async def taken(language: str, cases: list[Any], home: Path) -> list[bool]:
+    """Tell which messages a sample takes, as it stands."""
+    if language == "Python":
+        script = (
+            "import json, sys\n\nfor secret, headers, body in json.load(sys.stdin):\n    try:\n"
+            "        check(secret, headers, body.encode())\n        print('true')\n"
+            "    except ValueError:\n        print('false')\n"
+        )
+        command = [sys.executable, "-c", f"{samples()[language]}\n\n{script}"]
+    else:
+        script = (
+            'import { readFileSync } from "node:fs";\n'
+            "for (const [secret, headers, body] of JSON.parse(readFileSync(0)))\n"
+            '  try { check(secret, headers, body); console.log("true"); } catch { console.log("false"); }\n'
+        )
+        (home / "sample.mjs").write_text(f"{samples()[language]}\n{script}")
+        command = ["node", str(home / "sample.mjs")]
+    process = await asyncio.create_subprocess_exec(*command, stdin=-1, stdout=-1, stderr=-1)
+    out, error = await process.communicate(json.dumps(cases).encode())
+    assert process.returncode == 0, error.decode()
+    return [word == "true" for word in out.decode().split()]
+
+
+async def test_the_manual_names_every_event_with_its_data(stage: Stage) -> None:
+    page = await (await enter(stage, stage.bob.email)).get("/docs/webhooks")
+    assert all(
+        f"<code>{name}</code>" in page.text for name in (*EVENTS, *(one for data in DATA.values() for one in data))
+    )
+    assert EVENTS.keys() == DATA.keys()

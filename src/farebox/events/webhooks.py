@@ -30,6 +30,16 @@ EVENTS: Final = {
     "session.stopped": "A Claude Code session was stopped: its calls are refused.",
 }
 """What a webhook can be told of, in the words of the page and the manual."""
+DATA: Final = {
+    "balance.credited": ("amount_usd", "balance_usd", "transfer_id"),
+    "balance.low": ("balance_usd", "limit_usd"),
+    "balance.exhausted": ("balance_usd", "limit_usd"),
+    "spend.daily": ("spent_usd", "limit_usd", "balance_usd", "day"),
+    "key.created": ("key_id", "name", "hint"),
+    "key.revoked": ("key_id", "name", "hint"),
+    "session.stopped": ("session",),
+}
+"""What the `data` of each event has."""
 TEST: Final = "webhook.test"
 MOST: Final = 10
 KEPT_US: Final = 30 * DAY_US
@@ -222,8 +232,8 @@ def event(account_id: int, name: str, data: dict[str, Any], now_us: int, *, once
 
     With `once`, a text that is the event's own, writing it again tells nobody twice.
     """
-    if name not in EVENTS:
-        raise ValueError(f"{name} is none of the events that webhooks are told of")
+    if set(data) != set(DATA[name]):
+        raise ValueError(f"{name} has {', '.join(DATA[name])}, got {', '.join(data)}")
     message_id = f"msg_{hashlib.sha256(f'{account_id}:{name}:{once}'.encode()).hexdigest()[:32]}" if once else None
     insert = (
         "INSERT INTO delivery (id, webhook_id, event, body, at, next_at) "

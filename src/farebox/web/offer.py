@@ -35,6 +35,8 @@ class Offer(Struct, frozen=True, kw_only=True):
     public_url: str
     key_prefix: str
     sign_up: Literal["open", "invitation", "closed"]
+    private_webhooks: bool = False
+    """Whether webhooks may go to private addresses, and by plain http."""
     texts: Mapping[str, str]
     """The operator's own pages as Markdown: terms, privacy, refunds; those there are."""
 

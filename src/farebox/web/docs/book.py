@@ -9,6 +9,8 @@ from msgspec import Struct
 
 import farebox
 from farebox.accounts.signing import KEYS_PATH
+from farebox.events.courier import TRIES
+from farebox.events.webhooks import DATA, EVENTS
 from farebox.web.docs.advice import advice, write_size, write_span
 from farebox.web.docs.endpoint import Endpoint, Schema
 from farebox.web.docs.endpoints import endpoints
@@ -21,7 +23,7 @@ CONTENTS: Final = {
     "Begin": ("quickstart", "claude-code", "sdks", "authentication"),
     "Reference": ("messages", "streaming", "count-tokens", "models", "limits", "errors"),
     "Money": ("billing", "top-ups"),
-    "Your account": ("signing-in", "account", "quotes", "receipts", "status-line"),
+    "Your account": ("signing-in", "account", "quotes", "receipts", "status-line", "webhooks"),
 }
 """All pages by their groups, in the order they are read."""
 FEATURES: Final = {
@@ -140,6 +142,10 @@ class Book:
             "api": {endpoint.slug.replace("-", "_"): endpoint for endpoint in endpoints(offer)},
             "curl": functools.partial(_curl, offer.base_url),
             "fields": _fields,
+            "events": EVENTS,
+            "event_data": {name: ", ".join(f"`{field}`" for field in fields) for name, fields in DATA.items()},
+            "webhook_tries": TRIES,
+            "private_webhooks": offer.private_webhooks,
             "json": _json,
         }
 
