@@ -29,7 +29,7 @@ class AnnouncementRoom:
         page = self._admins.page
         return [
             Route(_HERE, page(self.all), methods=["GET", "POST"]),
-            Route(f"{_HERE}/{{announcement_id:int}}/end", page(self.end), methods=["POST"]),
+            Route(f"{_HERE}/{{announcement_id}}/end", page(self.end), methods=["POST"]),
         ]
 
     async def all(self, request: Request, me: Session) -> Response:
@@ -57,9 +57,11 @@ class AnnouncementRoom:
         )
 
     async def end(self, request: Request, me: Session) -> Response:
+        wanted = request.path_params["announcement_id"]
+        if not (wanted.isascii() and wanted.isdecimal() and len(wanted) < 19):
+            raise HTTPException(404)
         try:
-            announcement_id = request.path_params["announcement_id"]
-            await take_down(self._store, operator_of(request, me), announcement_id, self._clock())
+            await take_down(self._store, operator_of(request, me), int(wanted), self._clock())
         except NotFound as error:
             raise HTTPException(404) from error
         await self._announcements.refresh(self._clock())
