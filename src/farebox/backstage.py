@@ -1,19 +1,31 @@
 """The running gateway as the site sees it (web/backstage.py): joins pages and calls, which do not know each other."""
 
+import asyncio
+from typing import Final
+
+import msgspec
+
 from farebox.accounts.keyring import KeyRing
-from farebox.clock import Clock
+from farebox.clock import US_PER_S, Clock
 from farebox.gateway.messages import Messages
-from farebox.upstreams.pool import Pool
-from farebox.web.backstage import Service
+from farebox.http.client import UpstreamError
+from farebox.upstreams.pool import Failure, Pool, Upstream
+from farebox.upstreams.switches import Switches
+from farebox.web.backstage import Service, Trial, UpstreamState
+
+_TRIAL_S: Final = 10.0
+_TRIAL_BYTES: Final = 2**16
+_WORDS_CHARS: Final = 300
 
 
 class Gatehouse:
     """What pages ask of the gateway of this process."""
 
-    def __init__(self, *, keys: KeyRing, pool: Pool, messages: Messages, clock: Clock) -> None:
+    def __init__(self, *, keys: KeyRing, pool: Pool, messages: Messages, switches: Switches, clock: Clock) -> None:
         self._keys = keys
         self._pool = pool
         self._messages = messages
+        self._switches = switches
         self._clock = clock
 
     def service(self, model_id: str) -> Service:
@@ -29,3 +41,56 @@ class Gatehouse:
 
     async def resume_session(self, account_id: int, session: str) -> None:
         await self._messages.stopped.resume(account_id, session)
+
+    def upstreams(self) -> list[UpstreamState]:
+        return [self._state(upstream, asyncio.get_running_loop().time()) for upstream in self._pool.upstreams]
+
+    async def follow_upstreams(self) -> None:
+        await self._switches.follow()
+
+    async def try_upstream(self, name: str, model_id: str) -> Trial | None:
+        upstream = next((one for one in self._pool.upstreams if one.name == name), None)
+        if upstream is None:
+            return None
+        model = model_id if not upstream.models else min(upstream.models)
+        body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+        headers = [(b"content-type", b"application/json"), (b"anthropic-version", b"2023-06-01"), *upstream.credential]
+        began_us = self._clock()
+        try:
+            async with asyncio.timeout(_TRIAL_S):
+                answer = await upstream.client.request(
+                    "POST", "/v1/messages/count_tokens", headers, body, first_byte_s=_TRIAL_S
+                )
+                text = (await answer.read(_TRIAL_BYTES)).decode("utf-8", "replace")
+        except (UpstreamError, TimeoutError) as error:
+            words = str(error) or f"no answer within {_TRIAL_S:g} s"
+            return Trial(well=False, words=f"{type(error).__name__}: {words}", took_us=self._clock() - began_us)
+        if well := answer.status == 200:
+            upstream.succeeded()
+        shown = "".join(char for char in text[:_WORDS_CHARS] if char.isprintable())
+        return Trial(well=well, words=f"{answer.status}: {shown}", took_us=self._clock() - began_us)
+
+    def _state(self, upstream: Upstream, now: float) -> UpstreamState:
+        calls, failures = upstream.lately()
+        failure = upstream.last_failure
+        return UpstreamState(
+            name=upstream.name,
+            origin=f"{upstream.client.origin.scheme}://{upstream.client.origin.host}:{upstream.client.origin.port}",
+            weight=upstream.weight,
+            models=tuple(sorted(upstream.models)),
+            drained=upstream.drained,
+            resting_s=max(0, round(upstream.rests_until - now)),
+            in_flight=upstream.in_flight,
+            calls=upstream.calls,
+            failures=upstream.failures,
+            limited=upstream.limited,
+            lately_calls=calls,
+            lately_failures=failures,
+            last_error=_class_of(failure) if failure else "",
+            last_error_at_us=self._clock() - round((now - failure.ended_at) * US_PER_S) if failure else None,
+        )
+
+
+def _class_of(failure: Failure) -> str:
+    """Name what a try failed by: its status, or the kind of error."""
+    return str(failure.status) if failure.status is not None else failure.error or "refused the operator's account"

@@ -93,7 +93,7 @@ async def _told_in(pieces: list[bytes]) -> tuple[int, bytes]:
     async with serving(peer) as (server, client):
         asking = asyncio.create_task(ask(client))
         await until(lambda: server.lines)
-        (connection,) = client._all
+        (connection,) = client.opened
         for piece in pieces:
             connection.data_received(piece)
         answer = await asking
@@ -161,7 +161,7 @@ async def test_what_is_no_answer_is_refused_and_its_connection_dropped(noise: by
 
 
 async def _settled(client: HttpClient) -> None:
-    await until(lambda: not client._all)
+    await until(lambda: not client.opened)
     assert client._idle == []
 
 
@@ -255,7 +255,7 @@ async def test_answers_never_reach_another_request() -> None:
                 assert number % 11 == 5
 
         await asyncio.gather(*(call(number) for number in range(1_000)))
-        assert len(client._all) <= 8
+        assert len(client.opened) <= 8
         assert len(set(client._idle)) == len(client._idle)
         assert 8 <= len(server.lines) < 400
 

@@ -14,7 +14,7 @@ from farebox.store.open import open_store
 from tests.gateway.play import eventually, listen
 from tests.stage import MODEL, OpenStage, Stage
 from tests.web.browse import Browser, Page, browser_of, enter
-from tests.web.test_admin import age, enter_admin
+from tests.web.operators import enter_admin, forget_proof
 
 PRICES = "/admin/models"
 HERE = f"{PRICES}/of/{MODEL}"
@@ -167,7 +167,7 @@ async def test_it_needs_an_operator_and_a_recent_proof(stage: Stage) -> None:
     fields = {"base": "1", "sell_input": "0", "reason": "mine", "step": "publish"}
     assert (await mallory.post(HERE, fields)).status == 404
     assert (await operator.get(f"{PRICES}/of/nothing")).status == 404
-    await age(stage, 20)
+    await forget_proof(stage)
     await operator.post(HERE, fields, follow=False)
     assert await stage.rows("SELECT count(*) FROM price_list") == [(1,)]
 

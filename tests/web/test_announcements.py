@@ -7,7 +7,7 @@ from farebox.clock import DAY_US, iso
 from tests.gateway.play import eventually
 from tests.stage import Stage
 from tests.web.browse import Browser, Page, enter
-from tests.web.test_admin import age, enter_admin
+from tests.web.operators import enter_admin, forget_proof
 
 HERE = "/admin/announcements"
 
@@ -91,6 +91,6 @@ async def test_there_is_room_for_a_few_only(stage: Stage) -> None:
 async def test_it_needs_an_operator_and_a_recent_proof(stage: Stage) -> None:
     operator, mallory = await enter_admin(stage), await enter(stage, stage.bob.email)
     assert (await mallory.get(HERE)).status == (await mallory.post(HERE, {"words": "Pay me"})).status == 404
-    await age(stage, 20)
+    await forget_proof(stage)
     await operator.post(HERE, {"words": "Late"}, follow=False)
     assert not await stage.rows("SELECT 1 FROM announcement")

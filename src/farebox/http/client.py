@@ -244,7 +244,7 @@ class HttpClient:
         self.stall_s = stall_s
         self._tls = (tls or ssl.create_default_context()) if origin.scheme == "https" else None
         self._idle: list[ClientConnection] = []
-        self._all: set[ClientConnection] = set()
+        self.opened: set[ClientConnection] = set()
         self._free = asyncio.Semaphore(connections)
         """One for each exchange that may run. A connection is opened only when none idles, so no more of them exist."""
 
@@ -277,7 +277,7 @@ class HttpClient:
 
     async def close(self) -> None:
         """Drop all connections."""
-        for connection in list(self._all):
+        for connection in list(self.opened):
             connection.abort()
         await asyncio.sleep(0)
 
@@ -322,7 +322,7 @@ class HttpClient:
         if not connection.usable:
             raise ConnectFailed(f"{self.origin.host}:{self.origin.port} closes connections at once")
         connection.busy = True
-        self._all.add(connection)
+        self.opened.add(connection)
         return connection
 
     def release(self, connection: "ClientConnection") -> None:
@@ -333,7 +333,7 @@ class HttpClient:
 
     def forget(self, connection: "ClientConnection") -> None:
         """Drop a connection that is lost."""
-        self._all.discard(connection)
+        self.opened.discard(connection)
         if connection.busy:
             connection.busy = False
             self._free.release()

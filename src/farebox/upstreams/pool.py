@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 import msgspec
@@ -27,6 +28,8 @@ _REST_S: Final = 10.0
 _LONGEST_REST_S: Final = 120.0
 _PROBE_S: Final = 10.0
 """A probe that has not ended by then lets another one go."""
+LATELY_S: Final = 300.0
+_SAMPLES: Final = 30
 _LONGEST_WAIT_S: Final = 8.0
 _LONGEST_RETRY_AFTER_S: Final = 86_400
 
@@ -50,8 +53,14 @@ class Upstream:
             tls=tls,
         )
         self.credential: Headers = [(b"x-api-key", settings.api_key.reveal().encode("latin-1"))]
+        self.drained = False
+        """By the operator's word no call goes here; those under way end."""
+        self.last_failure: Failure | None = None
         self.calls = 0
         self.failures = 0
+        self.limited = 0
+        """Answers 429: it is well, but wants no more for now."""
+        self._samples: deque[tuple[float, int, int]] = deque(maxlen=_SAMPLES)
         self.failures_in_a_row = 0
         self.rests = 0
         self.rests_until = 0.0
@@ -60,6 +69,21 @@ class Upstream:
     def is_healthy(self, now: float) -> bool:
         """Whether calls go here. After a run of failures it rests, then one call at a time finds out."""
         return now >= self.rests_until and now >= self.probed_until
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        return sum(connection.busy for connection in self.client.opened)
+
+    def lately(self) -> tuple[int, int]:
+        """Give the calls of the last minutes, and how many of them failed."""
+        _, calls, failures = self._samples[0] if self._samples else (0.0, 0, 0)
+        return self.calls - calls, self.failures - failures
+
+    def tick(self, now: float) -> None:
+        """Remember where the counts stand, every few seconds."""
+        if not self._samples or now - self._samples[-1][0] >= LATELY_S / _SAMPLES:
+            self._samples.append((now, self.calls, self.failures))
 
     def takes(self, now: float) -> None:
         """Take note of a call that goes here. The first after a rest is the probe that the others wait for."""
@@ -238,17 +262,29 @@ class Pool:
     def ways_up(self, model: str) -> tuple[int, int]:
         """Count the upstreams for a model: those that calls go to at the moment, and all there are."""
         now = asyncio.get_running_loop().time()
-        able = self._able(model)
-        return sum(upstream.is_healthy(now) for upstream in able), len(able)
+        able = [upstream for upstream in self.upstreams if not upstream.models or model in upstream.models]
+        return sum(upstream.is_healthy(now) and not upstream.drained for upstream in able), len(able)
+
+    def drain(self, names: Container[str]) -> None:
+        """Send no new call to these, and to all others as ever."""
+        for upstream in self.upstreams:
+            upstream.drained = upstream.name in names
+
+    def tick(self, now: float) -> None:
+        """Called about once a second."""
+        for upstream in self.upstreams:
+            upstream.tick(now)
 
     async def close(self) -> None:
         for upstream in self.upstreams:
             await upstream.client.close()
 
     def _able(self, model: str | None) -> list[Upstream]:
-        """Give the upstreams that serve a model."""
+        """Give the upstreams that serve a model and are not drained."""
         return [
-            upstream for upstream in self.upstreams if not upstream.models or model is None or model in upstream.models
+            upstream
+            for upstream in self.upstreams
+            if not upstream.drained and (not upstream.models or model is None or model in upstream.models)
         ]
 
     def _choose(self, tries: Tries, conversation: bytes) -> Upstream | None:
@@ -268,7 +304,9 @@ class Pool:
         tries.last = None
         tries.retry_after_s = _seconds(answer.header(b"retry-after"))
         upstream = self._note(tries, tries.upstream)
-        if answer.status != 429:
+        if answer.status == 429:
+            upstream.limited += 1
+        else:
             upstream.failed(asyncio.get_running_loop().time())
         try:
             await answer.read(_ERROR_BODY_BYTES)
@@ -279,7 +317,8 @@ class Pool:
         """Keep what a failed try can be told by."""
         now = asyncio.get_running_loop().time()
         tries.failed_at.add(upstream.name)
-        tries.failures.append(Failure(upstream.name, tries.sent_at, now, tries.status, error))
+        upstream.last_failure = Failure(upstream.name, tries.sent_at, now, tries.status, error)
+        tries.failures.append(upstream.last_failure)
         return upstream
 
 

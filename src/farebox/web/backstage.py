@@ -2,8 +2,39 @@
 
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 Service = Literal["up", "reduced", "down"]
 """How a model is served now: by all of its upstreams, by some of them, by none."""
+
+
+class UpstreamState(Struct, frozen=True, kw_only=True):
+    """How one upstream does, as this process sees it; since it started, and in the last minutes."""
+
+    name: str
+    origin: str
+    weight: int
+    models: tuple[str, ...]
+    """The models it serves; none: all that are sold."""
+    drained: bool
+    resting_s: int
+    """It has failed several times in a row: for so long no call goes there."""
+    in_flight: int
+    calls: int
+    failures: int
+    limited: int
+    lately_calls: int
+    lately_failures: int
+    last_error: str
+    last_error_at_us: int | None
+
+
+class Trial(Struct, frozen=True):
+    """What came of a test of an upstream."""
+
+    well: bool
+    words: str
+    took_us: int
 
 
 class Backstage(Protocol):
@@ -23,4 +54,16 @@ class Backstage(Protocol):
 
     async def resume_session(self, account_id: int, session: str) -> None:
         """Let a stopped session go on. Raises StoreUnavailable."""
+        ...
+
+    def upstreams(self) -> list[UpstreamState]:
+        """Tell how each upstream does."""
+        ...
+
+    async def follow_upstreams(self) -> None:
+        """Drain and enable upstreams as the database says now. Raises StoreUnavailable."""
+        ...
+
+    async def try_upstream(self, name: str, model_id: str) -> Trial | None:
+        """Let an upstream count the tokens of a word, which costs nobody anything; None: there is no such upstream."""
         ...

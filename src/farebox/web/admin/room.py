@@ -14,6 +14,7 @@ from farebox.web.admin.money import Money
 from farebox.web.admin.outbox import Outbox
 from farebox.web.admin.settings import SettingsRoom
 from farebox.web.admin.today import Today
+from farebox.web.admin.upstreams import Upstreams
 from farebox.web.admin.viewing import Viewing
 from farebox.web.kit import Kit
 
@@ -36,6 +37,7 @@ class Admin:
             SettingsRoom(kit, admins),
             AnnouncementRoom(kit, admins),
             Models(kit, admins),
+            Upstreams(kit, admins),
         )
 
     def routes(self) -> list[Route]:

@@ -1,0 +1,105 @@
+"""Upstreams: how they do, draining and enabling them, and a test that costs nobody anything."""
+
+from typing import Final
+
+from msgspec import Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from farebox.accounts.audit_log import REASON_CHARS, record
+from farebox.accounts.sessions import Session
+from farebox.books.figures import HOUR_US
+from farebox.store.protocol import Statement
+from farebox.web.admin.guard import Admins, operator_of
+from farebox.web.backstage import Trial
+from farebox.web.kit import Kit
+from farebox.web.visitors import read_form
+
+_HERE: Final = "/admin/upstreams"
+_LAST_HOUR: Final = (
+    "SELECT upstream, count(*), sum(CASE WHEN outcome = 'upstream_broke' THEN 1 ELSE 0 END), "
+    "sum(CASE WHEN attempts > 1 THEN 1 ELSE 0 END), sum(first_byte_us), count(first_byte_us) FROM usage "
+    "WHERE at >= ? AND upstream IS NOT NULL GROUP BY upstream"
+)
+_DRAIN: Final = "INSERT INTO upstream_switch (name, drained_at) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+_ENABLE: Final = "DELETE FROM upstream_switch WHERE name = ?"
+
+
+class Hour(Struct, frozen=True):
+    """What the books say of an upstream's last hour, by all processes."""
+
+    calls: int = 0
+    broken: int = 0
+    retried: int = 0
+    first_byte_us: int | None = None
+
+
+class Upstreams:
+    """Shows upstreams, switches and tests them."""
+
+    def __init__(self, kit: Kit, admins: Admins) -> None:
+        self._admins = admins
+        self._pages = kit.pages
+        self._store = kit.store
+        self._clock = kit.clock
+        self._offer = kit.offer
+        self._backstage = kit.backstage
+
+    def routes(self) -> list[Route]:
+        page = self._admins.page
+        return [
+            Route(_HERE, page(self.all)),
+            Route(f"{_HERE}/{{name}}/drain", page(self.drain), methods=["POST"]),
+            Route(f"{_HERE}/{{name}}/enable", page(self.enable), methods=["POST"]),
+            Route(f"{_HERE}/{{name}}/test", page(self.test, changes=False), methods=["POST"]),
+        ]
+
+    async def all(self, request: Request, me: Session) -> Response:
+        return await self._show(request, me)
+
+    async def drain(self, request: Request, me: Session) -> Response:
+        """Send no new call to an upstream, in any process; those under way end."""
+        return await self._switch(request, me, (_DRAIN, (request.path_params["name"], self._clock())), "drain")
+
+    async def enable(self, request: Request, me: Session) -> Response:
+        return await self._switch(request, me, (_ENABLE, (request.path_params["name"],)), "enable")
+
+    async def test(self, request: Request, me: Session) -> Response:
+        name = request.path_params["name"]
+        cheapest = min(self._offer.models, key=lambda model: model.rates.list.input)
+        trial = await self._backstage.try_upstream(name, cheapest.id)
+        if trial is None:
+            raise HTTPException(404)
+        return await self._show(request, me, name, trial)
+
+    async def _switch(self, request: Request, me: Session, change: Statement, what: str) -> Response:
+        name = request.path_params["name"]
+        state = next((one for one in self._backstage.upstreams() if one.name == name), None)
+        if state is None:
+            raise HTTPException(404)
+        wanted = what == "drain"
+        if state.drained != wanted:
+            reason = (await read_form(request)).get("reason", "").strip()[:REASON_CHARS]
+            by = operator_of(request, me)
+            facts = ({"drained": not wanted}, {"drained": wanted})
+            line = record(by.name, by.address, f"upstream.{what}", f"upstream:{name}", *facts, reason)
+            await self._store.write([change, line])
+            await self._backstage.follow_upstreams()
+        return RedirectResponse(_HERE, 303)
+
+    async def _show(self, request: Request, me: Session, tried: str = "", trial: Trial | None = None) -> Response:
+        rows = await self._store.fetch(_LAST_HOUR, (self._clock() - HOUR_US,))
+        hours = {
+            name: Hour(calls, broken, retried, total // heard if heard else None)
+            for name, calls, broken, retried, total, heard in rows
+        }
+        return self._pages.render(
+            request,
+            "admin/upstreams.html",
+            me=me,
+            upstreams=[(one, hours.get(one.name, Hour())) for one in self._backstage.upstreams()],
+            tried=tried,
+            trial=trial,
+        )
