@@ -409,7 +409,7 @@ class Gateway:
         quotes = Quotes(
             keys=keys,
             store=self.store,
-            prices=lambda: self._prices.now,
+            prices=self._prices,
             features=config.features,
             limits=config.limits,
             bodies=bodies,

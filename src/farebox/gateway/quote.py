@@ -3,7 +3,6 @@
 Nothing is held, nothing goes upstream, nothing is charged.
 """
 
-from collections.abc import Callable
 from statistics import median_low
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from farebox.accounts.stopped_sessions import StoppedSessions
 from farebox.billing.ledger import SpendLimit
 from farebox.billing.pricing import Catalogue
 from farebox.billing.usage import Line, Usage
+from farebox.books.prices import Prices
 from farebox.clock import Clock
 from farebox.errors import InsufficientBalance, RateLimited
 from farebox.gateway.answers import JSON
@@ -42,14 +42,14 @@ _OUTPUTS: Final = (
 
 
 class Quotes:
-    """Answers what a call would come to. `prices` gives the list in force."""
+    """Answers what a call would come to."""
 
     def __init__(
         self,
         *,
         keys: KeyRing,
         store: Store,
-        prices: Callable[[], Catalogue],
+        prices: Prices,
         features: Features,
         limits: CallLimits,
         bodies: Bodies,
@@ -89,7 +89,7 @@ class Quotes:
                     f"of which a large quote is several; try again in {wait_s} s",
                     retry_after_s=wait_s,
                 )
-            catalogue = self._prices()
+            catalogue = self._prices.now
             terms = terms_of(body, exchange.headers, catalogue, self._features, self._limits)
             self._keys.check_model(caller, terms.model.id)
             value = await self._quote(caller, terms, catalogue)
