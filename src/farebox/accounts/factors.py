@@ -109,10 +109,12 @@ class SecondFactor:
         """
         name = f"factor {account_id}"
         await self._guesses.count(name, network, now_us)
-        if not await self._totp.is_right(account_id, code, now_us):
-            if not await take_code(self._store, account_id, code):
-                raise InvalidRequest(_WRONG)
+        if "".join(code.split()).isdecimal():
+            right = await self._totp.is_right(account_id, code, now_us)
+        elif right := await take_code(self._store, account_id, code):
             await self._tell_of_recovery(account_id, email, now_us)
+        if not right:
+            raise InvalidRequest(_WRONG)
         await self._guesses.forgive(name, network)
 
     async def _tell_of_recovery(self, account_id: int, email: str, now_us: int) -> None:

@@ -59,13 +59,19 @@ class Totp:
         return insert, (account_id, self._seals.seal(secret.encode(), _of(account_id)), now_us, step)
 
     async def is_right(self, account_id: int, code: str, now_us: int) -> bool:
-        """Tell whether a code is right, and use it up: neither it nor an older one is right again."""
+        """Tell whether a code is right, and use it up: neither it nor an older one is right again.
+
+        Raises InvalidRequest when the secret cannot be read, since the one that sealed it is not configured any more.
+        """
         rows = await self._store.fetch(
             "SELECT secret, last_step FROM totp WHERE account_id = ? AND set_at IS NOT NULL", (account_id,)
         )
         if not rows:
             return False
-        secret = self._seals.open_sealed(bytes(rows[0][0]), _of(account_id)).decode()
+        try:
+            secret = self._seals.open_sealed(bytes(rows[0][0]), _of(account_id)).decode()
+        except FareboxError as error:
+            raise InvalidRequest("this server cannot check your app's codes any more: use a recovery code") from error
         step = _step_of(secret, code, now_us)
         if step is None or step <= rows[0][1]:
             return False
