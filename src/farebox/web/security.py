@@ -39,6 +39,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if "\0" in scope["path"]:  # no name of ours has one, and PostgreSQL takes none
+            scope = {**scope, "path": scope["path"].replace("\0", "\ufffd")}
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
