@@ -11,7 +11,7 @@ from farebox.books.figures import TOKENS, first_open_day
 from farebox.clock import DAY_US, US_PER_S
 from farebox.store.protocol import Reading
 
-MOST_SESSIONS: Final = 200
+MOST_SESSIONS: Final = 100
 MOST_AGENTS: Final = 500
 _RUNS_US: Final = 600 * US_PER_S
 """A session whose last call is no older may well go on."""

@@ -23,7 +23,7 @@ from farebox.books.figures import Figures
 from farebox.clock import US_PER_S
 from farebox.errors import InvalidRequest, NotFound, PermissionDenied
 from farebox.events.news import tell_of_key_made, tell_of_key_revoked
-from farebox.web.key_forms import LIFETIMES, OWN_FIELDS, RESETS, KeyForm
+from farebox.web.key_forms import BEGINS, LIFETIMES, OWN_FIELDS, RESETS, KeyForm
 from farebox.web.kit import Kit
 from farebox.web.swap import samples
 from farebox.web.usage import Asked, look_at_usage
@@ -213,7 +213,7 @@ class Keys:
     def _choices(self, key: Key | None = None) -> dict[str, Any]:
         """Give what the form offers to choose from."""
         gone = [model for model in key.models if model not in self._models] if key else []
-        return {"models": [*self._models, *gone], "lifetimes": LIFETIMES, "resets": RESETS}
+        return {"models": [*self._models, *gone], "lifetimes": LIFETIMES, "begins": BEGINS, "resets": RESETS}
 
     async def _read(self, request: Request) -> dict[str, str]:
         return await read_form(request, OWN_FIELDS + 2 * len(self._models))
