@@ -138,7 +138,7 @@ async def test_a_test_event_arrives_signed_and_the_page_says_so(stage: Stage, re
     assert abs(int(headers["webhook-timestamp"]) - clock.now // US_PER_S) <= 1
     assert json.loads(body)["type"] == "webhook.test"
     page = await browser.get(path)
-    assert page.rows("Deliveries")[0][2:5] == ["delivered", "answered 204", "1"]
+    assert page.rows("Deliveries")[0][1:3] == ["delivered answered 204", "1"]
     await clock.run(3600)
     assert len(receiver.got) == 1
 
@@ -179,8 +179,7 @@ async def test_what_is_not_taken_is_sent_again_later_and_later_under_the_same_id
     await clock.run(PAUSES_S[0] - 1)
     assert len(receiver.got) == 1
     page = await browser.get(path)
-    assert page.rows("Deliveries")[0][2] == "failing"
-    assert "answered 500" in page.words
+    assert page.rows("Deliveries")[0][1].startswith("failing answered 500 next try")
     await clock.run(2)
     assert len(receiver.got) == 2
     assert "redirects are not followed" in (await browser.get(path)).words
