@@ -26,6 +26,10 @@ ALICES: Final = (
     "SELECT d.id, d.event FROM delivery d JOIN webhook w ON w.id = d.webhook_id WHERE account_id = ? ORDER BY d.id",
     "SELECT * FROM stopped_session WHERE account_id = ?",
     "SELECT * FROM credential WHERE account_id = ?",
+    "SELECT * FROM totp WHERE account_id = ?",
+    "SELECT * FROM recovery_code WHERE account_id = ? ORDER BY hash",
+    "SELECT * FROM passkey WHERE account_id = ? ORDER BY id",
+    "SELECT details FROM account WHERE id = ?",
     "SELECT hash, created_at, ends_at FROM session WHERE account_id = ? ORDER BY hash",
     "SELECT * FROM familiar WHERE account_id = ? ORDER BY hash",
     "SELECT id, sent_at FROM outbox WHERE recipient = (SELECT email FROM account WHERE id = ?) ORDER BY id",
@@ -61,7 +65,7 @@ class Alices:
     def seen_in(self, page: Page) -> list[str]:
         """Name what of alice's shows on a page."""
         names = (self.values[name] for name in ("request_id", "name", "session"))
-        secrets = (self.person.email, "alices-laptop", "alices-hook", *names, CANARY)
+        secrets = (self.person.email, "alices-laptop", "alices-hook", "alices-phone", *names, CANARY)
         return [secret for secret in secrets if secret in page.text]
 
 
@@ -79,7 +83,13 @@ async def alices(stage: Stage) -> Alices:
     assert (await browser.post("/dashboard/settings/webhooks/new", hook)).status == 200
     await browser.post("/dashboard/settings/alerts", {"balance": "1"})
     ((webhook_id,),) = await stage.rows("SELECT id FROM webhook WHERE account_id = ?", person.account_id)
+    passkey = (
+        "INSERT INTO passkey (id, account_id, public_key, signs, name, transports, created_at) "
+        "VALUES (?, ?, ?, 0, 'alices-phone', '[]', 1)"
+    )
+    await stage.gateway.store.write([(passkey, (b"alices-passkey", person.account_id, b""))])
     values = {
+        "passkey": b"alices-passkey".hex(),
         "webhook_id": str(webhook_id),
         "delivery_id": "msg_of_alices",
         "request_id": f"req_{request_id.hex()}",
@@ -121,7 +131,7 @@ async def test_nobody_sees_or_changes_what_is_anothers(stage: Stage) -> None:
         elif path.startswith("/dashboard") and who == "anonymous":
             assert page.status == 303, told
             assert page.header("location").startswith("/login?next="), told
-        elif re.search(r"/(keys|requests|work|webhooks)/(?!new$)[^/]", path):
+        elif re.search(r"/(keys|requests|work|webhooks|passkeys)/(?!new$)[^/]", path):
             assert page.status == 404, told
         if path in {"/logout", "/dashboard/sessions/end"} and method == "POST" and who != "anonymous":
             await browser.sign_in({"bob": stage.bob.email, "suspended": "carol@example.com"}[who])
