@@ -241,7 +241,7 @@ def _receipt(call: Schema, public_url: str) -> Endpoint:
         method="GET",
         path="/v1/requests/{request_id}/receipt",
         title="Get a signed receipt",
-        words="The same figures as a statement of this gateway's, signed, so that anybody can check them. Free.",
+        words="What one call came to, as a statement of this gateway's, signed, so that anybody can check it. Free.",
         fields=(_ID,),
         example=None,
         answer=_RECEIPT,
