@@ -189,6 +189,9 @@ async def test_codes_are_guessed_slowly_and_the_password_does_not_help(stage: St
     thief = await half(stage)
     statuses = [(await second(thief, "000000")).status for _ in range(6)]
     assert statuses == [422] * 5 + [429]
+    subject, body = (await mails_to(stage, stage.alice.email))[-1]
+    assert subject == "Wrong codes at Farebox"
+    assert "the right password" in body
     other = await half(stage)
     page = await second(other, code_of(stage, secret))
     assert page.status == 429

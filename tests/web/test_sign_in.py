@@ -5,6 +5,7 @@ import re
 import time
 from pathlib import Path
 
+import argon2
 import pytest
 
 from farebox.accounts import passwords, people
@@ -453,3 +454,29 @@ async def test_many_guesses_at_once_are_counted_one_by_one(stage: Stage) -> None
     await carol(stage)
     answers = await asyncio.gather(*(wrong_sign_in(stage, CAROL) for _ in range(15)))
     assert sorted(status for status, _ in answers) == [422] * 5 + [429] * 10
+
+
+async def test_a_password_hashed_at_another_cost_is_hashed_anew_at_the_next_sign_in(stage: Stage) -> None:
+    await carol(stage)
+    cheap = argon2.PasswordHasher(time_cost=1, memory_cost=8_192, parallelism=1).hash(PASSWORD)
+    await change(stage, "UPDATE credential SET password = ?", cheap)
+    assert (await browser_of(stage).sign_in(CAROL)).path == "/dashboard"
+    ((kept,),) = await stage.rows("SELECT password FROM credential")
+    assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert (await browser_of(stage).sign_in(CAROL)).path == "/dashboard"
+    assert await stage.rows("SELECT password FROM credential") == [(kept,)]
+
+
+async def test_an_account_that_is_closed_keeps_nothing_to_sign_in_with(stage: Stage) -> None:
+    browser = await carol(stage)
+    ((account_id,),) = await stage.rows("SELECT id FROM account WHERE email = ?", CAROL)
+    for sql in (
+        "INSERT INTO totp (account_id, secret) VALUES (?, ?)",
+        "INSERT INTO recovery_code (account_id, hash) VALUES (?, ?)",
+        "INSERT INTO identity (account_id, id, provider, name, created_at) VALUES (?, 'a:b', 'a', 'b', 1)",
+    ):
+        await change(stage, sql, account_id, *([b"x"] if sql.count("?") == 2 else []))
+    page = await browser.submit(await browser.get("/dashboard/close"), "/dashboard/close", password=PASSWORD)
+    assert page.status == 200
+    for table in people._OF_SIGN_INS:
+        assert not await stage.rows(f"SELECT 1 FROM {table} WHERE account_id = ?", account_id), table

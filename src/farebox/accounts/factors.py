@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.accounts.guesses import Guesses
+from farebox.accounts.guesses import FREE, Guesses
 from farebox.accounts.mail import letter
 from farebox.accounts.people import Site
 from farebox.accounts.recovery import codes_left, new_codes, take_code
@@ -108,12 +108,14 @@ class SecondFactor:
         passwords, so that knowing the password does not help to guess codes.
         """
         name = f"factor {account_id}"
-        await self._guesses.count(name, network, now_us)
+        tries = await self._guesses.count(name, network, now_us)
         if "".join(code.split()).isdecimal():
             right = await self._totp.is_right(account_id, code, now_us)
         elif right := await take_code(self._store, account_id, code):
             await self._tell_of_recovery(account_id, email, now_us)
         if not right:
+            if tries == FREE:
+                await self._warn(email, network, now_us)
             raise InvalidRequest(_WRONG)
         await self._guesses.forgive(name, network)
 
@@ -124,6 +126,14 @@ class SecondFactor:
             f"Make new ones: {self._site.public_url}/dashboard/settings/second-factor\n\n{self._if_not_you()}"
         )
         await self._store.write([letter(email, f"A recovery code was used at {self._site.name}", body, now_us)])
+
+    async def _warn(self, email: str, network: str, now_us: int) -> None:
+        """Tell the owner that somebody who has the password does not have the second factor."""
+        body = (
+            f"Somebody at {network} has given the right password of your account at {self._site.name}, and then "
+            f"{FREE} wrong codes. They did not come in.\n\n{self._if_not_you()}"
+        )
+        await self._store.write([letter(email, f"Wrong codes at {self._site.name}", body, now_us)])
 
     def _if_not_you(self) -> str:
         return f"If it was not you, choose a new password at once: {self._site.public_url}/forgot\n"

@@ -10,7 +10,7 @@ from farebox.clock import US_PER_S
 from farebox.errors import RateLimited
 from farebox.store.protocol import Store
 
-_FREE: Final = 5
+FREE: Final = 5
 _LONGEST_PAUSE_S: Final = 15 * 60
 _FORGOTTEN_S: Final = 24 * 3600
 _NETWORK_MOST: Final = 20
@@ -24,10 +24,13 @@ class Guesses:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def count(self, email: str, network: str, now_us: int) -> None:
-        """Count a try before it is made. Raises RateLimited when it must wait."""
+    async def count(self, email: str, network: str, now_us: int) -> int:
+        """Count a try before it is made; answers which one in a row it is for the account.
+
+        Raises RateLimited when it must wait.
+        """
         await self._claim(f"network:{network}", now_us)
-        await self._claim(_of_account(email), now_us)
+        return await self._claim(_of_account(email), now_us)
 
     async def forgive(self, email: str, network: str) -> None:
         """Forget the tries of an account, and the last one of a network, after one that was right."""
@@ -38,7 +41,7 @@ class Guesses:
             ]
         )
 
-    async def _claim(self, name: str, now_us: int) -> None:
+    async def _claim(self, name: str, now_us: int) -> int:
         by_network = name.startswith("network:")
         for _ in range(_TURNS):
             rows = await self._store.fetch("SELECT count, at FROM failure WHERE name = ?", (name,))
@@ -48,6 +51,7 @@ class Guesses:
             if wait_s > 0:
                 raise _too_many(int(wait_s) + 1)
             old = since_us >= (_NETWORK_WINDOW_S if by_network else _FORGOTTEN_S) * US_PER_S
+            number = 1 if old else count + 1
             begins_at = at if by_network and not old else at + since_us
             if not rows:
                 change = "INSERT INTO failure (name, count, at) VALUES (?, 1, ?) ON CONFLICT (name) DO NOTHING"
@@ -55,10 +59,10 @@ class Guesses:
                 changed = (await self._store.write([sweep, (change, (name, now_us))]))[1]
             else:  # only if nobody else has tried since: each try gets a number of its own
                 change = "UPDATE failure SET count = ?, at = ? WHERE name = ? AND count = ? AND at = ?"
-                values = (1 if old else count + 1, begins_at, name, count, at)
+                values = (number, begins_at, name, count, at)
                 changed = (await self._store.write([(change, values)]))[0]
             if changed:
-                return
+                return number
         raise _too_many(1)
 
 
@@ -70,7 +74,7 @@ def _pause_s(count: int, *, by_network: bool) -> float:
     """Give how long the next try waits: after the last one by account, after the first one by network."""
     if by_network:
         return _NETWORK_WINDOW_S if count >= _NETWORK_MOST else 0.0
-    return min(2.0 ** (count - _FREE), _LONGEST_PAUSE_S) if count >= _FREE else 0.0
+    return min(2.0 ** (count - FREE), _LONGEST_PAUSE_S) if count >= FREE else 0.0
 
 
 def _too_many(seconds: int) -> RateLimited:

@@ -40,6 +40,10 @@ class Passwords:
         async with self._room:
             return await asyncio.to_thread(_HASHER.hash, password)
 
+    def is_outdated(self, kept: str) -> bool:
+        """Tell whether a kept password was hashed with other costs than those of today."""
+        return _HASHER.check_needs_rehash(kept)
+
     async def matches(self, kept: str | None, password: str) -> bool:
         """Tell whether a password is the kept one. For nobody (None) it takes as long, and is false."""
         async with self._room:

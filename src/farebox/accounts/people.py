@@ -15,6 +15,8 @@ from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited, St
 from farebox.store.protocol import Store
 
 MAILS_PER_HOUR: Final = 5
+_OF_SIGN_INS: Final = ("session", "token", "familiar", "challenge", "totp", "recovery_code", "passkey", "identity")
+"""What an account that is closed keeps nothing in."""
 _KEEP: Final = (
     "INSERT INTO credential (account_id, password, changed_at) VALUES (?, ?, ?) "
     "ON CONFLICT (account_id) DO UPDATE SET password = excluded.password, changed_at = excluded.changed_at"
@@ -233,9 +235,7 @@ class People:
         await self._store.write(
             [
                 ("UPDATE api_key SET revoked_at = ? WHERE account_id = ? AND revoked_at IS NULL", (now_us, account_id)),
-                ("DELETE FROM session WHERE account_id = ?", (account_id,)),
-                ("DELETE FROM token WHERE account_id = ?", (account_id,)),
-                ("DELETE FROM familiar WHERE account_id = ?", (account_id,)),
+                *((f"DELETE FROM {table} WHERE account_id = ?", (account_id,)) for table in _OF_SIGN_INS),  # noqa: S608
                 letter(email, f"Your account at {self._site.name} is closed", body, now_us),
             ]
         )
@@ -283,7 +283,11 @@ class People:
         if not await self._passwords.matches(rows[0][2] if rows else None, password):
             return None, ""
         await self._guesses.forgive(address, network)
-        return int(rows[0][0]), str(rows[0][1])
+        account_id, status, kept = rows[0]
+        if self._passwords.is_outdated(kept):
+            renew = "UPDATE credential SET password = ? WHERE account_id = ? AND password = ?"
+            await self._store.write([(renew, (await self._passwords.hash(password), account_id, kept))])
+        return int(account_id), str(status)
 
     async def _set_password(self, account_id: int, email: str, password: str, session: bytes, now_us: int) -> None:
         """Keep a new password, end all sessions but one, and tell the owner by mail."""
