@@ -21,11 +21,11 @@ def test_an_operator_without_a_password_gets_a_link_to_choose_one(farebox: Fareb
     back = farebox("account", "role", "boss@example.com", "customer", "--reason", "left us")
     assert back.out == "boss@example.com: a customer from now on\n"
     lines = read(at_books, "SELECT actor, action, before, after, reason FROM audit_log ORDER BY id")
-    assert [line[1] for line in lines] == ["account.role", "account.role"]
-    assert lines[0][0].startswith("cli:")
-    assert json.loads(lines[1][2]) == {"role": "admin"}
-    assert json.loads(lines[1][3]) == {"role": "customer"}
-    assert lines[1][4] == "left us"
+    assert [line[1] for line in lines] == ["account.open", "account.role", "account.role"]
+    assert lines[1][0].startswith("cli:")
+    assert json.loads(lines[2][2]) == {"role": "admin"}
+    assert json.loads(lines[2][3]) == {"role": "customer"}
+    assert lines[2][4] == "left us"
 
 
 def test_only_roles_that_there_are(farebox: Farebox, at_books: str) -> None:
@@ -41,6 +41,7 @@ def test_a_lost_second_factor_is_taken_away_and_its_owner_is_told(farebox: Fareb
     assert done.json == {"account_id": 1, "email": "alice@example.com", "second_factor": None}
     ((recipient, subject),) = read(at_books, "SELECT recipient, subject FROM outbox")
     assert (recipient, subject) == ("alice@example.com", "No second factor any more at Farebox")
-    assert read(at_books, "SELECT action, reason FROM audit_log") == [("account.reset_factor", "she called")]
+    lines = read(at_books, "SELECT action, reason FROM audit_log ORDER BY id")
+    assert lines == [("account.open", "by hand"), ("account.reset_factor", "she called")]
     for words in (("role", "alice@example.com", "admin"), ("reset-second-factor", "alice@example.com")):
         assert farebox("account", *words, "--help").code == 0

@@ -264,9 +264,9 @@ def role(invocation: Invocation, email: str, role: str, reason: str) -> None:
 @common_options
 @pass_invocation
 def reset_second_factor(invocation: Invocation, email: str, reason: str) -> None:
-    """Take away an account's app, recovery codes and passkeys, for somebody who has lost them.
+    """Help somebody who has lost their second factor.
 
-    Every session of theirs ends, the password alone is enough from now on, and a mail tells them. Be sure of who asks:
+    Their app, recovery codes and passkeys are taken away. Every session of theirs ends, the password alone is enough from now on, and a mail tells them. Be sure of who asks:
     whoever has their password comes in then.
     """
     config = invocation.config()

@@ -82,7 +82,10 @@ def create(invocation: Invocation, email: str, days: int, note: str) -> None:
 @common_options
 @pass_invocation
 def list_(invocation: Invocation, limit: int) -> None:
-    """List invitations, and what became of them; with --json one object a line."""
+    """List invitations, and what became of them.
+
+    With --json one object a line.
+    """
 
     async def work() -> list[Invitation]:
         async with open_books(invocation.config()) as store:

@@ -140,7 +140,10 @@ def list_(invocation: Invocation, email: str | None) -> None:
 @common_options
 @pass_invocation
 def roll(invocation: Invocation, which: str, grace_hours: int) -> None:
-    """Put a new key in the place of another one, with the same rules, and print it, this once."""
+    """Put a new key, with the same rules, in the place of another one.
+
+    It is printed this once.
+    """
     config = invocation.config()
     now = now_us()
 

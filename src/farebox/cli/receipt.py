@@ -33,9 +33,9 @@ def receipt() -> None:
 @common_options
 @pass_invocation
 def verify(invocation: Invocation, file: Any, keys: str | None) -> int:
-    """Tell whether a receipt is genuine: signed by one of these keys, and unchanged since. `-` reads standard input.
+    """Tell whether a receipt is genuine: signed, and unchanged since.
 
-    Exit code 0 when it is and 1 when it is not, or cannot be told. With a file of keys nothing is asked of any server.
+    It is signed by one of these keys then. `-` reads standard input. Exit code 0 when it is and 1 when it is not, or cannot be told. With a file of keys nothing is asked of any server.
     """
     try:
         signed = _read(file.read(_MOST_BYTES + 1))
@@ -59,7 +59,10 @@ def verify(invocation: Invocation, file: Any, keys: str | None) -> int:
 @common_options
 @pass_invocation
 def keys(invocation: Invocation) -> None:
-    """Print the public keys of all receipts given out by these books, as a JWK set: what the server publishes."""
+    """Print the public keys of all receipts given out by these books.
+
+    As a JWK set, which is what the server publishes.
+    """
 
     async def work() -> dict[str, Any]:
         async with open_books(invocation.config()) as store:
