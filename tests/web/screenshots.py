@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 from tests.web.test_browser import CHROMIUM, FLAGS
 
 WIDTHS: Final = (1440, 390)
 SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 _MOST: Final = 60
+_NOWHERE: Final = "/nothing/here"
 _HIGHEST: Final = 5000
-_ID: Final = re.compile(r"/(req_[0-9a-f]+|topup:[^/]+|[^/]*[0-9a-f]{8}[^/]*|\d+|claude-[^/]+)(?=/|$)")
+_ID: Final = re.compile(
+    r"/(req_[0-9a-f]+|topup:[^/]+|demo[^/]+|\d{4}-\d\d|[^/]*[0-9a-f]{8}[^/]*|\d+|claude-[^/]+)(?=/|$)"
+)
 _NO_PAGE: Final = re.compile(r"\.[a-z]+$|^/(static|api|logout)\b|/export\b|/events\b")
 _LINKS: Final = (
     "() => [...document.querySelectorAll('a[href]')].map(a => new URL(a.getAttribute('href'), location).href)"
@@ -39,7 +42,9 @@ async def demo(speed: str) -> AsyncIterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as data:
         words = ("demo", "--with-history", "--port", "0", "--data", data, "--speed", speed, "--json")
         command = (sys.executable, "-c", "from farebox.cli import main; main()", *words)
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
         assert process.stdout is not None
         try:
             shown: dict[str, Any] = {}
@@ -78,7 +83,7 @@ class Photographer:
                     reduced_motion="reduce",
                 )
                 page = await context.new_page()
-                page.on("console", lambda told: self.complaints.append(f"{told.location.get('url')}: {told.text}"))
+                page.on("console", self._told)
                 page.on("pageerror", lambda error: self.complaints.append(str(error)))
                 if email and state is None:
                     await page.goto("/login")
@@ -104,20 +109,25 @@ class Photographer:
             found.append(path)
             for link in await page.evaluate(_LINKS):
                 target = urlsplit(link)
-                ours = f"{target.scheme}://{target.netloc}" == self._site and target.path.startswith(self._area)
+                ours = f"{target.scheme}://{target.netloc}" == self._site and self._is_theirs(target.path)
                 kind = kind_of(target.path)
                 if ours and kind not in kinds and not _NO_PAGE.search(target.path):
                     kinds.add(kind)
-                    waiting.append(target.path)
+                    waiting.append(f"{target.path}?{target.query}" if target.query else target.path)
         return found
 
-    @property
-    def _area(self) -> str:
-        return {"customer": "/dashboard", "operator": "/admin"}.get(self._who, "/")
+    def _told(self, told: ConsoleMessage) -> None:
+        if "404" not in told.text:  # whether a page is there, _take sees
+            self.complaints.append(f"{told.location.get('url')}: {told.text}")
+
+    def _is_theirs(self, path: str) -> bool:
+        """Tell whether a page is for this kind of person."""
+        area = {"customer": "/dashboard", "operator": "/admin"}.get(self._who)
+        return path.startswith(area) if area else not path.startswith(("/dashboard", "/admin"))
 
     async def _take(self, page: Page, path: str, width: int, scheme: str) -> None:
         answer = await page.goto(path, wait_until="load")
-        if answer is None or answer.status >= 500:
+        if answer is None or answer.status != (404 if path == _NOWHERE else 200):
             self.complaints.append(f"{path}: {answer.status if answer else 'no answer'}")
         wider = await page.evaluate(_TOO_WIDE)
         if wider > 0:
@@ -131,7 +141,7 @@ class Photographer:
 
 def kind_of(path: str) -> str:
     """Name a page without what differs between pages of its kind."""
-    return _ID.sub("/one", path.rstrip("/") or "/")
+    return _ID.sub("/one", path.partition("?")[0].rstrip("/") or "/")
 
 
 async def bind(browser: Browser, out: Path, shots: Sequence[Path], title: str) -> None:
@@ -160,9 +170,9 @@ async def main(out: Path) -> int:
         site = shown["base_url"].removesuffix("/api/proxy")
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for who, start, email, password in (
-            ("visitor", ("/", "/login", "/signup", "/forgot", "/nothing/here"), "", ""),
+            ("visitor", ("/", "/login", "/signup", "/forgot", _NOWHERE), "", ""),
             ("customer", ("/dashboard",), shown["account_email"], shown["account_password"]),
-            ("operator", ("/admin",), shown["admin_email"], shown["admin_password"]),
+            ("operator", ("/admin", "/admin/customers/1"), shown["admin_email"], shown["admin_password"]),
         ):
             photographer = Photographer(browser, site, out, who)
             await photographer.work(start, email, password)

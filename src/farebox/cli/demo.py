@@ -133,7 +133,8 @@ def _settings(host: str, port: int, speed: float | None) -> str:
         f'[server]\nhost = {json.dumps(host)}\nport = {port}\nmetrics = "{metrics}"\n\n'
         '[database]\nurl = "sqlite:///farebox.db"\n\n[payments]\nsimulated = true\n\n'
         '[log]\nformat = "console"\nlevel = "warning"\n\n'
-        f"[site]\nadmin_factor = {json.dumps('optional' if host in _ALONE else 'required')}\n\n"
+        f"[site]\nadmin_factor = {json.dumps('optional' if host in _ALONE else 'required')}\n"
+        "cost_percent = 40\n\n"
         f"[[upstreams]]\n{upstream}"
     )
 

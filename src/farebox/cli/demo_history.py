@@ -12,6 +12,7 @@ import msgspec
 
 from farebox.accounts.accounts import create_account
 from farebox.accounts.keys import create_key, revoke_key
+from farebox.billing.budgets import period_start_us
 from farebox.billing.ledger import customer_account
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Catalogue, Model, Rates, Tariff
@@ -83,6 +84,14 @@ _MOVE: Final = (
     "UPDATE account SET posted_nanos = posted_nanos + ?, topped_up_nanos = topped_up_nanos + ?, plan = ? WHERE id = ?"
 )
 
+_ACT: Final = (
+    "INSERT INTO audit_log (at, actor, address, action, target, before, after, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_BUDGET: Final = (
+    "INSERT INTO key_budget (key_id, limit_nanos, resets, since, used_nanos) SELECT ?, ?, 'monthly', ?, "
+    "(SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND key_id = ? AND at >= ?)"
+)
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -114,7 +123,7 @@ async def fill(
             await store.write([one for entry in chunk for one in entry.statements] + [writer.move(chunk)])
             done += sum(entry.is_call for entry in chunk)
             on_progress("calls", done, total)
-        await _finish(store, person, account_id, now_us)
+        await _finish(store, person, account_id, key_ids, now_us)
     await _operate(store, now_us)
     await close_days(store, now_us)
     on_progress("days", HISTORY_DAYS, HISTORY_DAYS)
@@ -325,23 +334,27 @@ async def _open(
     return account.id, keys
 
 
-async def _finish(store: Store, person: Person, account_id: int, now_us: int) -> None:
+async def _finish(store: Store, person: Person, account_id: int, key_ids: dict[str, int], now_us: int) -> None:
     """Bring an account to the state that the story leaves it in."""
-    if person.suspended_days_ago is None:
-        return
-    at_us = (now_us // DAY_US - person.suspended_days_ago) * DAY_US + 10 * _HOUR_US
-    act = (
-        "INSERT INTO audit_log (at, actor, address, action, target, before, after, reason) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-    )
-    reason = "demo data: a key was found in a public repository, and is used from many places"
-    states = ('{"status":"active"}', '{"status":"suspended"}')
-    await store.write(
-        [
-            ("UPDATE account SET status = 'suspended' WHERE id = ?", (account_id,)),
-            (act, (at_us, ADMIN, "127.0.0.1", "account.suspend", f"customer:{account_id}", *states, reason)),
-        ]
-    )
+    statements: list[Statement] = []
+    if person.suspended_days_ago is not None:
+        statements.append(("UPDATE account SET status = 'suspended' WHERE id = ?", (account_id,)))
+    for act in person.acts:
+        at_us = (now_us // DAY_US - act.days_ago) * DAY_US + 10 * _HOUR_US
+        facts = (msgspec.json.encode(act.before).decode(), msgspec.json.encode(act.after).decode())
+        target = f"customer:{account_id}"
+        statements.append((_ACT, (at_us, ADMIN, "127.0.0.1", act.action, target, *facts, f"demo data: {act.reason}")))
+    if person.alert_usd is not None:
+        wanted = "INSERT INTO alert (account_id, kind, at_nanos) VALUES (?, 'balance', ?)"
+        statements.append((wanted, (account_id, person.alert_usd * NANOS_PER_USD)))
+    since_us = period_start_us("monthly", now_us)
+    for habit in person.habits:
+        if habit.limit_usd is not None:
+            key_id = key_ids[habit.key]
+            values = (key_id, habit.limit_usd * NANOS_PER_USD, since_us, account_id, key_id, since_us)
+            statements.append((_BUDGET, values))
+    if statements:
+        await store.write(statements)
 
 
 async def _operate(store: Store, now_us: int) -> None:

@@ -34,6 +34,18 @@ class Habit(msgspec.Struct, frozen=True):
     per_day: float
     models: tuple[str, ...]
     days_ago: tuple[int, int] = (HISTORY_DAYS, 0)
+    limit_usd: int | None = None
+    """What the key may spend in a month."""
+
+
+class Act(msgspec.Struct, frozen=True):
+    """Something an operator did about a customer, for the audit log."""
+
+    days_ago: int
+    action: str
+    before: dict[str, str]
+    after: dict[str, str]
+    reason: str
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +63,9 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     """Tops up once and never again: the last call ends for want of money."""
     gift: bool = False
     """Got something to try with from the house."""
+    alert_usd: int | None = None
+    """Wants a mail when less than this is left."""
+    acts: tuple[Act, ...] = ()
     suspended_days_ago: int | None = None
     notes: str = ""
     verified: bool = True
@@ -90,12 +105,13 @@ CAST: Final = (
         joined_days_ago=HISTORY_DAYS,
         habits=(
             Habit("laptop", "claude_code", 2.6, (_SONNET, _SONNET, _OPUS, _NEW)),
-            Habit("support-bot", "service", 60, (_HAIKU, _HAIKU, _HAIKU, _SMALL)),
-            Habit("nightly-review", "nightly", 14, (_SONNET,), (62, 0)),
+            Habit("support-bot", "service", 60, (_HAIKU, _HAIKU, _HAIKU, _SMALL), limit_usd=4),
+            Habit("nightly-review", "nightly", 14, (_SONNET,), (62, 0), limit_usd=40),
         ),
         revoked_keys=("old-laptop",),
         top_ups_usd=(50, 100),
         gift=True,
+        alert_usd=5,
         notes="The account that the demo's key belongs to.",
     ),
     Person(
@@ -109,6 +125,7 @@ CAST: Final = (
         low_usd=8,
         plan="enterprise",
         hours_east=0,
+        acts=(Act(20, "account.plan", {"plan": "pro"}, {"plan": "enterprise"}, "50 calls at once, by agreement"),),
         notes="Asked for 50 calls at once; on enterprise by agreement since day 20.",
     ),
     Person(
@@ -138,6 +155,15 @@ CAST: Final = (
         low_usd=3,
         hours_east=-5,
         suspended_days_ago=18,
+        acts=(
+            Act(
+                18,
+                "account.suspend",
+                {"status": "active"},
+                {"status": "suspended"},
+                "a key was found in a public repository, and is used from many places",
+            ),
+        ),
         notes='Key "scraper" was found in a public repository. Wrote to the owner; no answer yet.',
     ),
     Person(email="noor@quiet-lines.example", joined_days_ago=1, verified=False, hours_east=3),
@@ -165,6 +191,8 @@ def tell(person: Person, begin_us: int, now_us: int, rng: Random) -> list[ToldCa
 def _day_of(habit: Habit, person: Person, day_us: int, day: int, rng: Random) -> Iterator[ToldCall]:
     """Tell one day of one key."""
     weekday = (day_us // DAY_US + 3) % 7  # 1970 began on a Thursday
+    if day == HISTORY_DAYS:
+        weekday = min(weekday, 4)  # today there is always something to see
     growth = 0.75 + 0.5 * day / HISTORY_DAYS
     often = habit.per_day * growth * rng.uniform(0.75, 1.25)
     if habit.work == "nightly":
