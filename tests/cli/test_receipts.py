@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +123,21 @@ def test_the_keys_of_another_gateway_do_not_do(farebox: Farebox, signed: tuple[P
         assert farebox("receipt", "verify", str(signed[0]), "--keys", str(signed[1])).code == 1
 
 
-def test_keys_come_from_the_books_and_from_beside(farebox: Farebox, signed: tuple[Path, Path]) -> None:
+@contextmanager
+def serving(directory: Path) -> Iterator[str]:
+    """Serve the files of a directory."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_keys_come_from_the_books_from_beside_and_from_an_address(
+    farebox: Farebox, signed: tuple[Path, Path], tmp_path: Path
+) -> None:
     """What is exported is what is published; saved under its usual name it is found by itself."""
     told = farebox("receipt", "keys", "--config", str(signed[0].parent / "farebox.toml"))
     assert told.json == json.loads(signed[1].read_text())
@@ -127,5 +146,9 @@ def test_keys_come_from_the_books_and_from_beside(farebox: Farebox, signed: tupl
     Path("farebox-receipt-keys.json").write_text(told.out)
     assert farebox("receipt", "verify", str(signed[0])).code == 0
     assert farebox("receipt", "verify", "nothing.json").code == 2
+    with serving(tmp_path) as url:
+        assert farebox("receipt", "verify", str(signed[0]), "--keys", f"{url}/keys.json").code == 0
+        nothing = farebox("receipt", "verify", str(signed[0]), "--keys", f"{url}/nothing")
+        assert (nothing.code, "answered 404" in nothing.out) == (1, True)
     gone = farebox("receipt", "verify", str(signed[0]), "--keys", "http://127.0.0.1:9/keys.json")
     assert (gone.code, "could not be fetched" in gone.out) == (1, True)

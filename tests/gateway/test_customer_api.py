@@ -317,6 +317,17 @@ async def test_receipts_stay_genuine_over_restarts_and_a_lost_secret(open_stage:
             check(signed, "receipt", keys)
 
 
+async def test_processes_that_start_together_sign_with_one_key(stage: Stage) -> None:
+    store, now_us = stage.gateway.store, stage.gateway.clock()
+    await store.write([("DELETE FROM secret WHERE name LIKE 'receipt:%'", ())])
+    seals = await Seals.open(store, Secret(""), now_us)
+    opened = await asyncio.gather(*(Signing.open(store, seals, now_us) for _ in range(8)))
+    keys = await read_public_keys(store)
+    assert len(keys["keys"]) == 1
+    for signing in opened:
+        assert check(signing.sign({"type": "receipt"}), "receipt", keys) == {"type": "receipt"}
+
+
 # the status line
 
 

@@ -1,12 +1,15 @@
 """Promise 10: a refusal has the right status, the envelope, and words that tell what to do; nothing is held."""
 
 import json
+import re
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from farebox.ids import new_key
 from tests.gateway.play import envelope, message
-from tests.stage import MODEL, OpenStage, Stage
+from tests.stage import MODEL, OpenStage, Person, Stage
 
 URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}}
 FILE = {"type": "document", "source": {"type": "file", "file_id": "file_1"}}
@@ -215,8 +218,51 @@ async def test_a_402_is_not_to_be_tried_again_and_says_how_much_is_missing(stage
     assert (answer.status, kind) == (402, "insufficient_balance")
     assert answer.header(b"x-should-retry") == b"false"
     assert answer.header(b"retry-after") is None
-    assert "$0.01" in words
-    assert "short" in words
+    told = re.fullmatch(
+        r"your free balance is \$(0\.01) and this call needs \$([\d.]+) held: \$([\d.]+) short; "
+        r"top up at (http\S+)/dashboard/topup, or lower max_tokens to at most (\d+)",
+        words,
+    )
+    assert told is not None, words
+    free, needed, short = map(Decimal, told.groups()[:3])
+    assert needed - free == short
+    assert told[4] == stage.gateway.config.public_url
+    assert len(words) < 250, "clients show it as it is"
+    assert (await stage.post(carl, message(max_tokens=int(told[5])))).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_empty_balance_is_told_what_the_call_needs(stage: Stage, stream: bool) -> None:  # noqa: FBT001
+    answer = await stage.post(stage.bob, message(stream=stream))
+    _, words = envelope(await answer.read(2**20))
+    told = re.fullmatch(
+        r"your free balance is \$0\.00 and this call needs (\$[\d.]+) held: (\$[\d.]+) short; top up at http\S+", words
+    )
+    assert told is not None, words
+    assert told[1] == told[2]
+
+
+async def test_keys_that_do_not_do_lead_to_where_keys_are_made(stage: Stage) -> None:
+    url = f"{stage.gateway.config.public_url}/dashboard/keys"
+    store, now_us = stage.gateway.store, stage.gateway.clock()
+    expired = await stage.person("expired@example.com")
+    revoked = await stage.person("revoked@example.com")
+    await store.write([
+        ("UPDATE api_key SET expires_at = ? WHERE account_id = ?", (now_us, expired.account_id)),
+        ("UPDATE api_key SET revoked_at = ? WHERE account_id = ?", (now_us, revoked.account_id)),
+    ])  # fmt: skip
+    unknown = Person(0, "", new_key("sk-cc-"))
+    for person, word in (
+        (expired, "expired"),
+        (revoked, "revoked"),
+        (unknown, "not known"),
+        (Person(0, "", ""), "needed"),
+    ):
+        answer = await stage.post(person, message())
+        kind, words = envelope(await answer.read(2**20))
+        assert (answer.status, kind) == (401, "authentication_error")
+        assert word in words
+        assert words.endswith(f"at {url}")
 
 
 async def test_where_the_bound_by_bytes_would_refuse_a_small_balance_the_upstreams_count_decides(stage: Stage) -> None:
