@@ -266,8 +266,8 @@ def role(invocation: Invocation, email: str, role: str, reason: str) -> None:
 def reset_second_factor(invocation: Invocation, email: str, reason: str) -> None:
     """Help somebody who has lost their second factor.
 
-    Their app, recovery codes and passkeys are taken away. Every session of theirs ends, the password alone is enough from now on, and a mail tells them. Be sure of who asks:
-    whoever has their password comes in then.
+    Their app, recovery codes and passkeys are taken away. Every session of theirs ends, the password alone is enough
+    from now on, and a mail tells them. Be sure of who asks: whoever has their password comes in then.
     """
     config = invocation.config()
 

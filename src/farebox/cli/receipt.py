@@ -35,7 +35,8 @@ def receipt() -> None:
 def verify(invocation: Invocation, file: Any, keys: str | None) -> int:
     """Tell whether a receipt is genuine: signed, and unchanged since.
 
-    It is signed by one of these keys then. `-` reads standard input. Exit code 0 when it is and 1 when it is not, or cannot be told. With a file of keys nothing is asked of any server.
+    It is signed by one of these keys then. `-` reads standard input. Exit code 0 when it is and 1 when it is not, or
+    cannot be told. With a file of keys nothing is asked of any server.
     """
     try:
         signed = _read(file.read(_MOST_BYTES + 1))
