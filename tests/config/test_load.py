@@ -106,6 +106,24 @@ CASES = {
     "a lease too short": ("[database]\nlease_s = 0.1", "0.5"),
     "bare file": ('[database]\nurl = "farebox.db"', 'it must be "sqlite:///farebox.db"'),
     "in memory": ('[database]\nurl = "sqlite:///:memory:"', "the books must outlive the process"),
+    "sign-up by favour": ('[site]\nsign_up = "friends"', '"closed" or "invitation" or "open"'),
+    "a provider of no kind": ('[[sign_in]]\nname = "x"\nclient_id = "y"', "sign_in[1].kind is missing"),
+    "a provider without an issuer": (
+        '[[sign_in]]\nname = "x"\nkind = "oidc"\nclient_id = "y"',
+        'sign_in[1].issuer is missing; kind "oidc" needs it',
+    ),
+    "a provider by plain http": (
+        '[[sign_in]]\nname = "x"\nkind = "oidc"\nclient_id = "y"\nissuer = "http://login.example"',
+        "it must begin with https://",
+    ),
+    "a provider twice": (
+        2 * '[[sign_in]]\nname = "x"\nkind = "github"\nclient_id = "y"\n',
+        'sign_in[2].name is "x" a second time',
+    ),
+    "a provider's name with a space": (
+        '[[sign_in]]\nname = "my own"\nkind = "github"\nclient_id = "y"',
+        "up to 31 of a-z, 0-9 and -, a letter first",
+    ),
     "single upstream": ('[upstreams]\nname = "a"', "upstreams must be written [[upstreams]]"),
     "upstream without kind": ('[[upstreams]]\nname = "a"', 'upstreams[1].kind is missing; it must be "anthropic" or'),
     "upstream without key": (
