@@ -52,6 +52,7 @@ from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 from farebox.upstreams.switches import Switches
 from farebox.web.asgi import AsgiDoor
+from farebox.web.hub import Hub
 from farebox.web.kit import House
 from farebox.web.offer import Limits, Offer
 from farebox.web.site import make_site
@@ -148,6 +149,7 @@ class Gateway:
         self.gatehouse: Gatehouse
         self.herald: Herald | None = None
         self._announcements: Announcements
+        self.hub: Hub | None = None
         self._prices: Prices
         self._switches: Switches
 
@@ -166,6 +168,7 @@ class Gateway:
         store, ledger, self.clock = books.store, books.ledger, books.clock
         self._announcements = Announcements(store)
         await self._announcements.refresh(self.clock())
+        self.hub = Hub(store, self.clock)
         prices = self._prices = Prices(store, await pin_prices(store, config.models, self.clock()))
         operator = config.site.support_email or "the operator of this gateway"
         keys = KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys")
@@ -218,6 +221,8 @@ class Gateway:
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
         self._ready = False
+        if self.hub is not None:
+            self.hub.close()
         if self._server is not None and not await self._server.close(self.config.server.shutdown_s):
             if self._streams is not None:
                 self._streams.stop()
@@ -299,18 +304,52 @@ class Gateway:
             for day in await books.close_days():
                 self.log.info("day_closed", day=day)
 
-        postman = Postman(store, self.config.mail, self.log.error)
+        async def tend_topups() -> None:
+            if books.runs.leads:
+                await self._topups(books).tend(self.clock())
+
+        async def tell_news() -> None:
+            if self.hub is not None:
+                await self.hub.look(one.id for one in self._announcements.shown(self.clock()))
+
+        async def read_announcements() -> None:
+            await self._announcements.refresh(self.clock())
+
+        async def end_strays() -> None:
+            await books.runs.end_strays()
+
+        self.jobs.every(1.0, "tick", tick)
+        self.jobs.every(0.25, "follow_changes", follow_changes)
+        self.jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
+        self.jobs.every(5.0, "retry_settlements", settler.retry)
+        self.jobs.every(30.0, "end_strays", end_strays)
+        self.jobs.every(_TEND_S, "tend_topups", tend_topups)
+        self.jobs.every(5.0, "read_announcements", read_announcements)
+        self.jobs.every(1.0, "tell_news", tell_news)
+        self._tell_of_events(books)
+        self.jobs.every(60.0, "close_days", close_past_days)
+        self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
+        self.metrics.gauges += [
+            ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
+            ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
+            ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
+            ("farebox_spooled", "Settles on disk that are not in the books yet", lambda: len(books.spool.waiting)),
+            ("farebox_ledger_commands", "Commands given to the ledger", lambda: ledger.commands),
+            ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
+            ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: pool.retries),
+            ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
+        ]
+
+    def _tell_of_events(self, books: Bookkeeping) -> None:
+        """Begin the jobs that tell customers what happens: by mail and by webhook."""
+        postman = Postman(books.store, self.config.mail, self.log.error)
 
         async def send_mail() -> None:
             if books.runs.leads:
                 await postman.send(self.clock())
 
-        async def tend_topups() -> None:
-            if books.runs.leads:
-                await self._topups(books).tend(self.clock())
-
         herald = self.herald = Herald(
-            store,
+            books.store,
             self._seals,
             allow_private=self.config.webhooks.allow_private,
             site_name=self.config.site.name,
@@ -325,34 +364,9 @@ class Gateway:
             if books.runs.leads:
                 await herald.courier.send(self.clock())
 
-        async def read_announcements() -> None:
-            await self._announcements.refresh(self.clock())
-
-        async def end_strays() -> None:
-            await books.runs.end_strays()
-
-        self.jobs.every(1.0, "tick", tick)
-        self.jobs.every(0.25, "follow_changes", follow_changes)
-        self.jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
-        self.jobs.every(5.0, "retry_settlements", settler.retry)
-        self.jobs.every(30.0, "end_strays", end_strays)
         self.jobs.every(5.0, "send_mail", send_mail)
-        self.jobs.every(_TEND_S, "tend_topups", tend_topups)
-        self.jobs.every(5.0, "read_announcements", read_announcements)
         self.jobs.every(_LOOK_OUT_S, "look_out", look_out)
         self.jobs.every(1.0, "send_events", send_events)
-        self.jobs.every(60.0, "close_days", close_past_days)
-        self.jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
-        self.metrics.gauges += [
-            ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
-            ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
-            ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
-            ("farebox_spooled", "Settles on disk that are not in the books yet", lambda: len(books.spool.waiting)),
-            ("farebox_ledger_commands", "Commands given to the ledger", lambda: ledger.commands),
-            ("farebox_ledger_batches", "Batches those were written in", lambda: ledger.batches),
-            ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: pool.retries),
-            ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
-        ]
 
     def _call_log(self) -> Callable[..., object]:
         settings = self.config.log
@@ -456,6 +470,7 @@ class Gateway:
         assert self.pool is not None
         assert self.books is not None
         assert self.herald is not None
+        assert self.hub is not None
         self.gatehouse = Gatehouse(
             keys=keys,
             pool=self.pool,
@@ -470,6 +485,7 @@ class Gateway:
             self._topups(self.books),
             self._announcements,
             self.herald.webhooks,
+            self.hub,
             clock=self.clock,
             seals=self._seals,
             signing=self._signing,

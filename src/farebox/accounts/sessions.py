@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ _SEEN_EVERY_S: Final = 60
 _AGENT_CHARS: Final = 200
 _COLUMNS: Final = (
     "s.hash, s.account_id, a.email, a.role, a.status, a.verified_at, s.created_at, s.seen_at, s.sure_at, s.agent, "
-    "s.address, s.factor_at, s.viewing"
+    "s.address, s.factor_at, s.viewing, a.posted_nanos, a.held_nanos"
 )
 _LIVES: Final = (
     f"s.ends_at > ? AND s.seen_at > ? - CASE a.role WHEN 'admin' THEN {ADMIN_IDLE_S * US_PER_S} "
@@ -45,6 +46,8 @@ class Session(msgspec.Struct, frozen=True):
     """When a second factor was last given in this session; None: never."""
     viewing: int | None
     """The account that an operator looks at as its owner would, without changing anything."""
+    posted_nanos: int
+    held_nanos: int
     operator: str = ""
     """Who really looks, where this is the session of a customer as an operator sees it."""
 
@@ -52,6 +55,11 @@ class Session(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """What one session is called in a list: enough of its hash to tell it from others."""
         return self.hash.hex()[:16]
+
+    @property
+    def free_nanos(self) -> int:
+        """What the account can spend now."""
+        return self.posted_nanos - self.held_nanos
 
     def is_sure(self, now_us: int) -> bool:
         """Tell whether the person has proved who they are recently enough for changes that matter."""
@@ -93,8 +101,11 @@ class Sessions:
         changed = await self._store.write([(renew, (_hash(cookie), now_us, now_us, factor_at_us, session.hash))])
         return cookie if changed[0] else None
 
-    async def find(self, cookie: str, now_us: int) -> Session | None:
-        """Give the session of a cookie, if it has not ended and was not idle for too long."""
+    async def find(self, cookie: str, now_us: int, *, idle: bool = False) -> Session | None:
+        """Give the session of a cookie, if it has not ended and was not idle for too long.
+
+        `idle`: a page asks by itself, which is no sign of a person.
+        """
         if not 0 < len(cookie) <= 100:
             return None
         rows = await self._store.fetch(
@@ -105,7 +116,7 @@ class Sessions:
         if not rows:
             return None
         session = Session(*rows[0])
-        if now_us - session.seen_at_us > _SEEN_EVERY_S * US_PER_S:
+        if not idle and now_us - session.seen_at_us > _SEEN_EVERY_S * US_PER_S:
             await self._store.write([("UPDATE session SET seen_at = ? WHERE hash = ?", (now_us, session.hash))])
         return session
 
@@ -114,11 +125,12 @@ class Sessions:
         if session.viewing is None or session.role != "admin" or session.status != "active":
             return None
         rows = await self._store.fetch(
-            "SELECT id, email, status, verified_at FROM account WHERE id = ?", (session.viewing,)
+            "SELECT id, email, status, verified_at, posted_nanos, held_nanos FROM account WHERE id = ?",
+            (session.viewing,),
         )
         if not rows:
             return None
-        account_id, email, status, verified_at = rows[0]
+        account_id, email, status, verified_at, posted, held = rows[0]
         return msgspec.structs.replace(
             session,
             account_id=account_id,
@@ -126,9 +138,20 @@ class Sessions:
             role="customer",
             status=status,
             verified_at=verified_at,
+            posted_nanos=posted,
+            held_nanos=held,
             factor_at_us=None,
             operator=session.email,
         )
+
+    async def alive(self, hashes: Collection[bytes], now_us: int) -> set[bytes]:
+        """Tell which of these sessions have not ended."""
+        rows = await self._store.fetch(
+            "SELECT s.hash FROM session s JOIN account a ON a.id = s.account_id "  # noqa: S608  fixed text
+            f"WHERE s.hash IN ({', '.join('?' * len(hashes))}) AND {_LIVES} AND a.status <> 'closed'",
+            (*hashes, now_us, now_us),
+        )
+        return {bytes(row[0]) for row in rows}
 
     async def all_of(self, account_id: int, now_us: int) -> list[Session]:
         """Give all sessions of a person, the one used last first."""

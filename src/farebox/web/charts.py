@@ -1,5 +1,6 @@
 """Bar charts, drawn on the server: geometry in percent, so that bars stretch with the page and text does not."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ class Bar(msgspec.Struct, frozen=True):
     """One piece of a stacked bar; figures are percent of the chart's area."""
 
     series: int
+    column: int
     x: float
     y: float
     width: float
@@ -28,7 +30,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """A stacked bar chart. `totals` has the sum of each column, `sums` that of each series."""
+    """A stacked bar chart. `totals` has the sum of each column, `sums` that of each series, `slots` its colour."""
 
     names: list[str]
     bars: list[Bar]
@@ -36,6 +38,7 @@ class Chart(msgspec.Struct, frozen=True):
     columns: list[list[int]]
     totals: list[int]
     sums: list[int]
+    slots: list[int]
 
 
 def stack(values: Mapping[str, Sequence[int]], columns: int) -> Chart:
@@ -56,10 +59,21 @@ def stack(values: Mapping[str, Sequence[int]], columns: int) -> Chart:
             if height > 0:
                 y = 100 - height_below - height
                 width = 100 / columns
-                bars.append(Bar(series, _r(column * width + width * 0.14), _r(y), _r(width * 0.72), _r(height)))
+                bars.append(Bar(series, column, _r(column * width + width * 0.14), _r(y), _r(width * 0.72), _r(height)))
             height_below += height
     ticks = [Tick(_r(100 - 100 * value / top), value) for value in range(0, top + 1, step)]
-    return Chart(names, bars, ticks, rows, totals, [sum(row) for row in rows])
+    return Chart(names, bars, ticks, rows, totals, [sum(row) for row in rows], _slots(names))
+
+
+def _slots(names: Sequence[str]) -> list[int]:
+    """Choose colours by name, so that a model looks the same on every page; where two meet, one takes the next."""
+    taken: dict[str, int] = {OTHER: MOST_SERIES}
+    for name in sorted(set(names) - {OTHER}):
+        slot = zlib.crc32(name.encode("utf-8", "replace")) % MOST_SERIES
+        while slot in taken.values():
+            slot = (slot + 1) % MOST_SERIES
+        taken[name] = slot
+    return [taken[name] for name in names]
 
 
 def _scale(most: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from farebox.payments.topups import Topups
 from farebox.store.protocol import Store
 from farebox.web.backstage import Backstage
 from farebox.web.entrance import Entrance
+from farebox.web.hub import Hub
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.visitors import Visitors
@@ -56,6 +57,7 @@ class Kit(Struct, frozen=True, kw_only=True):
     passkeys: Passkeys
     entrance: Entrance
     backstage: Backstage
+    hub: Hub
     topups: Topups
     by_hand: ByHand
     announcements: Announcements

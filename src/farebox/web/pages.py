@@ -15,7 +15,7 @@ from farebox.money import NANOS_PER_USD
 from farebox.web.assets import Assets
 from farebox.web.devices import name_device
 
-_FRAGMENTS: Final = frozenset({"usage"})
+_FRAGMENTS: Final = frozenset({"usage", "tiles", "steps", "log", "topup", "balance", "announcements"})
 """Blocks that scripts may ask for alone. They need nothing that their templates define around them."""
 _UNITS: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"), (1000, "year"))
 

@@ -39,10 +39,12 @@ from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
 from farebox.web.docs.room import Docs
 from farebox.web.entrance import Entrance
+from farebox.web.hub import Hub
 from farebox.web.keys import Keys
 from farebox.web.kit import House, Kit
 from farebox.web.limits import Limits
 from farebox.web.linked import LinkedRoom
+from farebox.web.live import LiveRoom
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.passkeys import PasskeyRoom
@@ -69,6 +71,7 @@ def make_site(
     topups: Topups,
     announcements: Announcements,
     webhooks: Webhooks,
+    hub: Hub,
     *,
     clock: Clock,
     seals: Seals,
@@ -110,6 +113,7 @@ def make_site(
         passkeys=passkeys,
         entrance=Entrance(visitors, people, factor, challenges, clock),
         backstage=backstage,
+        hub=hub,
         topups=topups,
         by_hand=ByHand(store, ledger, Plans(offer.plans), site_name=name, public_url=offer.public_url),
         announcements=announcements,
@@ -135,6 +139,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         SignIn(kit),
         SecondStep(kit),
         Dashboard(kit),
+        LiveRoom(kit),
         Calls(kit),
         WorkRoom(kit),
         Keys(kit),

@@ -37,7 +37,8 @@ class Visitors:
     async def who(self, request: Request) -> Session | None:
         """Give the session of a request, if somebody is signed in."""
         cookie = request.cookies.get(self._cookie)
-        return await self.sessions.find(cookie, self._clock()) if cookie else None
+        by_itself = "x-live" in request.headers or request.url.path == "/dashboard/live"
+        return await self.sessions.find(cookie, self._clock(), idle=by_itself) if cookie else None
 
     def signed_in(self, page: SignedInPage) -> Page:
         """Make a page that only people who are signed in see; the others sign in first.

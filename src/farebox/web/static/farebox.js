@@ -1,12 +1,44 @@
-// Small help for pages that work without it: copy buttons, and parts of a page exchanged in place.
+// Small help for pages that work without it: copy buttons, parts of a page exchanged in place, keys, read-outs of charts.
 const policy = window.trustedTypes?.createPolicy("farebox", { createHTML: (html) => html });
-const parse = (html) => {
+export const parse = (html) => {
   const template = document.createElement("template");
   template.innerHTML = policy ? policy.createHTML(html) : html;
   return template.content;
 };
+export const kept = {
+  get: (name) => { try { return localStorage.getItem(name); } catch { return null; } },
+  set: (name, value) => { try { localStorage.setItem(name, value); } catch {} }, // storage may be switched off
+};
 
-for (const source of document.querySelectorAll("[data-copy]")) addCopy(source);
+// Puts what the server rendered into its place; what was opened there stays open.
+export function put(place, html) {
+  const fresh = parse(html);
+  const open = [...place.querySelectorAll("details")].map((one) => one.open);
+  enhance(fresh);
+  if (fresh.firstElementChild?.id === place.id) {
+    const next = fresh.firstElementChild;
+    place.replaceWith(fresh);
+    place = next;
+  } else place.replaceChildren(fresh);
+  [...place.querySelectorAll("details")].forEach((one, at) => (one.open = open[at] ?? one.open));
+}
+
+export function toast(words) {
+  let place = document.getElementById("toast");
+  if (!place) {
+    place = Object.assign(document.createElement("p"), { id: "toast", className: "toast" });
+    place.setAttribute("role", "status");
+    document.body.append(place);
+  }
+  place.textContent = words;
+  clearTimeout(toast.timer);
+  toast.timer = setTimeout(() => (place.textContent = ""), 2500);
+}
+
+function enhance(root) {
+  for (const source of root.querySelectorAll("[data-copy]")) addCopy(source);
+  for (const chart of root.querySelectorAll(".chart")) readable(chart);
+}
 
 function addCopy(source) {
   const button = document.createElement("button");
@@ -16,10 +48,55 @@ function addCopy(source) {
     const text = source instanceof HTMLInputElement ? source.value : source.dataset.copy || source.innerText;
     await navigator.clipboard.writeText(text.trim());
     button.textContent = "Copied";
+    toast("Copied");
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });
   source.after(button);
 }
+
+// A chart: the column under the pointer or chosen by arrow keys is read out, the others step back.
+function readable(chart) {
+  const columns = [...chart.querySelectorAll(".hit")];
+  if (!columns.length) return;
+  const texts = columns.map((one) => {
+    const title = one.querySelector("title");
+    const words = title.textContent.trim();
+    title.remove(); // the browser's own read-out would stand over ours
+    return words;
+  });
+  const tip = Object.assign(document.createElement("output"), { className: "tip", hidden: true });
+  tip.setAttribute("aria-live", "polite");
+  chart.append(tip);
+  chart.tabIndex = 0;
+  chart.setAttribute("aria-description", "Arrow keys read out its bars.");
+  let at = -1;
+  const show = (next) => {
+    at = next;
+    tip.hidden = at < 0;
+    chart.classList.toggle("reads", at >= 0);
+    for (const bar of chart.querySelectorAll("[data-column]")) bar.classList.toggle("lit", bar.dataset.column === columns[at]?.dataset.at);
+    columns.forEach((one, place) => one.classList.toggle("lit", place === at));
+    if (at < 0) return;
+    tip.replaceChildren(...texts[at].split("\n").map((line, index) => Object.assign(document.createElement(index ? "span" : "strong"), { textContent: line })));
+    const box = chart.getBoundingClientRect();
+    const bar = columns[at].getBoundingClientRect();
+    const middle = bar.left + bar.width / 2 - box.left;
+    tip.style.left = `${Math.max(0, Math.min(middle - tip.offsetWidth / 2, box.width - tip.offsetWidth))}px`;
+  };
+  columns.forEach((one, place) => one.addEventListener("pointerenter", () => show(place)));
+  chart.addEventListener("pointerleave", () => show(-1));
+  chart.addEventListener("blur", () => show(-1));
+  chart.addEventListener("keydown", (event) => {
+    const last = columns.length - 1;
+    const next = { ArrowRight: Math.min(at + 1, last), ArrowLeft: at < 0 ? last : Math.max(at - 1, 0), Home: 0, End: last, Escape: -1 }[event.key];
+    if (event.key === "Enter") columns[at]?.closest("a")?.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
+    if (next === undefined) return;
+    event.preventDefault();
+    show(next);
+  });
+}
+
+enhance(document);
 
 document.addEventListener("click", async (event) => {
   const link = event.target.closest?.("a[data-swap]");
@@ -30,7 +107,25 @@ document.addEventListener("click", async (event) => {
   const target = link.href.baseVal ?? link.href; // a bar of a chart is a link inside SVG
   const answer = await fetch(target, { headers: { "x-fragment": link.dataset.swap } });
   if (!answer.ok || answer.redirected) return void (location.href = target);
-  place.replaceChildren(parse(await answer.text()));
+  put(place, await answer.text());
   history.pushState({}, "", target);
 });
 addEventListener("popstate", () => location.reload());
+
+// Keys: "g" and a letter go to a page, "/" to the search for a request, "?" tells them.
+const pages = { o: "", u: "/usage", r: "/requests", k: "/keys", t: "/transactions", p: "/playground", l: "/limits", s: "/settings" };
+const names = "g o overview · g u usage · g r requests · g k keys · g t transactions · g p playground · g l limits · g s settings · / find a request";
+let going = 0;
+if (document.querySelector(".shell")) {
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, [contenteditable]")) return;
+    if (event.timeStamp - going < 1500 && event.key in pages) return void (location.href = "/dashboard" + pages[event.key]);
+    going = event.key === "g" ? event.timeStamp : 0;
+    if (event.key === "?") toast(names);
+    if (event.key !== "/") return;
+    event.preventDefault();
+    const field = document.querySelector("input[name=id]");
+    if (field) field.focus();
+    else location.href = "/dashboard/requests";
+  });
+}
