@@ -288,7 +288,7 @@ class Account(msgspec.Struct):
             verdict = Verdict.SUSPENDED
         elif wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute):
             verdict = Verdict.REQUESTS_LIMITED
-        elif pace and (wait := wait_ns(settle_state(pace.full_ns, now_ns), now_ns, 1, pace.per_minute)):
+        elif pace is not None and (wait := wait_ns(settle_state(pace.full_ns, now_ns), now_ns, 1, pace.per_minute)):
             verdict = Verdict.KEY_REQUESTS_LIMITED
         elif wait := wait_ns(tokens_full, now_ns, command.tokens, plan.tokens_per_minute):
             verdict = Verdict.TOKENS_LIMITED
@@ -296,16 +296,16 @@ class Account(msgspec.Struct):
             verdict = Verdict.TOO_MANY_AT_ONCE
         elif command.least_nanos > free or free <= 0:
             verdict = Verdict.INSUFFICIENT
-        elif budget and (command.least_nanos > budget.left_nanos or budget.left_nanos <= 0):
+        elif budget is not None and (command.least_nanos > budget.left_nanos or budget.left_nanos <= 0):
             verdict, spend_limit = Verdict.KEY_LIMITED, budget.told()
         else:
             requests_full = spend(requests_full, 1, plan.requests_per_minute)
             tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
             self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
             held = min(command.amount_nanos, free)
-            if pace:
+            if pace is not None:
                 pace.full_ns = spend(settle_state(pace.full_ns, now_ns), 1, pace.per_minute)
-            if budget:
+            if budget is not None:
                 held = min(held, budget.left_nanos)
                 budget.used_nanos += held
             self.held_nanos += held
@@ -329,7 +329,7 @@ class Account(msgspec.Struct):
             hold.expired = False
         granted = min(command.amount_nanos, hold.amount_nanos + self.free_nanos)
         spend_limit = None
-        if budget:
+        if budget is not None:
             if budget.most(hold) < granted:
                 granted, spend_limit = budget.most(hold), budget.told()
             budget.move(hold, granted - hold.amount_nanos)
@@ -344,10 +344,10 @@ class Account(msgspec.Struct):
 
         The key's limit does not lessen a charge: what the upstream sent beyond it is owed all the same.
         """
-        self.expire(hold, budget)
+        self._release(hold, budget)
         charged = 0 if command.waive else min(command.cost_nanos, self.free_nanos)
         self.posted_nanos -= charged
-        if budget:
+        if budget is not None:
             budget.used_nanos += charged
         self._take_tokens(command.limited_tokens - hold.tokens, plan, now_ns)
         self._check()
@@ -356,11 +356,7 @@ class Account(msgspec.Struct):
     def expire(self, hold: Hold, budget: Budget | None = None) -> int:
         """Give back what a hold holds, and its place among the calls at once. Answers how much it was."""
         released = hold.amount_nanos
-        if budget:
-            budget.move(hold, -released)
-        self.held_nanos -= released
-        self.open_holds -= not hold.expired
-        hold.amount_nanos, hold.expired = 0, True
+        self._release(hold, budget)
         self._check()
         return released
 
@@ -378,6 +374,13 @@ class Account(msgspec.Struct):
         if code == "deposit":
             self.topped_up_nanos += amount_nanos
         self._check()
+
+    def _release(self, hold: Hold, budget: Budget | None) -> None:
+        if budget is not None:
+            budget.move(hold, -hold.amount_nanos)
+        self.held_nanos -= hold.amount_nanos
+        self.open_holds -= not hold.expired
+        hold.amount_nanos, hold.expired = 0, True
 
     def _take_tokens(self, tokens: int, plan: Plan, now_ns: int) -> None:
         if tokens:

@@ -70,12 +70,18 @@ _USAGE_COLUMNS: Final = (
     "request_id, at, account_id, key_id, kind, model, asked_model, price_version, input_tokens, cache_write_5m_tokens, "
     "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, detail, cost_nanos, list_nanos, "
     "charged_nanos, shortfall_nanos, waived_nanos, status, outcome, stop_reason, message_id, upstream, "
-    "upstream_request_id, attempts, streamed, first_byte_us, duration_us, session, agent, parent_agent, held_nanos, "
-    "tries"
+    "upstream_request_id, attempts, streamed, first_byte_us, duration_us, held_nanos"
 )
-_INSERT_USAGE: Final = (
-    f"INSERT INTO usage ({_USAGE_COLUMNS}) VALUES ({', '.join('?' * (_USAGE_COLUMNS.count(',') + 1))})"  # noqa: S608
-)
+
+
+def _insert_usage(columns: str) -> str:
+    return f"INSERT INTO usage ({columns}) VALUES ({', '.join('?' * (columns.count(',') + 1))})"  # noqa: S608
+
+
+_INSERT_USAGE: Final = _insert_usage(_USAGE_COLUMNS)
+_INSERT_TOLD_USAGE: Final = _insert_usage(f"{_USAGE_COLUMNS}, session, agent, parent_agent, tries")
+"""For calls that said something of themselves, or had more than one try."""
+_NOTHING: Final = (None, None, None, None)
 _INSERT_TRANSFER: Final = (
     "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -215,7 +221,7 @@ class Books:
 
     def _admit(self, command: Admit, now_us: int, at_us: int) -> Admission:
         account = self._account(command.account_id)
-        key = self._key(command.key_id)
+        key = self._keys.get(command.key_id) or self._key(command.key_id)
         if account is None or key is None or not key.counts(command, now_us):
             return Admission(Verdict.KEY_INVALID)
         before = (account.held_nanos, account.open_holds, account.requests_full_ns, account.tokens_full_ns)
@@ -278,10 +284,10 @@ class Books:
 
     def _settle(self, command: Settle, now_us: int, at_us: int) -> Settled:
         # the only gate (promise 5): whoever deletes the hold writes the usage row, in this same transaction
-        row = self._rows(_DELETE_HOLD, command.request_id, command.account_id)
-        if not row:
+        rows: list[Row] = self._execute(_DELETE_HOLD, (command.request_id, command.account_id)).fetchall()
+        if not rows:
             return self._settled_before(command)
-        hold = Hold(*row[0])
+        hold = Hold(*rows[0])
         account = self._account(hold.account_id)
         if account is None:
             raise BrokenInvariant(
@@ -292,7 +298,12 @@ class Books:
         answer = account.settle(hold, command, self._limits[account.id], now_us * 1000, budget)
         if budget is not None:
             at_us = max(at_us, budget.since_us)
-        self._execute(_INSERT_USAGE, _usage_values(command, hold, kind, answer, at_us))
+        values = _usage_values(command, hold, kind, answer, at_us)
+        told = (command.session, command.agent, command.parent_agent, command.tries)
+        if told == _NOTHING:
+            self._execute(_INSERT_USAGE, values)
+        else:
+            self._execute(_INSERT_TOLD_USAGE, values + told)
         self._dirty.add(account.id)
         return answer
 
@@ -356,25 +367,24 @@ class Books:
         return account
 
     def _key(self, key_id: int) -> _Key | None:
-        key = self._keys.get(key_id)
-        if key is None:
-            rows = self._rows(_READ_KEY, key_id)
-            if not rows:
-                return None
-            account_id, expires_at_us, revoked_at_us, disabled_at_us, per_minute, full_ns, *budget = rows[0]
-            key = self._keys[key_id] = _Key(
-                account_id,
-                expires_at_us,
-                revoked_at_us,
-                disabled_at_us,
-                Pace(per_minute, full_ns or 0) if per_minute is not None else None,
-                Budget(*budget) if budget[0] is not None else None,
-            )
+        """Read a key, and keep it."""
+        rows = self._rows(_READ_KEY, key_id)
+        if not rows:
+            return None
+        account_id, expires_at_us, revoked_at_us, disabled_at_us, per_minute, full_ns, *budget = rows[0]
+        key = self._keys[key_id] = _Key(
+            account_id,
+            expires_at_us,
+            revoked_at_us,
+            disabled_at_us,
+            Pace(per_minute, full_ns or 0) if per_minute is not None else None,
+            Budget(*budget) if budget[0] is not None else None,
+        )
         return key
 
     def _budget(self, hold: Hold, at_us: int) -> Budget | None:
         """Give what the key of a hold may spend in the present period, to be written back; None: whatever it likes."""
-        key = self._key(hold.key_id)
+        key = self._keys.get(hold.key_id) or self._key(hold.key_id)
         if key is None or key.budget is None:
             return None
         key.budget = key.budget.at(at_us)
@@ -413,11 +423,12 @@ class Books:
 
 
 def _fold_order(batch: Sequence[Command]) -> list[int]:
-    return sorted(range(len(batch)), key=lambda index: _PLACE[type(batch[index])])
+    places = [_PLACE[type(command)] for command in batch]
+    return sorted(range(len(batch)), key=places.__getitem__)
 
 
 def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us: int) -> tuple[Any, ...]:
-    return (
+    first = (
         command.request_id,
         at_us,
         hold.account_id,
@@ -431,6 +442,8 @@ def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us
         command.cache_write_1h_tokens,
         command.cache_read_tokens,
         command.output_tokens,
+    )
+    rest = (
         command.web_searches,
         command.detail,
         command.cost_nanos,
@@ -448,9 +461,6 @@ def _usage_values(command: Settle, hold: Hold, kind: str, answer: Settled, at_us
         int(command.streamed),
         command.first_byte_us,
         command.duration_us,
-        command.session,
-        command.agent,
-        command.parent_agent,
         command.held_nanos,
-        command.tries,
     )
+    return first + rest  # the interpreter builds a tuple of more than 30 by way of a list, which takes longer
