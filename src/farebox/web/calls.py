@@ -42,7 +42,8 @@ KINDS: Final = {
     "late": "Settled after its hold had expired, from what was free in the balance then.",
 }
 _ADVICE: Final = {
-    "client_gone": "If that was not meant: give the client a longer timeout, or let it stream.",
+    "client_gone": "If that was not meant: give the client a longer timeout, or let it stream. "
+    "Stopping its session ends a call like this, too.",
     "out_of_money": "Add funds, or ask for fewer max_tokens, so that the answer fits into what is left.",
     "upstream_broke": "Send it again.",
     "gateway_broke": "Send it again; if it stays, write to the operator with this request id.",
