@@ -18,7 +18,7 @@ from farebox.accounts.accounts import find_account
 from farebox.clock import DAY_US, US_PER_S
 from farebox.events.courier import PAUSES_S, TRIES
 from farebox.events.news import tell_of_credit
-from farebox.events.webhooks import DATA, EVENTS, KEPT_US, MOST, OVERLAP_US
+from farebox.events.webhooks import DATA, EVENTS, KEPT_US, MOST, OVERLAP_US, TESTS_WAITING, WAITING
 from farebox.http.errands import Errands, is_public, read_target
 from farebox.http.exchange import Exchange
 from farebox.http.server import HttpServer
@@ -329,6 +329,20 @@ async def test_a_form_that_is_wrong_says_how(stage: Stage) -> None:
     assert len((await browser.get(START)).rows("Webhooks")) == MOST
 
 
+async def test_no_more_waits_than_can_be_sent(stage: Stage) -> None:
+    clock = await at_rest(stage)
+    browser = await enter(stage, stage.alice.email)
+    path, _ = await add(browser, "http://127.0.0.1:9/")
+    for _ in range(TESTS_WAITING):
+        assert (await browser.post(f"{path}/test")).status == 200
+    page = await browser.post(f"{path}/test")
+    assert (page.status, "are waiting" in page.words) == (422, True)
+    account = await find_account(stage.gateway.store, stage.alice.email)
+    for number in range(WAITING):
+        await stage.gateway.store.write(tell_of_credit(account, 1, f"topup:{number}", clock.now))
+    assert len(await state(stage)) == WAITING
+
+
 async def test_private_addresses_are_refused_by_name_and_by_number(open_stage: OpenStage, receiver: Receiver) -> None:
     """As it is unless the operator says otherwise: https alone, and nothing that only this network reaches."""
     async with open_stage() as stage:
@@ -340,7 +354,7 @@ async def test_private_addresses_are_refused_by_name_and_by_number(open_stage: O
         await browser.post(f"{path}/test")
         clock.now = stage.gateway.clock()
         await clock.run()
-        assert "not a public address" in (await browser.get(path)).words
+        assert "localhost has no public address" in (await browser.get(path)).words
     assert receiver.got == []
 
 

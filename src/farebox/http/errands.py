@@ -74,18 +74,20 @@ class Errands:
                 failed = error
             finally:
                 await client.close()
-        raise failed or ConnectFailed(f"{origin.host} has no address")
+        assert failed is not None
+        raise failed
 
     async def _addresses(self, origin: Origin) -> list[str]:
         """Look a name up. Raises ConnectFailed where one of its addresses is not for everybody, or there is none."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise ConnectFailed(f"the name {origin.host} cannot be looked up") from error
+        except (OSError, UnicodeError):
+            found = []
         addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
-        private = [address for address in addresses if not is_public(address)]
-        if private and not self.allow_private:
-            raise ConnectFailed(f"{origin.host} is {private[0]}, which is not a public address")
+        if not self.allow_private and not all(is_public(address) for address in addresses):
+            addresses = []
+        if not addresses:  # the same words for a name of this network alone as for none: they give none away
+            raise ConnectFailed(f"{origin.host} has no {'' if self.allow_private else 'public '}address")
         return addresses
 
 
