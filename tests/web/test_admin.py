@@ -238,6 +238,7 @@ async def test_helping_with_sign_in_and_notes(stage: Stage) -> None:
     assert (await bob.get("/dashboard")).path.startswith("/login")
     await browser.submit(page, f"{customer}/reset-factor", reason="lost the phone")
     assert await stage.rows("SELECT 1 FROM totp WHERE account_id = ?", account_id) == []
+    assert (await mails_to(stage, stage.bob.email))[-1][0] == "No second factor any more at Farebox"
     await bob.sign_in(stage.bob.email)
     assert (await bob.get("/dashboard")).path == "/dashboard"
     assert "pays late" not in (await bob.get("/dashboard/settings")).text

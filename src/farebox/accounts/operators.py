@@ -7,6 +7,7 @@ import msgspec
 
 from farebox.accounts.accounts import Account, Status, clean_email, create_account
 from farebox.accounts.audit_log import Facts, record, record_opening
+from farebox.accounts.mail import letter
 from farebox.errors import InvalidRequest
 from farebox.store.protocol import Statement, Store
 
@@ -96,8 +97,14 @@ async def sign_out(store: Store, by: Operator, account_id: int, reason: str) -> 
     await _write(store, by, "account.sign_out", account_id, [change], before, after, reason)
 
 
-async def reset_factor(store: Store, by: Operator, account_id: int, reason: str) -> None:
-    """Take away an account's second factors, and end its sessions: a password alone is enough to come in again."""
+async def reset_factor(
+    store: Store, by: Operator, account: Account, reason: str, now_us: int, *, site_name: str, public_url: str
+) -> None:
+    """Take away an account's second factors, and end its sessions: a password alone is enough to come in again.
+
+    Its owner is told by mail. `site_name` and `public_url` are what the mail says.
+    """
+    account_id = account.id
     rows = await store.fetch(
         "SELECT (SELECT count(*) FROM totp WHERE account_id = ? AND set_at IS NOT NULL), "
         "(SELECT count(*) FROM passkey WHERE account_id = ?)",
@@ -108,6 +115,12 @@ async def reset_factor(store: Store, by: Operator, account_id: int, reason: str)
         (f"DELETE FROM {table} WHERE account_id = ?", (account_id,))  # noqa: S608  fixed texts
         for table in tables
     ]
+    body = (
+        f"The operator of {site_name} has taken the second factor and all passkeys off your account, and ended every "
+        "session. The password alone is enough to sign in now.\n\n"
+        f"If you did not ask for it, choose a new password: {public_url}/forgot\n"
+    )
+    changes.append(letter(account.email, f"No second factor any more at {site_name}", body, now_us))
     before, after = {"app": rows[0][0], "passkeys": rows[0][1]}, {"app": 0, "passkeys": 0}
     await _write(store, by, "account.reset_factor", account_id, changes, before, after, reason)
 

@@ -12,7 +12,6 @@ from farebox.accounts.accounts import (
     find_account,
     list_accounts,
 )
-from farebox.accounts.mail import letter
 from farebox.accounts.operators import (
     Operator,
     change_plan,
@@ -274,13 +273,8 @@ def reset_second_factor(invocation: Invocation, email: str, reason: str) -> None
     async def work() -> Account:
         async with open_books(config) as store:
             found = await find_account(store, email)
-            await reset_factor(store, by_hand(), found.id, reason)
-            body = (
-                f"The operator of {config.site.name} has taken the second factor and all passkeys off your account, "
-                "and ended every session. The password alone is enough to sign in now.\n\n"
-                f"If you did not ask for it, choose a new password: {config.public_url}/forgot\n"
-            )
-            await store.write([letter(found.email, f"No second factor any more at {config.site.name}", body, now_us())])
+            words = {"site_name": config.site.name, "public_url": config.public_url}
+            await reset_factor(store, by_hand(), found, reason, now_us(), **words)
             return found
 
     one = run(work())

@@ -4,12 +4,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from farebox.config.load import SINGLE_TABLES
 from farebox.config.reader import show
 from farebox.config.settings import Config
 from farebox.secret import Secret
 from farebox.store.urls import without_password
 
-TABLES: Final = ("server", "database", "site", "payments", "keys", "mail", "limits", "features", "log")
+TABLES: Final = tuple(SINGLE_TABLES)
 _MASK: Final = "***"
 
 

@@ -64,6 +64,7 @@ class CustomerRoom:
         self._sessions = kit.visitors.sessions
         self._topups = kit.topups
         self._plans = kit.offer.plans
+        self._words = {"site_name": kit.house.site_name, "public_url": kit.offer.public_url}
         self._forget_keys = kit.backstage.forget_keys
         self._acts: Mapping[str, Callable[[Act], Awaitable[None]]] = {
             "suspend": self._suspend,
@@ -123,7 +124,7 @@ class CustomerRoom:
         await operators.sign_out(self._store, act.by, act.account.id, act.reason)
 
     async def _reset_factor(self, act: Act) -> None:
-        await operators.reset_factor(self._store, act.by, act.account.id, act.reason)
+        await operators.reset_factor(self._store, act.by, act.account, act.reason, self._clock(), **self._words)
 
     async def _verify(self, act: Act) -> None:
         await operators.verify_address(self._store, act.by, act.account, self._clock(), act.reason)
