@@ -75,6 +75,9 @@ def show(invocation: Invocation, *, models: bool) -> None:
         told = [f"{key} = {quote(value)}" for key, value in upstream.items() if value]
         told += [f"models {', '.join(models_served)}" if models_served else "all models"]
         click.echo(f"upstream {{ {', '.join(told)} }}")
+    for provider in tables["sign_in"]:
+        told = [f"{key} = {quote(value)}" for key, value in provider.items() if value]
+        click.echo(f"sign_in {{ {', '.join(told)} }}")
     for plan in tables["plans"]:
         earned = plan.pop("top_up_nanos")
         told = [f"{key} = {quote(value)}" for key, value in plan.items()]
@@ -106,6 +109,7 @@ def _as_tables(read: Config) -> dict[str, Any]:
     return {
         **tables_of(read),
         "upstreams": [plain(upstream) for upstream in read.upstreams],
+        "sign_in": [plain(provider) for provider in read.sign_in],
         "plans": [plain(read.plans.get(name)) for name in read.plans.names()],
         "database_path": str(read.database_path) if read.database_path else None,
         "spool_path": str(read.spool_path),
