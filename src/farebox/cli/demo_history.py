@@ -321,7 +321,7 @@ async def _open(
     """Open an account with its keys; answers its id, and id and text of each key by name."""
     account = await create_account(store, person.email, "free", joined_us)
     keys = {}
-    for name in (*(habit.key for habit in person.habits), *person.revoked_keys):
+    for name in dict.fromkeys((*(habit.key for habit in person.habits), *person.revoked_keys)):
         days = next((habit.days_ago[0] for habit in person.habits if habit.key == name), person.joined_days_ago)
         made_us = joined_us + max(0, person.joined_days_ago - days) * DAY_US + 5 * 60 * US_PER_S
         key, text = await create_key(store, account.id, name, key_prefix, made_us)

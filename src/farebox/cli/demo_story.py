@@ -104,7 +104,8 @@ CAST: Final = (
         email="demo@farebox.example",
         joined_days_ago=HISTORY_DAYS,
         habits=(
-            Habit("laptop", "claude_code", 2.6, (_SONNET, _SONNET, _OPUS, _NEW)),
+            Habit("laptop", "claude_code", 2.6, (_SONNET, _SONNET, _OPUS, _NEW), (59, 0)),
+            Habit("old-laptop", "claude_code", 2.4, (_SONNET, _OPUS), (HISTORY_DAYS, 60)),
             Habit("support-bot", "service", 60, (_HAIKU, _HAIKU, _HAIKU, _SMALL), limit_usd=4),
             Habit("nightly-review", "nightly", 14, (_SONNET,), (62, 0), limit_usd=40),
         ),
@@ -227,7 +228,7 @@ def _session(habit: Habit, at_us: int, rng: Random) -> Iterator[ToldCall]:
     model = rng.choice(habit.models)
     yield _call(habit.key, _HAIKU, at_us, rng, input=rng.randint(180, 620), output=rng.randint(12, 40), session=session)
     turns = min(90, max(2, round(rng.lognormvariate(3.0, 0.7))))
-    busy = [rng.randrange(3, turns) for _ in range(_chance(0.45, rng))] if turns > 6 else []
+    busy = [rng.randrange(3, turns) for _ in range(_chance(0.7, rng))] if turns > 6 else []
     for number, turn in enumerate(_turns(habit.key, model, at_us, turns, rng.randint(17_000, 26_000), rng)):
         yield msgspec.structs.replace(turn, session=session)
         if number in busy:
