@@ -457,15 +457,20 @@ class Gateway:
         routes.add("GET", "/requests/*/receipt", customer.receipt)
         routes.add("GET", "/requests/*", customer.request)
         routes.add("GET", "/statusline", customer.statusline)
-        routes.add_pages(self._make_site(keys, messages))
+        routes.add_pages(self._make_site(keys, messages, quotes))
         await self._open_metrics()
-        server = HttpServer(routes.handle, on_bad_request=routes.bad_request, limits=config.server_limits)
+        server = HttpServer(
+            routes.handle,
+            on_bad_request=routes.bad_request,
+            limits=config.server_limits,
+            proxies=config.server.trusted,
+        )
         self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
 
-    def _make_site(self, keys: KeyRing, messages: Messages) -> Handler:
+    def _make_site(self, keys: KeyRing, messages: Messages, quotes: Quotes) -> Handler:
         config = self.config
         assert self.pool is not None
         assert self.books is not None
@@ -473,8 +478,11 @@ class Gateway:
         assert self.hub is not None
         self.gatehouse = Gatehouse(
             keys=keys,
+            prefix=config.keys.prefix,
+            store=self.store,
             pool=self.pool,
             messages=messages,
+            quotes=quotes,
             switches=self._switches,
             clock=self.clock,
         )

@@ -5,14 +5,19 @@ from typing import Final
 
 import msgspec
 
-from farebox.accounts.keyring import KeyRing
+from farebox.accounts.keyring import Caller, KeyRing
+from farebox.accounts.keys import playground_key
 from farebox.clock import US_PER_S, Clock
 from farebox.gateway.messages import Messages
+from farebox.gateway.quote import Quotes
 from farebox.http.client import UpstreamError
+from farebox.http.exchange import Exchange
+from farebox.store.protocol import Store
 from farebox.upstreams.pool import Failure, Pool, Upstream
 from farebox.upstreams.switches import Switches
 from farebox.web.backstage import Service, Trial, UpstreamState
 
+_CALLS_OWN: Final = frozenset({b"content-type", b"content-length", b"anthropic-version", b"anthropic-beta"})
 _TRIAL_S: Final = 10.0
 _TRIAL_BYTES: Final = 2**16
 _WORDS_CHARS: Final = 300
@@ -21,8 +26,22 @@ _WORDS_CHARS: Final = 300
 class Gatehouse:
     """What pages ask of the gateway of this process."""
 
-    def __init__(self, *, keys: KeyRing, pool: Pool, messages: Messages, switches: Switches, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        prefix: str,
+        store: Store,
+        pool: Pool,
+        messages: Messages,
+        quotes: Quotes,
+        switches: Switches,
+        clock: Clock,
+    ) -> None:
         self._keys = keys
+        self._prefix = prefix
+        self._store = store
+        self._quotes = quotes
         self._pool = pool
         self._messages = messages
         self._switches = switches
@@ -34,6 +53,19 @@ class Gatehouse:
 
     def forget_keys(self) -> None:
         self._keys.forget()
+
+    async def call(self, exchange: Exchange, request_id: bytes, account_id: int, body: bytes) -> None:
+        await self._messages.serve(exchange, request_id, await self._playground(exchange, account_id), body)
+
+    async def quote(self, exchange: Exchange, request_id: bytes, account_id: int, body: bytes) -> None:
+        await self._quotes.quote(exchange, request_id, await self._playground(exchange, account_id), body)
+
+    async def _playground(self, exchange: Exchange, account_id: int) -> Caller:
+        """Give the caller of the playground, and leave of the browser's headers what a call may have."""
+        now_us = self._clock()
+        digest = await playground_key(self._store, account_id, self._prefix, now_us)
+        exchange.headers = [field for field in exchange.headers if field[0] in _CALLS_OWN]
+        return await self._keys.of_key(digest, now_us, exchange.peer)
 
     async def stop_session(self, account_id: int, session: str) -> None:
         await self._messages.stopped.stop(account_id, session, self._clock())

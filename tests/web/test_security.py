@@ -8,7 +8,6 @@ from typing import Any, Final
 import pytest
 from starlette.routing import Route
 
-from farebox.accounts.keyring import KeyRing
 from tests.stage import MODEL, Person, Stage
 from tests.web.browse import PASSWORD, Browser, Page, account_of, browser_of, enter, make_key
 from tests.web.operators import OPERATOR, enter_admin, forget_proof
@@ -39,9 +38,8 @@ ALICES: Final = (
 
 def routes(stage: Stage) -> list[Route]:
     """Give every route of the site: a new one is tried without being named here."""
-    messages: Any = None
-    door = stage.gateway._make_site(KeyRing(stage.gateway.store, "sk-cc-", "nobody", "nowhere"), messages)
-    found: Any = door.__self__._app._app.routes  # type: ignore[attr-defined]
+    server: Any = stage.gateway._server
+    found = server.handler.__self__._pages.__self__._app._app.routes
     assert len(found) > 20
     return [route for route in found if isinstance(route, Route)]
 

@@ -10,6 +10,7 @@ import msgspec
 
 from farebox.billing.plans import Plan, limits_of
 from farebox.errors import AuthenticationFailed, PermissionDenied
+from farebox.http.addresses import Network, is_within
 from farebox.http.exchange import Headers
 from farebox.ids import key_hash, key_is_well_formed
 from farebox.store.protocol import Store
@@ -23,9 +24,6 @@ _LOOK_UP: Final = (
     "a.requests_per_minute, a.tokens_per_minute, a.concurrent "
     "FROM api_key k JOIN account a ON a.id = k.account_id WHERE k.hash = ?"
 )
-
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -92,6 +90,20 @@ class KeyRing:
             raise AuthenticationFailed(self._no_caller_words(sent))
         if len(callers) > 1 and len({caller.account_id for caller in callers}) > 1:
             raise AuthenticationFailed("x-api-key and authorization carry keys of two accounts; send one of them")
+        return self._admitted(callers, now_us, peer)
+
+    async def of_key(self, digest: bytes, now_us: int, peer: str) -> Caller:
+        """Give the caller that a key of this hash stands for, for a call that proved by other means whose it is.
+
+        Raises AuthenticationFailed or PermissionDenied, as `authenticate` does.
+        """
+        caller = self._callers.get(digest) or await self._fetch(digest)
+        if caller is None:
+            raise AuthenticationFailed(f"this API key is not known here; make a new one at {self._keys_url}")
+        return self._admitted([caller], now_us, peer)
+
+    def _admitted(self, callers: list[Caller], now_us: int, peer: str) -> Caller:
+        """Choose the caller who may call; raises what stands in the way of all."""
         kept = [caller for caller in callers if caller.revoked_at_us is None]
         if not kept:
             raise AuthenticationFailed(f"this API key has been revoked; make a new one at {self._keys_url}")
@@ -102,7 +114,7 @@ class KeyRing:
             raise PermissionDenied(f"this account is {caller.status}; write to {self._support_email}")
         if caller.disabled_at_us is not None:
             raise PermissionDenied(f"this API key is disabled; it can be enabled again at {self._keys_url}")
-        if caller.networks and not _is_within(peer, caller.networks):
+        if caller.networks and not is_within(peer, caller.networks):
             raise PermissionDenied(
                 f"this API key may not be used from {peer or 'here'}; allow that address at {self._keys_url}"
             )
@@ -132,6 +144,9 @@ class KeyRing:
     async def _look_up(self, text: bytes, digest: bytes) -> Caller | None:
         if not key_is_well_formed(text.decode("latin-1"), self._prefix):
             return None
+        return await self._fetch(digest)
+
+    async def _fetch(self, digest: bytes) -> Caller | None:
         generation = self._generation
         rows = await self._store.fetch(_LOOK_UP, (digest,), patience_s=_PATIENCE_S)
         if not rows:
@@ -145,15 +160,6 @@ class KeyRing:
                 self._callers.clear()
             self._callers[digest] = caller
         return caller
-
-
-def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)  # how a socket for both kinds shows an IPv4 peer
-    return any((mapped or address) in network for network in networks)
 
 
 def _sent(headers: Headers) -> list[bytes]:

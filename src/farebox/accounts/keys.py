@@ -127,6 +127,23 @@ async def create_key(
     return (await _select(store, "WHERE k.hash = ?", (key_hash(text.encode()),)))[0], text
 
 
+async def playground_key(store: Store, account_id: int, prefix: str, now_us: int) -> bytes:
+    """Give the hash of the key that an account's calls from the playground are booked under; the first call makes it.
+
+    Its text is kept nowhere, so nobody can call with it from elsewhere.
+    """
+    sql = (
+        "SELECT hash FROM api_key WHERE account_id = ? AND purpose = 'playground' AND revoked_at IS NULL "
+        "AND (expires_at IS NULL OR expires_at > ?) ORDER BY id LIMIT 1"
+    )
+    rows = await store.fetch(sql, (account_id, now_us))
+    if not rows:
+        _, statements = _new_key(account_id, "Playground", prefix, now_us, Rules(), "playground")
+        await store.write(statements)
+        rows = await store.fetch(sql, (account_id, now_us))  # of two that were made at once, both calls take the first
+    return bytes(rows[0][0])
+
+
 async def roll_key(store: Store, key: Key, prefix: str, grace_us: int, now_us: int) -> tuple[Key, str]:
     """Make a key that takes another's place, with the same rules; the other one works on for so long, at most.
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.accounts.keyring import KeyRing
+from farebox.accounts.keyring import Caller, KeyRing
 from farebox.accounts.stopped_sessions import StoppedSessions
 from farebox.billing.ledger import Admission, Admit, Settled, SpendLimit, Verdict
 from farebox.books.ledger import Ledger
@@ -94,18 +94,23 @@ class Messages:
         self._calls: set[Call] = set()
         self.in_flight = 0
 
-    async def serve(self, exchange: Exchange, request_id: bytes) -> None:
-        """Serve one call from its first byte to its last. Raises Refusal for what was not let in."""
+    async def serve(
+        self, exchange: Exchange, request_id: bytes, caller: Caller | None = None, body: bytes | None = None
+    ) -> None:
+        """Serve one call from its first byte to its last. Raises Refusal for what was not let in.
+
+        `caller` and `body`: of a call whose key is known by other means, and whose body has been read.
+        """
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        caller = await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
+        caller = caller or await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         call = Call(exchange, request_id, caller, self._prices.now, started_at)
         room = 0
         try:
             if self._is_stopped(call):
                 raise self.stopped.refusal(call.session or "")
             room = self._bodies.take(caller.account_id, exchange)
-            self._parse(call, await exchange.read_body(self._limits.body_bytes))
+            self._parse(call, body if body is not None else await exchange.read_body(self._limits.body_bytes))
             if self.in_flight >= self._limits.concurrent_calls:
                 raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
             self.in_flight += 1

@@ -71,18 +71,21 @@ class Quotes:
         self._top_up_words = top_up_words
         self._spend_words = spend_words
 
-    async def quote(self, exchange: Exchange, request_id: bytes) -> None:
+    async def quote(
+        self, exchange: Exchange, request_id: bytes, caller: Caller | None = None, body: bytes | None = None
+    ) -> None:
         """Answer with a quote. Raises Refusal for what the call itself would be refused for, in the same words.
 
         A balance or spend limit that is too small is told in the answer instead, beside what would fit.
+        `caller` and `body`: of a question whose key is known by other means, and whose body has been read.
         """
-        caller = await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
+        caller = caller or await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         session = claude_code_names(exchange.headers)[0]
         if self._stopped.has(caller.account_id, session):
             raise self._stopped.refusal(session)
         room = self._bodies.take(caller.account_id, exchange)
         try:
-            body = await exchange.read_body(self._limits.body_bytes)
+            body = body if body is not None else await exchange.read_body(self._limits.body_bytes)
             if wait_s := self._questions.take(caller.key_id, 1 + len(body) // _BYTES_PER_QUESTION):
                 raise RateLimited(
                     f"a key may ask {self._questions.per_minute} questions a minute about its account, "

@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote
 
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
 from farebox.http.exchange import Exchange
 
 Scope = MutableMapping[str, Any]
@@ -12,9 +15,22 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Handler = Callable[[Exchange, bytes], Awaitable[None]]
 
 FORM_BYTES: Final = 1 << 20
 """The largest form a page takes."""
+_PASSED_ON: Final = "passed_on"
+
+
+class PassedOn(Response):
+    """In the place of a response: somebody else answers the exchange, once the application has let it through."""
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        scope["state"][_PASSED_ON] = self._handler
 
 
 class AsgiDoor:
@@ -28,10 +44,16 @@ class AsgiDoor:
         """Serve one exchange to its end. Raises what the application raises, and Exchange.read_body's errors."""
         body = await exchange.read_body(FORM_BYTES)
         conversation = _Conversation(exchange, body)
+        scope = self._scope(exchange, request_id)
         try:
-            await self._app(self._scope(exchange, request_id), conversation.receive, conversation.send)
+            await self._app(scope, conversation.receive, conversation.send)
+        except ClientDisconnect:
+            return  # nobody is there to hear the rest
         finally:
             exchange.on_gone = exchange.on_resumed = None
+        handler: Handler | None = scope["state"].get(_PASSED_ON)
+        if handler is not None:
+            await handler(exchange, request_id)
 
     def _scope(self, exchange: Exchange, request_id: bytes) -> Scope:
         return {

@@ -4,6 +4,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from farebox.http.exchange import Exchange
+
 Service = Literal["up", "reduced", "down"]
 """How a model is served now: by all of its upstreams, by some of them, by none."""
 
@@ -46,6 +48,14 @@ class Backstage(Protocol):
 
     def forget_keys(self) -> None:
         """Look keys and accounts up anew: one has changed."""
+        ...
+
+    async def call(self, exchange: Exchange, request_id: bytes, account_id: int, body: bytes) -> None:
+        """Serve a call of the playground as one of the account's own. Raises Refusal."""
+        ...
+
+    async def quote(self, exchange: Exchange, request_id: bytes, account_id: int, body: bytes) -> None:
+        """Answer what such a call would come to. Raises Refusal."""
         ...
 
     async def stop_session(self, account_id: int, session: str) -> None:

@@ -48,6 +48,7 @@ from farebox.web.live import LiveRoom
 from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.passkeys import PasskeyRoom
+from farebox.web.playground import Playground
 from farebox.web.public import Public
 from farebox.web.receipts import Receipts
 from farebox.web.receipts_signed import SignedReceipts
@@ -140,6 +141,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         SecondStep(kit),
         Dashboard(kit),
         LiveRoom(kit),
+        Playground(kit),
         Calls(kit),
         WorkRoom(kit),
         Keys(kit),

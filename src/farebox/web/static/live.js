@@ -71,6 +71,9 @@ document.addEventListener("focusout", () => setTimeout(refresh));
 document.querySelector("form[action='/logout']")?.addEventListener("submit", () => {
   channel.postMessage("bye");
   close();
+  try {
+    localStorage.removeItem(`playground-${bar.dataset.account}`); // what was written there is for nobody else
+  } catch {}
 });
 if (navigator.locks) navigator.locks.request(`farebox-${bar.dataset.account}`, () => new Promise(() => listen()));
 else listen();
