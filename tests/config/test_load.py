@@ -75,6 +75,7 @@ def test_the_example_documents_every_setting_there_is() -> None:
 
 CASES = {
     "unknown table": ("[serve]\nport = 1", "farebox.toml:1: serve is not a setting; did you mean server?"),
+    "proxy that is none": ('[server]\nproxies = "10.0.0.0/8 10.0.0.300"', "farebox.toml:2: server.proxies is wrong"),
     "unknown key": ("[server]\n\nprot = 1", "farebox.toml:3: server.prot is not a setting; did you mean port?"),
     "key of another table": ("[server]\ndrain_s = 1", "drain_s belongs in [limits]"),
     "no TOML": ("[server]\nport = = 1", "farebox.toml:2: is not TOML"),

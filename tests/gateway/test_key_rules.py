@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -98,6 +99,18 @@ async def test_a_header_does_not_make_another_address_of_a_peer(stage: Stage) ->
         stage.alice, message(), headers={"x-forwarded-for": "10.0.0.1", "forwarded": "for=10.0.0.1"}
     )
     assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "status"),
+    [("10.0.0.1", 200), ("9.9.9.9", 403), ("10.0.0.1, 9.9.9.9", 403), ("9.9.9.9, 10.0.0.1", 200), ("nonsense", 403)],
+)
+async def test_a_trusted_proxy_says_for_whom_it_speaks(stage: Stage, forwarded: str, status: int) -> None:
+    assert stage.gateway._server is not None
+    stage.gateway._server.proxies = (ip_network("127.0.0.0/8"),)
+    await rule(stage, stage.alice, networks=("10.0.0.0/8",))
+    answer = await stage.post(stage.alice, message(), headers={"x-forwarded-for": forwarded})
+    assert answer.status == status
 
 
 async def test_a_key_has_a_pace_of_its_own(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from importlib import resources
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -163,6 +164,8 @@ def _read_tables(
     place = _place_of_books(reader, database, base) if database else None
     if place is not None and server is not None:
         _check_workers(reader, server, place.path)
+    if server is not None:
+        _check_proxies(reader, server)
     site = read.get(SiteSettings)
     texts = _site_texts(reader, site, base) if site else {}
     mail = read.get(MailSettings)
@@ -192,6 +195,14 @@ def _read_tables(
         source=path,
         origins=_origins(reader, tables, variables),
     )
+
+
+def _check_proxies(reader: Reader, server: ServerSettings) -> None:
+    for text in server.proxies.split():
+        try:
+            ip_network(text)
+        except ValueError as error:
+            reader.problem(("server", "proxies"), f"is wrong: {error}")
 
 
 def _read_list(reader: Reader, name: str, tables: Any) -> list[tuple[KeyPath, Any]]:

@@ -1,6 +1,7 @@
 """The settings as values: what each table of the configuration file may say, and its defaults."""
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from farebox.accounts.providers import ProviderSettings
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
+from farebox.http.addresses import Network
 from farebox.http.server import ServerLimits
 from farebox.secret import Secret
 from farebox.store.urls import without_password
@@ -39,6 +41,13 @@ Metrics = Annotated[
         description='"host:port" or "off"',
     ),
 ]
+Proxies = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9A-Fa-f:./ ]*$",
+        description='addresses and networks with spaces between them, such as "127.0.0.1 10.0.0.0/8"',
+    ),
+]
 KeyPrefix = Annotated[
     str,
     Meta(
@@ -61,6 +70,12 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     metrics: Metrics = "127.0.0.1:9464"
     shutdown_s: Annotated[float, Meta(ge=0)] = 30.0
     secret: Secret = Secret("")
+    proxies: Proxies = ""
+
+    @property
+    def trusted(self) -> tuple[Network, ...]:
+        """Whose x-forwarded-for is believed."""
+        return tuple(map(ip_network, self.proxies.split()))
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from email.utils import formatdate
 from typing import Final
 
@@ -17,6 +17,7 @@ import httptools
 import msgspec
 
 from farebox.errors import InvalidRequest, RequestTimeout
+from farebox.http.addresses import Network, client_address
 from farebox.http.doors import BACKLOG, open_doors
 from farebox.http.exchange import Exchange
 
@@ -49,10 +50,13 @@ class HttpServer:
         *,
         on_bad_request: Callable[[Exchange, Exception], None],
         limits: ServerLimits | None = None,
+        proxies: Collection[Network] = (),
     ) -> None:
         self.handler = handler
         self.on_bad_request = on_bad_request
         self.limits = limits or ServerLimits()
+        self.proxies = proxies
+        """Who may say for whom they speak (x-forwarded-for)."""
         self.connections: set[ServerConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
@@ -239,6 +243,8 @@ class ServerConnection(asyncio.Protocol):
         self._in_head = False
         exchange.method = self._parser.get_method().decode("ascii")
         exchange.path, exchange.query = _target(self._url.decode("latin-1"))
+        if self.server.proxies:
+            exchange.peer = client_address(self._peer, exchange.headers, self.server.proxies)
         self._check_head(exchange)
         exchange.keep_alive = self._parser.should_keep_alive()
         self._body_started = self._loop.time()
