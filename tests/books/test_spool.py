@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import sys
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,28 @@ async def all_booked_once(node: Node, calls: Sequence[bytes]) -> None:
         assert await node.usage(request_id) == ("exact", CENT, 0)
     assert await node.balance() == ((100 - len(calls)) * CENT, 0, 0)
     assert not [check for check in await audit(node.store) if not check.ok and check.name != "prices"]
+
+
+async def test_what_a_call_said_of_itself_is_kept_and_a_line_of_an_older_version_is_read(
+    node: Node, tmp_path: Path
+) -> None:
+    keeper = Keeper(tmp_path / "spool")
+    told, plain = await node.hold(2 * CENT), await node.hold(2 * CENT)
+    fields = {"session": "5fe5", "agent": "a1", "parent_agent": "a0", "held_nanos": 7, "tries": '[{"status":529}]'}
+    assert await keeper.spool.put(msgspec.structs.replace(node.settlement(told, CENT), **fields))
+    assert await keeper.spool.put(node.settlement(plain, CENT))
+    keeper.die()
+    (path,) = files(tmp_path / "spool")
+    first, second = path.read_bytes().splitlines()
+    older = msgspec.json.decode(second.partition(b" ")[2])
+    data = msgspec.json.encode({name: value for name, value in older.items() if name not in fields})
+    path.write_bytes(b"%b\n%08x %b\n" % (first, zlib.crc32(data), data))
+    heir = Keeper(tmp_path / "spool")
+    assert await heir.deliver(node.ledger)
+    sql = f"SELECT {', '.join(fields)} FROM usage WHERE request_id = ?"
+    assert await node.rows(sql, told) == [tuple(fields.values())]
+    assert await node.rows(sql, plain) == [(None,) * len(fields)]
+    await all_booked_once(node, [told, plain])
 
 
 async def test_what_is_put_in_is_on_disk_and_booked_once_when_it_is_delivered(node: Node, tmp_path: Path) -> None:
