@@ -68,3 +68,14 @@ def test_what_opens_no_account_leaves_no_line(farebox: Farebox, at_books: str) -
     farebox("account", "create", ALICE)
     farebox("account", "create", "nobody")
     assert len(lines_in(at_books)) == 1
+
+
+def test_invitations_by_command_are_written_down_while_they_change_something(farebox: Farebox, at_books: str) -> None:
+    farebox("invite", "create", "--days", "3", "--note", "for the fair")
+    for _ in range(2):
+        assert farebox("invite", "revoke", "1").code == 0
+    assert farebox("invite", "revoke", "2").code == 1
+    assert lines_in(at_books) == [
+        ("invitation.make", "invitations", None, {"email": "whoever has the link", "days": 3}, "for the fair"),
+        ("invitation.revoke", "invitation:1", {"state": "open"}, {"state": "revoked"}, "by hand"),
+    ]

@@ -101,13 +101,18 @@ async def list_invitations(store: Store, limit: int = 200) -> list[Invitation]:
 async def revoke_invitation(
     store: Store, invitation_id: int, now_us: int, also: Sequence[Statement] = ()
 ) -> Invitation:
-    """Take an invitation back. One that was used or revoked stays as it is. Raises NotFound. `also` is written with it."""
-    revoke = "UPDATE invitation SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL AND used_at IS NULL"
-    await store.write([(revoke, (now_us, invitation_id)), *also])
+    """Take an invitation back, and write `also` with it. One that does not work any more stays as it is.
+
+    Raises NotFound.
+    """
     found = await _select(store, "WHERE id = ?", (invitation_id,))
     if not found:
         raise NotFound(f"there is no invitation {invitation_id}; `farebox invite list` names them")
-    return found[0]
+    if found[0].state(now_us) != "open":
+        return found[0]
+    revoke = "UPDATE invitation SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL AND used_at IS NULL"
+    await store.write([(revoke, (now_us, invitation_id)), *also])
+    return (await _select(store, "WHERE id = ?", (invitation_id,)))[0]
 
 
 async def look_at_invitation(store: Store, token: str, now_us: int) -> Invitation:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from farebox.accounts.audit_log import Facts, record
 from farebox.accounts.invitations import (
     DAYS,
     MOST_DAYS,
@@ -13,6 +14,7 @@ from farebox.accounts.invitations import (
     list_invitations,
     revoke_invitation,
 )
+from farebox.cli.account import by_hand
 from farebox.cli.common import (
     Exampled,
     Invocation,
@@ -27,6 +29,7 @@ from farebox.cli.common import (
     show_moment,
 )
 from farebox.clock import iso
+from farebox.store.protocol import Statement
 
 
 @click.group()
@@ -53,6 +56,8 @@ def create(invocation: Invocation, email: str, days: int, note: str) -> None:
     """Make an invitation and print its link, which is never shown again."""
     config = invocation.config()
 
+    facts = {"email": email.strip() or "whoever has the link", "days": days}
+
     async def work() -> Invited:
         async with open_books(config, create=True) as store:
             return await create_invitation(
@@ -64,6 +69,7 @@ def create(invocation: Invocation, email: str, days: int, note: str) -> None:
                 email=email,
                 note=note,
                 days=days,
+                also=[_line("invitation.make", "invitations", None, facts, note)],
             )
 
     made = run(work())
@@ -123,13 +129,21 @@ def revoke(invocation: Invocation, invitation_id: int) -> None:
 
     async def work() -> Invitation:
         async with open_books(invocation.config()) as store:
-            return await revoke_invitation(store, invitation_id, now_us())
+            before, after = {"state": "open"}, {"state": "revoked"}
+            line = _line("invitation.revoke", f"invitation:{invitation_id}", before, after, "by hand")
+            return await revoke_invitation(store, invitation_id, now_us(), [line])
 
     one = run(work())
     if invocation.as_json:
         print_json(as_json(one, now_us()))
         return
     click.echo(f"invitation {one.id} is {one.state(now_us())}")
+
+
+def _line(action: str, target: str, before: Facts | None, after: Facts, reason: str) -> Statement:
+    """Make the line of the audit log about what this command does."""
+    by = by_hand()
+    return record(by.name, by.address, action, target, before, after, reason)
 
 
 def as_json(one: Invitation, now: int) -> dict[str, Any]:

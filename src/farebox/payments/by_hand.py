@@ -4,6 +4,8 @@ The line in the audit log comes first, with the id of the entry, which was chose
 after it leaves a line without its entry; asking again with the same id writes no second line and books the entry, once.
 """
 
+from typing import Final
+
 from farebox.accounts.accounts import Account, find_account, follow_top_ups
 from farebox.accounts.audit_log import record, record_once
 from farebox.accounts.operators import Operator, customer
@@ -16,6 +18,9 @@ from farebox.errors import InvalidRequest
 from farebox.events.news import mail_of_credit, tell_of_credit
 from farebox.money import decimal_usd, format_usd
 from farebox.store.protocol import Store
+
+_LOCK: Final = "UPDATE account SET notes = notes WHERE id = ?"
+"""The same form sent twice at once waits for itself here, and finds its line written."""
 
 
 class ByHand:
@@ -55,7 +60,8 @@ class ByHand:
     async def _book(self, by: Operator, action: str, transfer: Transfer, facts: dict[str, str], reason: str) -> bool:
         account_id = customer_id(transfer.debit_account) or customer_id(transfer.credit_account)
         target = customer(account_id) if account_id else transfer.credit_account
-        await self._store.write([record_once(by.name, by.address, action, target, facts, reason)])
+        line = record_once(by.name, by.address, action, target, facts, reason)
+        await self._store.write([(_LOCK, (account_id or 0,)), line])
         posted = await self._ledger.post(transfer)
         if posted.refused:
             refused = {**facts, "refused": posted.refused}
