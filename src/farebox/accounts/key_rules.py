@@ -9,7 +9,7 @@ import msgspec
 
 from farebox.billing.budgets import RESETS, Resets
 from farebox.errors import InvalidRequest
-from farebox.money import MAX_NANOS, format_usd, parse_usd
+from farebox.money import MAX_NANOS, NANOS_PER_USD, parse_usd
 
 NAME_CHARS: Final = 100
 MOST_NETWORKS: Final = 50
@@ -45,7 +45,7 @@ def read_limit(text: str) -> int | None:
         return parse_usd(text)
     except ValueError:
         raise InvalidRequest(
-            f"a spend limit is dollars such as 25 or 0.50, at most {format_usd(MAX_NANOS)}, got {text[:40]!r}"
+            f"a spend limit is dollars such as 25 or 0.50, at most {MAX_NANOS // NANOS_PER_USD:,}, got {text[:40]!r}"
         ) from None
 
 
