@@ -77,10 +77,15 @@ async def test_no_prompt_answer_or_key_is_stored_or_logged(disk: Disk, open_stag
     async with open_stage("[features]\nfiles = true", limits="retry_budget = 0") as stage:
         rich = await stage.person("rich@example.com", 1000, plan="enterprise")
         for body in _requests():
-            answer = await stage.post(
-                rich, body, headers={"x-canary": CANARY, "anthropic-beta": CANARY, "user-agent": CANARY}
-            )
-            await answer.read(2**22)
+            for path in ("/api/proxy/v1/messages", "/api/proxy/v1/messages/quote"):
+                headers = {"x-canary": CANARY, "anthropic-beta": CANARY, "user-agent": CANARY}
+                answer = await stage.post(rich, body, path=path, headers=headers)
+                await answer.read(2**22)
+        for (request_id,) in await stage.rows("SELECT request_id FROM usage ORDER BY at LIMIT 20"):
+            path = f"/v1/requests/req_{request_id.hex()}/receipt"
+            receipt = await stage.client.request("GET", path, [(b"x-api-key", rich.key.encode())], b"", first_byte_s=30)
+            assert receipt.status == 200
+            assert CANARY.encode() not in await receipt.read(2**20)
         await stage.post(stage.bob, message(CANARY))
         await stage.post(rich, message(), path=f"/v1/{CANARY}?{CANARY}={CANARY}")
         await stage.post(Person(0, "", f"sk-cc-{CANARY}"), message())
