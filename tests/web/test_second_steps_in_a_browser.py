@@ -136,10 +136,9 @@ async def test_a_passkey_is_made_and_signs_in_by_a_button_and_beside_the_passwor
     await enter(local, local.alice.email)
     context, window, devices, phone = await open_local(chromium, local)
     page = window.page
-    await devices.send("WebAuthn.setAutomaticPresenceSimulation", {"authenticatorId": phone, "enabled": False})
+    await context.add_init_script("PublicKeyCredential.isConditionalMediationAvailable = async () => false;")
     await sign_in(page, local.alice.email)
     await page.get_by_role("heading", name="Overview").wait_for()
-    await devices.send("WebAuthn.setAutomaticPresenceSimulation", {"authenticatorId": phone, "enabled": True})
     await page.goto(f"{SETTINGS}/passkeys")
     await page.get_by_role("link", name="Add a passkey").click()
     await page.get_by_label("Name").fill("Alice's phone")
@@ -152,9 +151,7 @@ async def test_a_passkey_is_made_and_signs_in_by_a_button_and_beside_the_passwor
     await page.get_by_text("This device has a passkey for this account already.").wait_for()
 
     await context.clear_cookies()
-    await devices.send("WebAuthn.setAutomaticPresenceSimulation", {"authenticatorId": phone, "enabled": False})
     await page.goto("/login?next=/dashboard/keys")
-    await devices.send("WebAuthn.setAutomaticPresenceSimulation", {"authenticatorId": phone, "enabled": True})
     await page.get_by_role("button", name="Sign in with a passkey").click()
     await page.get_by_role("heading", name="API keys").wait_for()
     ((used, factor),) = await local.rows(
@@ -163,6 +160,14 @@ async def test_a_passkey_is_made_and_signs_in_by_a_button_and_beside_the_passwor
     )
     assert used
     assert factor
+    await local.gateway.store.write([("UPDATE account SET role = 'admin' WHERE email = ?", (local.alice.email,))])
+    await context.clear_cookies()
+    await sign_in(page, local.alice.email)
+    await page.get_by_role("button", name="Use a passkey").click()
+    await page.get_by_role("heading", name="Overview").wait_for()
+    await page.goto("/confirm?next=/dashboard/keys")
+    await page.get_by_role("button", name="Use a passkey").click()
+    await page.get_by_role("heading", name="API keys").wait_for()
     assert window.complaints == []
 
 

@@ -75,8 +75,10 @@ class Confirm:
     async def _ask(
         self, request: Request, me: Session, wanted: str, again: str, carried: dict[str, str], error: str = ""
     ) -> Response:
-        """Show the form. Neither a form with a password in it is kept, nor a large one: it is filled in anew."""
-        if any("password" in name for name in carried) or len(urlencode(carried)) > _CARRIED_CHARS:
+        """Show the form. What was being sent is kept, unless it holds a password, fields of this one, or too much."""
+        carried = {name: value for name, value in carried.items() if name != "username"}
+        unfit = [name for name in carried if "password" in name or name in _OWN]
+        if unfit or len(urlencode(carried)) > _CARRIED_CHARS:
             again = ""
         factors = await self._factor.of(me.account_id)
         linked = await self._identities.of(me.account_id) if self._providers else {}

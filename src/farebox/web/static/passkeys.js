@@ -38,7 +38,7 @@ async function ask(form, mediation) {
 
 for (const form of window.PublicKeyCredential ? document.querySelectorAll("form[data-passkey]") : []) {
   const told = form.querySelector("[role=alert]");
-  for (const hidden of document.querySelectorAll("[data-passkey]")) hidden.hidden = false;
+  form.hidden = false;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     told.textContent = "";
