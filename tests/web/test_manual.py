@@ -10,11 +10,11 @@ from typing import Any, Final, cast
 
 import pytest
 
-from farebox.app import _offer_of
 from farebox.billing import bound
 from farebox.billing.pricing import Catalogue, PriceList
 from farebox.books.prices import Prices
 from farebox.config import Config, load_config
+from farebox.config.told import offer_of
 from farebox.errors import Refusal
 from farebox.gateway import wire
 from farebox.gateway.routes import Routes
@@ -43,14 +43,14 @@ def book(directory: Path | None = None, text: str = "") -> Book:
     if directory is not None:
         path = directory / "farebox.toml"
         path.write_text(text)
-    return Book(offer_of(load_config(path, {})), "Farebox", "")
+    return Book(offer_in(load_config(path, {})), "Farebox", "")
 
 
-def offer_of(config: Config) -> Offer:
-    return _offer_of(config, Prices(cast("Store", None), Catalogue(PriceList(1, config.models))))
+def offer_in(config: Config) -> Offer:
+    return offer_of(config, Prices(cast("Store", None), Catalogue(PriceList(1, config.models))))
 
 
-OFFER: Final = offer_of(load_config(None, {}))
+OFFER: Final = offer_in(load_config(None, {}))
 BOOK: Final = book()
 
 

@@ -3,6 +3,8 @@
 import socket
 from typing import Final
 
+from farebox.errors import ConfigError
+
 BACKLOG: Final = 4096
 """Connections that wait to be accepted, where the system allows so many (net.core.somaxconn)."""
 
@@ -34,3 +36,14 @@ def close_doors(doors: list[socket.socket]) -> None:
     """Close this process's hold on the sockets; they listen on while another process has them open."""
     for door in doors:
         door.close()
+
+
+def doors_at(host: str, port: int) -> list[socket.socket]:
+    """Open doors; says what to do where they cannot be opened. Raises ConfigError."""
+    try:
+        return open_doors(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; "
+            "choose another port, or stop what uses this one"
+        ) from error

@@ -12,10 +12,10 @@ import uvloop
 from msgspec.structs import replace
 from prometheus_client.registry import Collector
 
-from farebox.app import doors_at, run_until_told, start_gateway
+from farebox.app import run_until_told, start_gateway
 from farebox.config import Config
 from farebox.gateway.metrics import metrics_server
-from farebox.http.doors import close_doors
+from farebox.http.doors import close_doors, doors_at
 from farebox.logs import Logger, make_logger
 from farebox.workers.board import Board
 from farebox.workers.process import HURRY, TOLD_BY, Line
