@@ -396,7 +396,18 @@ async def test_the_script_shows_the_last_line_when_nobody_answers(stage: Stage, 
     assert await script(stage, tmp_path, stage.alice.key, url=gone) == Ended(0, "farebox: no answer\n", "")
     (kept,) = (tmp_path / ".cache" / "farebox").iterdir()
     kept.write_text("1\n$5.00 left\n")
+    os.utime(kept, (1, 1))
     assert await script(stage, tmp_path, stage.alice.key, url=gone) == Ended(0, "$5.00 left\n", "")
+    os.utime(kept, (1, 1))
+    await script(stage, tmp_path, stage.alice.key, '{"session_id":"another"}', gone)
+    assert kept not in (tmp_path / ".cache" / "farebox").iterdir(), "what is old is cleared away"
+    assert len(list((tmp_path / ".cache" / "farebox").iterdir())) == 1
+
+
+async def test_the_script_does_without_a_place_to_write(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / ".cache").write_text("no directory")
+    told = await script(stage, tmp_path, stage.alice.key, "{}")
+    assert told == Ended(0, "$100.00 left · $0.00 today\n", "")
 
 
 @pytest.mark.parametrize(
