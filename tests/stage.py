@@ -16,6 +16,7 @@ from farebox.config import load_config
 from farebox.http.client import Answer, HttpClient, Origin
 from farebox.logs import Logger
 from farebox.money import NANOS_PER_USD
+from farebox.parts import Parts
 from farebox.upstreams.simulator import Simulator
 
 MODEL = "claude-sonnet-4-6"
@@ -49,6 +50,12 @@ class Stage:
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.gateway.port}/api/proxy"
+
+    @property
+    def parts(self) -> Parts:
+        """What the gateway is made of."""
+        assert self.gateway.parts is not None
+        return self.gateway.parts
 
     async def person(self, email: str, usd: float = 0, plan: str = "pro") -> Person:
         """Make a customer with a key and, perhaps, money."""

@@ -5,16 +5,15 @@ from typing import Final
 
 import msgspec
 
-from farebox.accounts.keyring import Caller, KeyRing
+from farebox.accounts.keyring import Caller
 from farebox.accounts.keys import playground_key
-from farebox.clock import US_PER_S, Clock
+from farebox.clock import US_PER_S
 from farebox.gateway.messages import Messages
 from farebox.gateway.quote import Quotes
 from farebox.http.client import UpstreamError
 from farebox.http.exchange import Exchange
-from farebox.store.protocol import Store
-from farebox.upstreams.pool import Failure, Pool, Upstream
-from farebox.upstreams.switches import Switches
+from farebox.parts import Parts
+from farebox.upstreams.pool import Failure, Upstream
 from farebox.web.backstage import Service, Trial, UpstreamState
 
 _CALLS_OWN: Final = frozenset({b"content-type", b"content-length", b"anthropic-version", b"anthropic-beta"})
@@ -26,26 +25,15 @@ _WORDS_CHARS: Final = 300
 class Gatehouse:
     """What pages ask of the gateway of this process."""
 
-    def __init__(
-        self,
-        *,
-        keys: KeyRing,
-        prefix: str,
-        store: Store,
-        pool: Pool,
-        messages: Messages,
-        quotes: Quotes,
-        switches: Switches,
-        clock: Clock,
-    ) -> None:
-        self._keys = keys
-        self._prefix = prefix
-        self._store = store
+    def __init__(self, parts: Parts, messages: Messages, quotes: Quotes) -> None:
+        self._keys = parts.keys
+        self._prefix = parts.config.keys.prefix
+        self._store = parts.store
         self._quotes = quotes
-        self._pool = pool
+        self._pool = parts.pool
         self._messages = messages
-        self._switches = switches
-        self._clock = clock
+        self._switches = parts.switches
+        self._clock = parts.clock
 
     def service(self, model_id: str) -> Service:
         healthy, all_ = self._pool.ways_up(model_id)

@@ -23,9 +23,7 @@ async def at_rest(stage: Stage) -> None:
 
 
 async def look(stage: Stage, later_us: int = 0) -> int:
-    herald = stage.gateway.herald
-    assert herald is not None
-    return await herald.lookout.look(stage.gateway.clock() + later_us)
+    return await stage.parts.herald.lookout.look(stage.gateway.clock() + later_us)
 
 
 async def move(stage: Stage, person: Person, usd: float, name: str) -> None:

@@ -217,7 +217,7 @@ async def test_it_is_one_factor_and_the_second_is_asked_for(stage: Stage, provid
     await link(browser, provider)
     secret = pyotp.random_base32()
     totp = "INSERT INTO totp (account_id, secret, set_at) VALUES (?, ?, ?)"
-    sealed = stage.gateway._seals.seal(secret.encode(), f"totp of account {stage.alice.account_id}")
+    sealed = stage.parts.seals.seal(secret.encode(), f"totp of account {stage.alice.account_id}")
     await stage.gateway.store.write([(totp, (stage.alice.account_id, sealed, stage.gateway.clock()))])
     stranger = browser_of(stage)
     assert (await with_provider(stranger, provider)).path == "/login/second"

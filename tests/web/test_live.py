@@ -105,7 +105,7 @@ async def test_a_stream_ends_with_its_session_and_none_is_opened_without(stage: 
     assert await stream.next() == "end"
     browser.cookies = cookies
     assert (await listen(stage, browser)).status == 303
-    assert len(stage.gateway.hub or ()) == 0
+    assert len(stage.parts.hub) == 0
 
 
 async def test_streams_of_one_account_are_counted_and_end_when_their_client_goes(stage: Stage) -> None:
@@ -147,8 +147,7 @@ async def test_while_the_books_are_away_streams_stay_and_tell_afterwards(
 ) -> None:
     browser = await enter(stage, stage.alice.email)
     stream = await opened(stage, browser)
-    hub = stage.gateway.hub
-    assert hub is not None
+    hub = stage.parts.hub
 
     async def away(*_: object, **__: object) -> None:
         raise StoreUnavailable("away")

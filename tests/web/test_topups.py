@@ -22,9 +22,7 @@ async def choose(browser: Browser, amount: str = "25", coin: str = "simulated:BT
 
 
 def topups_of(stage: Stage) -> Topups:
-    gateway = stage.gateway
-    assert gateway.books is not None
-    return gateway._topups(gateway.books)
+    return stage.parts.topups
 
 
 async def tend_until(stage: Stage, state: str) -> None:

@@ -83,8 +83,7 @@ class Clock:
 
     async def run(self, later_s: float = 0) -> None:
         self.now += round(later_s * US_PER_S)
-        herald = self.stage.gateway.herald
-        assert herald is not None
+        herald = self.stage.parts.herald
         await herald.courier.send(self.now)
         await herald.courier.drained()
 

@@ -1,0 +1,99 @@
+"""The work that goes on beside the calls: what is looked after, and how often."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from farebox.accounts.mail import Postman
+from farebox.gateway.messages import Messages
+from farebox.gateway.settling import Settler
+from farebox.gateway.streaming import Streams
+from farebox.jobs import Jobs
+from farebox.parts import Parts
+
+_TEND_S: Final = 2.0
+"""How often top-ups are looked after; on the simulated rail each look is a confirmation."""
+_LOOK_OUT_S: Final = 15.0
+
+
+def begin_chores(
+    parts: Parts, jobs: Jobs, settler: Settler, messages: Messages, streams: Streams, flush_lines: Callable[[], None]
+) -> None:
+    """Begin all jobs: those about calls in flight, about the books, and those that one process does for all."""
+    _keep_calls(parts, jobs, messages, streams, flush_lines)
+    _keep_books(parts, jobs, settler)
+    _serve_all(parts, jobs)
+
+
+def _keep_calls(
+    parts: Parts, jobs: Jobs, messages: Messages, streams: Streams, flush_lines: Callable[[], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def tick() -> None:
+        now = loop.time()
+        streams.tick(now)
+        messages.tick(now)
+        parts.pool.tick(now)
+        flush_lines()
+
+    async def follow_changes() -> None:
+        if await parts.store.changed_elsewhere():
+            parts.keys.forget()
+            parts.stopped.is_stale = parts.prices.is_stale = parts.switches.is_stale = True
+
+    async def read_anew() -> None:
+        for followed in (parts.prices, parts.switches):
+            if followed.is_stale:
+                await followed.follow()
+        if parts.stopped.is_stale:
+            await parts.stopped.refresh()
+            messages.end_stopped()
+
+    jobs.every(1.0, "tick", tick)
+    jobs.every(0.25, "follow_changes", follow_changes)
+    jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
+
+
+def _keep_books(parts: Parts, jobs: Jobs, settler: Settler) -> None:
+    books = parts.books
+
+    async def close_past_days() -> None:
+        for day in await books.close_days():
+            parts.log.info("day_closed", day=day)
+
+    async def end_strays() -> None:
+        await books.runs.end_strays()
+
+    jobs.every(5.0, "retry_settlements", settler.retry)
+    jobs.every(30.0, "end_strays", end_strays)
+    jobs.every(60.0, "close_days", close_past_days)
+    jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
+
+
+def _serve_all(parts: Parts, jobs: Jobs) -> None:
+    """Begin what tells people of things; most of it one process does for all, and only while there is a database."""
+    books, clock = parts.books, parts.clock
+    postman = Postman(parts.store, parts.config.mail, parts.log.error)
+
+    def lead(pause_s: float, name: str, work: Callable[[int], Awaitable[object]]) -> None:
+        async def job() -> None:
+            if books.runs.leads and books.available:
+                await work(clock())
+
+        jobs.every(pause_s, name, job)
+
+    async def tell_news() -> None:
+        if books.available:
+            await parts.hub.look(one.id for one in parts.announcements.shown(clock()))
+
+    async def read_announcements() -> None:
+        if books.available:
+            await parts.announcements.refresh(clock())
+
+    lead(5.0, "send_mail", postman.send)
+    lead(_TEND_S, "tend_topups", parts.topups.tend)
+    lead(_LOOK_OUT_S, "look_out", parts.herald.lookout.look)
+    lead(1.0, "send_events", parts.herald.courier.send)
+    jobs.every(1.0, "tell_news", tell_news)
+    jobs.every(5.0, "read_announcements", read_announcements)

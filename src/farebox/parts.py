@@ -1,0 +1,93 @@
+"""The parts of a running gateway that calls, pages and jobs share, made in one place."""
+
+from msgspec import Struct
+
+from farebox.accounts.announcements import Announcements
+from farebox.accounts.keyring import KeyRing
+from farebox.accounts.sealing import Seals
+from farebox.accounts.signing import Signing
+from farebox.accounts.stopped_sessions import StoppedSessions
+from farebox.books.keeping import Bookkeeping
+from farebox.books.ledger import Ledger
+from farebox.books.prices import Prices, pin_prices
+from farebox.clock import Clock
+from farebox.config import Config
+from farebox.events.herald import Herald
+from farebox.logs import Logger
+from farebox.payments.simulated import SimulatedRail
+from farebox.payments.topups import Topups
+from farebox.store.protocol import Store
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.switches import Switches
+from farebox.web.hub import Hub
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """Everything that lives as long as the gateway and is used in more than one place."""
+
+    config: Config
+    log: Logger
+    books: Bookkeeping
+    pool: Pool
+    keys: KeyRing
+    seals: Seals
+    signing: Signing
+    prices: Prices
+    switches: Switches
+    stopped: StoppedSessions
+    announcements: Announcements
+    hub: Hub
+    herald: Herald
+    topups: Topups
+
+    @property
+    def store(self) -> Store:
+        return self.books.store
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.books.ledger
+
+    @property
+    def clock(self) -> Clock:
+        return self.books.clock
+
+
+async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger) -> Parts:
+    """Make them, and read what they go by. Raises StoreUnavailable."""
+    store, clock, site = books.store, books.clock, config.site
+    seals = await Seals.open(store, config.server.secret, clock())
+    operator = site.support_email or "the operator of this gateway"
+    parts = Parts(
+        config=config,
+        log=log,
+        books=books,
+        pool=pool,
+        keys=KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys"),
+        seals=seals,
+        signing=await Signing.open(store, seals, clock()),
+        prices=Prices(store, await pin_prices(store, config.models, clock())),
+        switches=Switches(store, pool),
+        stopped=StoppedSessions(store, f"{config.public_url}/dashboard/work/of"),
+        announcements=Announcements(store),
+        hub=Hub(store, clock),
+        herald=Herald(
+            store,
+            seals,
+            allow_private=config.webhooks.allow_private,
+            site_name=site.name,
+            public_url=config.public_url,
+        ),
+        topups=Topups(
+            store,
+            books.ledger,
+            (SimulatedRail(),) if config.payments.simulated else (),
+            config.plans,
+            site=site.name,
+            public_url=config.public_url,
+        ),
+    )
+    await parts.announcements.refresh(clock())
+    await parts.switches.follow()
+    await parts.stopped.refresh()
+    return parts
