@@ -2,8 +2,6 @@
 
 from typing import Final
 
-import segno
-from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -14,6 +12,7 @@ from farebox.errors import InvalidRequest, NotFound
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
 from farebox.payments.topups import LEAST_NANOS, MOST_NANOS, Topup
 from farebox.web.kit import Kit
+from farebox.web.qr import draw_qr
 from farebox.web.visitors import read_form
 
 _PRESETS: Final = tuple(dollars * NANOS_PER_USD for dollars in (10, 25, 50, 100))
@@ -77,7 +76,7 @@ class TopupRoom:
             topup=topup,
             coin=asset,
             simulated=rail is not None and rail.simulated,
-            qr=_qr(topup.address) if topup.is_open else None,
+            qr=draw_qr(topup.address) if topup.is_open else None,
             due=topup.missing_units or int(topup.asked_units),
             again=decimal_usd(topup.amount_nanos),
         )
@@ -114,10 +113,3 @@ class TopupRoom:
         return self._pages.render(
             request, "missing.html", status=404, me=me, title="No such top-up", words=words, back="/dashboard/topup"
         )
-
-
-def _qr(text: str) -> Markup:
-    """Draw a QR code, dark on white in every theme: cameras read no other."""
-    code = segno.make(text, error="m", micro=False)
-    drawn = code.svg_inline(border=3, scale=5, dark="#000", light="#fff", svgclass="qr", lineclass=None, omitsize=True)
-    return Markup(drawn)  # noqa: S704  segno writes paths, none of the text
