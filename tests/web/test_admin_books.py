@@ -5,6 +5,7 @@ import json
 import pytest
 
 from farebox.clock import DAY_US, day_of
+from farebox.store.protocol import Statement
 from tests.stage import Stage
 from tests.web.browse import mails_to
 from tests.web.operators import OPERATOR, books_hold, dollars, enter_admin, table, written
@@ -135,7 +136,7 @@ async def test_the_ledger_tells_every_entry_and_that_they_add_up_to_zero(stage: 
 async def test_the_ledger_comes_in_pages_without_gap_or_repeat(stage: Stage) -> None:
     """Days and entries alternate over many pages; all of them together are the whole."""
     now_us = stage.gateway.clock()
-    inserts = []
+    inserts: list[Statement] = []
     for day in range(70):
         at_us = now_us - day * DAY_US
         for number in range(2):

@@ -53,7 +53,7 @@ async def test_no_page_of_operators_has_errors_barriers_or_a_sideways_scroll(
     for path in (*admin_paths(stage, letter_id), "/admin/ledger/entry?id=test:alice@example.com"):
         wrong += await look(window, path)
     await visitor.post(f"{customer}/view", {"reason": "a look"})
-    for path in ("/dashboard", customer):
+    for path in ("/dashboard/transactions", customer):
         wrong += await look(window, path)
     assert not wrong, "\n".join(wrong)
 
