@@ -37,12 +37,13 @@ class Scripted:
         self.claims: dict[str, Any] = {}
         """Laid over those of the ID token."""
         self.visits: dict[str, dict[str, str]] = {}
-        self.asked: list[str] = []
         self.is_down = False
         self.is_terse = False
         """Whether its ID tokens name nothing but the subject."""
         self.info: dict[str, Any] = {}
         """Laid over what its UserInfo endpoint says."""
+        self.home = ""
+        """Where its page sends a real browser back to: whoever comes has agreed before."""
 
     @property
     def issuer(self) -> str:
@@ -62,7 +63,10 @@ class Scripted:
     async def serve(self, exchange: Exchange) -> None:
         body = await exchange.read_body(1 << 16)
         headers = {name.decode(): value.decode() for name, value in exchange.headers}
-        self.asked.append(f"{exchange.method} {exchange.path}")
+        if exchange.path == "/authorize" and self.home:
+            back = self.visit(f"{self.issuer}/authorize?{exchange.query}")
+            exchange.respond(302, [(b"location", f"{self.home}{back}".encode())], b"")
+            return
         status, told = (500, {}) if self.is_down else self._answer(exchange.path, headers, body)
         exchange.respond(status, [(b"content-type", b"application/json")], json.dumps(told).encode())
 

@@ -41,7 +41,7 @@ class LinkedRoom:
             shown,
             Route("/login/with/{provider}", self.leave),
             Route("/login/from/{provider}", self.come_back),
-            Route(f"{_LINKED}/{{provider}}", sure(self.link)),
+            Route(f"{_LINKED}/{{provider}}", self.link),
             Route(f"{_LINKED}/{{provider}}/unlink", sure(self.unlink), methods=["POST"]),
         ]
 
@@ -60,8 +60,19 @@ class LinkedRoom:
         except ProviderFailed as error:
             return self._refuse(request, str(error), 503)
 
-    async def link(self, request: Request, me: Session) -> Response:
-        """Send somebody who is signed in to a provider, to link it. Only a page of this site leads here."""
+    async def link(self, request: Request) -> Response:
+        """Send somebody who is signed in to a provider, to link it. Only a link on a page of this site leads here.
+
+        Who must prove first who they are comes back to that page: a form may not lead away from this site, also not
+        by way of a redirect (Content-Security-Policy, form-action).
+        """
+        me = await self._visitors.who(request)
+        if me is None:
+            return RedirectResponse(f"/login?next={_LINKED}", 303)
+        if me.viewing is not None:
+            raise HTTPException(403)
+        if not me.is_sure(self._clock()):
+            return RedirectResponse(f"/confirm?next={_LINKED}", 303)
         if request.headers.get("sec-fetch-site") not in _OURS:
             return RedirectResponse(_LINKED, 303)
         away = Away(provider=request.path_params["provider"], verifier="", nonce="", linking=me.account_id)
