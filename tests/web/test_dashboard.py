@@ -374,7 +374,7 @@ async def test_the_present_password_cannot_be_guessed_in_the_settings_either(sta
             "/dashboard/email", {"email": "x@example.com", "password": f"guess number {number} of many"}
         )
         assert page.status == 422
-    assert "too many wrong passwords" in page.words
+    assert "too many wrong tries" in page.words
 
 
 async def test_the_address_is_changed_by_a_link_mailed_to_the_new_one(stage: Stage) -> None:
