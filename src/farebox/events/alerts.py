@@ -18,7 +18,6 @@ from farebox.money import MAX_NANOS, decimal_usd, format_usd
 from farebox.store.protocol import Row, Statement, Store
 
 Kind = Literal["balance", "used_up", "daily_spend"]
-KINDS: Final[tuple[Kind, ...]] = ("balance", "used_up", "daily_spend")
 
 USED_UP_NANOS: Final = 10_000_000
 """A balance of less than a cent is used up: hardly a call fits into it."""
