@@ -156,6 +156,20 @@ async def test_the_list_looks_back_as_far_as_it_is_asked_to(stage: Stage) -> Non
         assert len(page.rows("Sessions")) == count, query
 
 
+async def test_of_too_many_agents_the_least_are_told_as_one_and_sums_stay_whole(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.books.work.MOST_AGENTS", 3)
+    now = stage.gateway.clock()
+    for number in range(6):
+        cost = 1000 * (number + 1)
+        await past_call(stage, now, SESSION, f"a{number}" if number else None, charged_nanos=cost, cost_nanos=cost)
+    work = await find_work(stage.gateway.store, stage.alice.account_id, SESSION)
+    assert work is not None
+    assert [one.agent for one in work.agents] == ["", "a5", "a4", "3 others"]
+    assert (work.requests, work.spend_nanos) == (6, 21_000)
+
+
 def agent(name: str, parent: str = "", at: int = 0) -> Agent:
     return Agent("s", name, parent, 1, 1, 1, at, at)
 

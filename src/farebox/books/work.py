@@ -3,6 +3,7 @@
 Days that are closed were summed as they were closed (books.figures); what is younger is added up anew.
 """
 
+from functools import reduce
 from typing import Final
 
 import msgspec
@@ -13,6 +14,8 @@ from farebox.store.protocol import Reading
 
 MOST_SESSIONS: Final = 100
 MOST_AGENTS: Final = 500
+_MOST_READ: Final = 20_000
+"""Agents of all sessions together that a list is made from: those that were used last."""
 _RUNS_US: Final = 600 * US_PER_S
 """A session whose last call is no older may well go on."""
 
@@ -100,14 +103,15 @@ async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work
     first_day = since_us // DAY_US
     closed = await store.fetch(
         "SELECT session, agent, '', sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at) "
-        "FROM session_day WHERE account_id = ? AND day >= ? AND day < ? GROUP BY session, agent",
-        (account_id, first_day, open_day),
+        "FROM session_day WHERE account_id = ? AND day >= ? AND day < ? GROUP BY session, agent "
+        "ORDER BY max(last_at) DESC LIMIT ?",
+        (account_id, first_day, open_day, _MOST_READ),
     )
     young = await store.fetch(
         f"SELECT session, coalesce(agent, '') AS name, '', count(*), sum({TOKENS}), sum(charged_nanos), "  # noqa: S608
         "min(at), max(at) FROM usage WHERE account_id = ? AND at >= ? AND session IS NOT NULL "
-        "GROUP BY session, coalesce(agent, '')",
-        (account_id, max(first_day, open_day) * DAY_US),
+        "GROUP BY session, coalesce(agent, '') ORDER BY max(at) DESC LIMIT ?",
+        (account_id, max(first_day, open_day) * DAY_US, _MOST_READ),
     )
     stopped = await _stopped(store, account_id)
     found: dict[str, list[Agent]] = {}
@@ -118,7 +122,7 @@ async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work
 
 
 async def find_work(store: Reading, account_id: int, session: str) -> Work | None:
-    """Find one of an account's own sessions, with its agents, the dearest of them where there are too many."""
+    """Find one of an account's own sessions, with its agents: where there are too many, the least of them as one."""
     open_day = await first_open_day(store)
     closed = await store.fetch(
         "SELECT session, agent, max(parent_agent), sum(requests), sum(tokens), sum(charged_nanos), min(first_at), "
@@ -134,7 +138,10 @@ async def find_work(store: Reading, account_id: int, session: str) -> Work | Non
     agents = _joined([Agent(*row) for row in (*closed, *young)])
     if not agents:
         return None
-    kept = sorted(agents, key=lambda one: (bool(one.agent), -one.spend_nanos))[:MOST_AGENTS]
+    agents.sort(key=lambda one: (bool(one.agent), -one.spend_nanos))
+    kept, rest = agents[:MOST_AGENTS], agents[MOST_AGENTS:]
+    if rest:
+        kept.append(msgspec.structs.replace(reduce(Agent.plus, rest), agent=f"{len(rest)} others", parent=""))
     return Work(session, kept, (await _stopped(store, account_id)).get(session))
 
 
