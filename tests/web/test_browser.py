@@ -117,8 +117,9 @@ async def paths_of(stage: Stage, key_id: int, request_id: str) -> list[str]:
             path = path.replace(f"{{{name}}}", value)
         if "GET" in (route.methods or set()) and not path.startswith("/static/") and "{" not in path:
             found.append(path)
-    others = (".csv", ".json", ".txt", ".md")
-    return [path for path in found if not path.endswith(others) and not path.startswith("/admin")]
+    others = (".csv", ".json", ".txt", ".md", ".sh", ".beancount")
+    parts = ("/admin", "/dashboard/live", "/dashboard/playground/calls/")
+    return [path for path in found if not path.endswith(others) and not path.startswith(parts)]
 
 
 async def look(window: Window, path: str) -> list[str]:

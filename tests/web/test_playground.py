@@ -40,7 +40,7 @@ async def test_a_call_is_charged_and_logged_under_a_key_of_its_own(stage: Stage)
     assert told["cost"] == f"${rows[1][2] / 1e9:.9f}".rstrip("0")
     assert "Playground" in (await browser.get("/dashboard/requests")).words
     other = await enter(stage, stage.bob.email)
-    assert (await other.get(f"/dashboard/playground/calls/{page.header('request-id')}")).status == 404
+    assert (await other.get(f"/dashboard/playground/calls/{page.header('request-id')}")).status == 204
 
 
 async def test_what_was_written_goes_up_byte_for_byte_and_nothing_else_of_the_browser(stage: Stage) -> None:
@@ -61,7 +61,7 @@ async def test_a_stream_that_is_stopped_is_charged_for_what_came(open_stage: Ope
         assert answer.status == 200
         answer.abandon()
         request_id = (answer.header(b"request-id") or b"").decode()
-        while (page := await browser.get(f"/dashboard/playground/calls/{request_id}")).status == 404:
+        while (page := await browser.get(f"/dashboard/playground/calls/{request_id}")).status == 204:
             pass
         told = json.loads(page.text)
         assert told["outcome"] == "client_gone"

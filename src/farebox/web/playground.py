@@ -58,13 +58,13 @@ class Playground:
         return PassedOn(partial(self._backstage.quote, account_id=_caller(me), body=await request.body()))
 
     async def came_to(self, request: Request, me: Session) -> Response:
-        """Tell what a call has come to; 404 until it is settled."""
+        """Tell what a call has come to; nothing until it is settled, or where it is another's."""
         try:
             call = await find_call(self._store, me.account_id, read_request_id(request.path_params["request_id"]))
         except ValueError:
             call = None
         if call is None:
-            return JSONResponse({"error": "there is no such call, or it has not ended yet"}, 404)
+            return Response(status_code=204)
         return JSONResponse(_told(call))
 
 

@@ -62,6 +62,7 @@ function readable(chart) {
     const title = one.querySelector("title");
     const words = title.textContent.trim();
     title.remove(); // the browser's own read-out would stand over ours
+    one.closest("a")?.setAttribute("aria-label", words);
     return words;
   });
   const tip = Object.assign(document.createElement("output"), { className: "tip", hidden: true });
@@ -80,8 +81,8 @@ function readable(chart) {
     tip.replaceChildren(...texts[at].split("\n").map((line, index) => Object.assign(document.createElement(index ? "span" : "strong"), { textContent: line })));
     const box = chart.getBoundingClientRect();
     const bar = columns[at].getBoundingClientRect();
-    const middle = bar.left + bar.width / 2 - box.left;
-    tip.style.left = `${Math.max(0, Math.min(middle - tip.offsetWidth / 2, box.width - tip.offsetWidth))}px`;
+    const beside = bar.left + bar.width / 2 > box.left + box.width / 2 ? bar.left - box.left - tip.offsetWidth - 8 : bar.right - box.left + 8;
+    tip.style.left = `${Math.max(0, Math.min(beside, box.width - tip.offsetWidth))}px`;
   };
   columns.forEach((one, place) => one.addEventListener("pointerenter", () => show(place)));
   chart.addEventListener("pointerleave", () => show(-1));

@@ -182,7 +182,7 @@ async function settled(id) {
   meter("cost", "…");
   for (let tries = 0; tries < 30; tries++) {
     const answer = await fetch(`/dashboard/playground/calls/${id}`);
-    if (answer.ok && !answer.redirected) {
+    if (answer.status === 200 && !answer.redirected) {
       const call = await answer.json();
       meter("cost", call.cost);
       meter("input", call.input_tokens.toLocaleString("en"));
