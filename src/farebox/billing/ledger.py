@@ -46,8 +46,11 @@ class Resize(msgspec.Struct, frozen=True, tag="resize"):
     tokens: int
 
 
-class Settle(msgspec.Struct, frozen=True, kw_only=True, tag="settle"):
-    """End a hold, once: charge `cost_nanos` (or waive it), release the rest, write the usage row."""
+class Settle(msgspec.Struct, frozen=True, kw_only=True, tag="settle", omit_defaults=True):
+    """End a hold, once: charge `cost_nanos` (or waive it), release the rest, write the usage row.
+
+    What has its default is not sent: postgres_ledger.sql knows these.
+    """
 
     request_id: bytes
     account_id: int

@@ -61,6 +61,7 @@ CREATE FUNCTION apply_batch(
   OUT g bigint, OUT h bigint, OUT i bigint, OUT j text
 ) RETURNS SETOF record LANGUAGE plpgsql AS $$
 DECLARE
+  blank ledger_command;  -- what a settle leaves out
   commands ledger_command[];
   request_ids bytea[];
   ids bigint[]; statuses text[]; requests_pms bigint[]; tokens_pms bigint[]; concurrents bigint[];
@@ -93,8 +94,12 @@ BEGIN
   -- no entry is older than the last closed day, so that none slips into a digest already taken
   SELECT greatest(moment_us, coalesce(extract(epoch FROM max(day)::date + 1)::bigint * 1000000, 0)) INTO entry_us FROM day_close;
 
+  blank.cost_nanos := 0; blank.list_nanos := 0; blank.waive := false; blank.input_tokens := 0;
+  blank.cache_write_5m_tokens := 0; blank.cache_write_1h_tokens := 0; blank.cache_read_tokens := 0;
+  blank.output_tokens := 0; blank.web_searches := 0; blank.limited_tokens := 0; blank.attempts := 0;
+  blank.streamed := false; blank.duration_us := 0;
   SELECT array_agg(x), array_agg(decode(x.request_id, 'base64')) INTO commands, request_ids
-    FROM json_populate_recordset(NULL::ledger_command, _batch) x;
+    FROM json_populate_recordset(blank, _batch) x;
   n := cardinality(commands);
   held_now := array_fill(NULL::bigint, ARRAY[n]);
   charged := held_now; short := held_now; dates := held_now; kinds := array_fill(NULL::text, ARRAY[n]);
@@ -108,13 +113,12 @@ BEGIN
            u.kind AS was_kind,
            k.account_id = q.account_id AND k.revoked_at IS NULL AND k.disabled_at IS NULL
              AND (k.expires_at IS NULL OR moment_us < k.expires_at) AS key_counts,
-           k.requests_per_minute AS key_pm, p.requests_full_ns AS key_full,
+           k.requests_per_minute AS key_pm,
            y.key_id AS budget_key, y.limit_nanos, y.resets, y.since, y.used_nanos
       FROM unnest(request_ids, commands) WITH ORDINALITY AS q (rid)
       LEFT JOIN hold ho ON ho.request_id = q.rid
       LEFT JOIN usage u ON u.request_id = q.rid
       LEFT JOIN api_key k ON k.id = q.key_id
-      LEFT JOIN key_pace p ON p.key_id = CASE WHEN k.requests_per_minute IS NOT NULL THEN k.id END
       LEFT JOIN key_budget y ON y.key_id = coalesce(ho.key_id, q.key_id)
      ORDER BY q.ordinality
   LOOP
@@ -200,8 +204,11 @@ BEGIN
       ELSE
         requests_pm := requests_pms[s]; tokens_pm := tokens_pms[s]; ps := NULL;
         IF r.key_pm IS NOT NULL THEN
-          ps := array_position(pace_keys, r.key_id);
-          kq := bucket_state(CASE WHEN ps IS NULL THEN coalesce(r.key_full, 0) ELSE pace_full[ps] END, moment_ns);
+          ps := array_position(pace_keys, r.key_id); kq := pace_full[ps];
+          IF ps IS NULL THEN
+            SELECT key_pace.requests_full_ns INTO kq FROM key_pace WHERE key_pace.key_id = r.key_id;
+          END IF;
+          kq := bucket_state(coalesce(kq, 0), moment_ns);
         END IF;
         rq := bucket_state(requests_full[s], moment_ns); tk := bucket_state(tokens_full[s], moment_ns);
         free := posted[s] - held[s]; wait := 0; amount := 0;
