@@ -2,11 +2,20 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from farebox.errors import StoreUnavailable
-from farebox.http.client import Answer, UpstreamError
+from farebox.http.client import Answer, HttpClient, Origin, UpstreamError
+from farebox.http.doors import open_doors
+from farebox.http.exchange import Exchange
+from farebox.http.server import HttpServer
+from farebox.web.asgi import AsgiDoor
 from farebox.web.hub import MOST_OF_ACCOUNT
 from tests.stage import OpenStage, Stage
 from tests.web.browse import Browser, enter, fund, make_key
@@ -159,3 +168,60 @@ async def test_while_the_books_are_away_streams_stay_and_tell_afterwards(
         assert await stream.next() == "announcements"
     await fund(stage, stage.alice.email, 5)
     assert "balance" in await stream.until("calls")
+
+
+async def test_a_page_left_open_keeps_nobody_signed_in(stage: Stage) -> None:
+    """What a page asks by itself is no sign of a person."""
+    browser = await enter(stage, stage.alice.email)
+    await stage.gateway.store.write([("UPDATE session SET seen_at = seen_at - ?", (3_600_000_000,))])
+    ((before,),) = await stage.rows("SELECT seen_at FROM session")
+    stream = await opened(stage, browser)
+    assert (await browser.get("/dashboard", {"x-fragment": "tiles", "x-live": "1"})).status == 200
+    assert await stage.rows("SELECT seen_at FROM session") == [(before,)]
+    await browser.get("/dashboard")
+    assert (await stage.rows("SELECT seen_at FROM session"))[0][0] > before
+    stream.answer.abandon()
+
+
+async def test_what_is_sent_waits_for_its_reader_and_ends_when_there_is_none() -> None:
+    """A page that is written piece by piece runs no further ahead than the connection takes, and no further at all
+    once its client has gone."""
+    written, ended = 0, asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal written
+        try:
+            while True:
+                written += 1
+                yield b"x" * 65_536
+        finally:
+            ended.set()
+
+    async def endless(_: Request) -> StreamingResponse:
+        return StreamingResponse(pieces())
+
+    failures: list[str] = []
+    door = AsgiDoor(Starlette(routes=[Route("/", endless)]), scheme="http")
+
+    async def handle(exchange: Exchange) -> None:
+        try:
+            await door.serve(exchange, b"")
+        except Exception as error:
+            failures.append(repr(error))
+            raise
+
+    server = HttpServer(handle, on_bad_request=lambda *_: None)
+    port = await server.listen_at(open_doors("127.0.0.1", 0))
+    client = HttpClient(Origin("http", "127.0.0.1", port, ""), connect_s=5, connections=1)
+    answer = await client.request("GET", "/", [], b"", first_byte_s=5)
+    stood = -1
+    while stood != written:
+        stood = written
+        await asyncio.sleep(0.1)
+    assert written < 1_000
+    answer.abandon()
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert failures == []
+    await client.close()
+    await server.shut()
