@@ -262,6 +262,7 @@ async def test_figures_are_the_same_before_and_after_their_days_are_closed(stage
         return [
             *[await read.by_day(today - 9, today, group) for group in ("model", "key", "outcome")],
             await read.by_day(today - 3, today - 1, "model"),
+            await read.in_days(today - 9, today - 2),
             await read.by_hour(now // HOUR_US - 23, now // HOUR_US, "key"),
             await read.of_keys(),
             statement,

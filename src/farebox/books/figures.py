@@ -135,6 +135,26 @@ class Figures:
         closed = [Point(row[0], str(row[1]), *row[2:]) for row in rows]
         return sorted([*closed, *_sum(wanted, group, _HOURS)], key=lambda point: (point.step, point.group))
 
+    async def in_days(self, first_day: int, last_day: int, only: Only = _ALL) -> Point:
+        """Sum all calls of these days, both included, into one figure; its step is the first day."""
+        conditions = "".join(f" AND {name} = ?" for name in only.columns)
+        (closed,) = await self._store.fetch(
+            "SELECT coalesce(sum(charged_nanos), 0), coalesce(sum(list_nanos), 0), coalesce(sum(tokens), 0), "  # noqa: S608
+            "coalesce(sum(requests), 0) FROM usage_day "
+            f"WHERE account_id = ? AND day >= ? AND day <= ? AND day < ?{conditions}",
+            (self._account_id, first_day, last_day, self._open_day, *only.columns.values()),
+        )
+        begins_at = max(first_day, self._open_day) * _HOURS
+        young = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, only)
+        return Point(
+            first_day,
+            "",
+            closed[0] + sum(piece.charged_nanos for piece in young),
+            closed[1] + sum(piece.list_nanos for piece in young),
+            closed[2] + sum(piece.tokens for piece in young),
+            closed[3] + sum(piece.requests for piece in young),
+        )
+
     async def by_hour(self, first_hour: int, last_hour: int, group: GroupBy, only: Only = _ALL) -> list[Point]:
         """Sum calls by hour and group, oldest first; both hours included."""
         pieces = self._recent

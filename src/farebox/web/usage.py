@@ -109,8 +109,7 @@ async def look_at_usage(figures: Figures, asked: Asked, names: dict[int, str], n
     points = await read(first, last, group, asked.only)
     before = None
     if not asked.hourly:
-        earlier = await read(first - length, first - 1, group, asked.only)
-        before = sum(_figure(point, asked.metric) for point in earlier)
+        before = _figure(await figures.in_days(first - length, first - 1, asked.only), asked.metric)
     series: dict[str, list[int]] = {}
     for point in points:
         name = show_group(asked.group, point.group, names)
