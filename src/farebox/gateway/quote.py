@@ -81,7 +81,7 @@ class Quotes:
         """
         caller = caller or await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         session = claude_code_names(exchange.headers)[0]
-        if self._stopped.has(caller.account_id, session):
+        if session is not None and self._stopped.has(caller.account_id, session):
             raise self._stopped.refusal(session)
         room = self._bodies.take(caller.account_id, exchange)
         try:
