@@ -171,6 +171,13 @@ async def test_no_call_asks_the_database_whether_its_session_is_stopped(
     store = stage.gateway.store
     fetch = store.fetch
 
+    async def nothing_changed() -> bool:
+        return False
+
+    monkeypatch.setattr(store, "changed_elsewhere", nothing_changed)  # else it may be told of the stop only now
+    await stage.gateway.gatehouse._messages.stopped.refresh()
+    assert (await ask(stage, stage.alice))[0] == 200
+
     async def count(sql: str, *args: Any, **kwargs: Any) -> list[Row]:
         asked.append(sql)
         return await fetch(sql, *args, **kwargs)
