@@ -140,7 +140,7 @@ async def test_where_sign_up_is_open_links_work_too_and_bad_ones_are_told(stage:
 async def test_what_no_invitation_can_be_is_refused(stage: Stage) -> None:
     for wrong in ({"email": "nobody"}, {"days": 0}, {"days": 366}):
         with pytest.raises(InvalidRequest):
-            await invite(stage, **wrong)  # type: ignore[arg-type]
+            await invite(stage, **wrong)
     with pytest.raises(NotFound):
         await revoke_invitation(stage.gateway.store, 4711, stage.gateway.clock())
     assert await list_invitations(stage.gateway.store) == []

@@ -117,7 +117,8 @@ def _matching(words: str) -> tuple[str, list[Any]]:
     if len(words) > _KEY_CHARS and "@" not in words:
         return "a.id IN (SELECT account_id FROM api_key WHERE hash = ?)", [key_hash(words.encode())]
     plain = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    text, values = "a.email LIKE ? ESCAPE '\\'", [f"%{plain.lower()}%"]
+    text = "a.email LIKE ? ESCAPE '\\'"
+    values: list[Any] = [f"%{plain.lower()}%"]
     if words.isascii() and words.isdecimal() and len(words) < 19:
         text, values = f"{text} OR a.id = ?", [*values, int(words)]
     tail = words.rpartition("…")[2]
