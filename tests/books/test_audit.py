@@ -42,6 +42,7 @@ ERIN = 3
 OURS = [
     "balances", "held amounts", "open holds", "top-ups", "above zero", "spend limits",
     "zero sum", "live holds", "settled once", "who pays", "price lists", "prices", "day digests",
+    "day sums", "payments",
 ]  # fmt: skip
 BENT = "constraints"
 """Breaks where a row could only be written with a CHECK out of the way; SQLite reads all rows again instead."""
@@ -60,6 +61,7 @@ def written(databases: Databases, database_kind: str, tmp_path_factory: pytest.T
         async with open_shop(url, alice_nanos=10**12) as shop:
             erin = await shop.person("erin@example.com", 10**9)
             await limit(shop, erin)
+            await top_ups(shop)
             for _ in range(4):
                 await a_day(shop)
                 await shop.call(erin, 300, 20)
@@ -92,10 +94,26 @@ async def limit(shop: Shop, account_id: int) -> None:
     await change_key(shop.store, key, "limited", Rules(limit_nanos=10**9, resets="monthly"), shop.now_us)
 
 
+async def top_ups(shop: Shop) -> None:
+    """One that was paid twice over and credited, and one that nobody has paid."""
+    insert = (
+        "INSERT INTO topup (id, account_id, rail, asset, amount_nanos, asked_units, address, rate, state, needed, "
+        "paid_units, created_at, ends_at, changed_at, transfer_id) VALUES (?, ?, '', '', 1000, '7', ?, '', ?, 1, ?, "
+        "0, 0, 0, ?)"
+    )
+    await shop.ledger.post(credit("topup:t1", shop.bob, 2_000, code="deposit", actor="test", memo=""))
+    await shop.store.write(
+        [
+            (insert, ("t1", shop.bob, "a", "credited", "14", "topup:t1")),
+            (insert, ("t2", shop.bob, "b", "waiting", "0", None)),
+        ]
+    )
+
+
 async def a_day(shop: Shop) -> None:
     """A few calls and movements of money of each kind."""
     for tokens in (1, 700, 20_000):
-        await shop.call(shop.alice, tokens, tokens // 2)
+        await shop.call(shop.alice, tokens, tokens // 2, session="s", agent="a" if tokens > 1 else None)
         shop.now_us += 1_000_000
     await shop.call(shop.alice, 50, 9, kind="waived", waive=True, outcome="upstream_broke")
     free, _ = await shop.admit(shop.alice, 10)
@@ -232,8 +250,8 @@ SOLD = '"input":7500000000'
         ("UPDATE account SET status = 'odd' WHERE id = 2", {BENT}),
         ("UPDATE api_key SET account_id = 4711 WHERE id = 1", {"references"}),
         (f"DELETE FROM usage WHERE request_id = {NEW}", {"balances", "zero sum"}),
-        (f"DELETE FROM usage WHERE request_id = {OLD}", {"balances", "zero sum", "day digests"}),
-        (f"DELETE FROM usage WHERE request_id = {FREE}", {"day digests"}),
+        (f"DELETE FROM usage WHERE request_id = {OLD}", {"balances", "zero sum", "day digests", "day sums"}),
+        (f"DELETE FROM usage WHERE request_id = {FREE}", {"day digests", "day sums"}),
         (f"UPDATE usage SET account_id = 2 WHERE request_id = {NEW}", {"balances"}),
         (f"UPDATE usage SET output_tokens = output_tokens + 1 WHERE request_id = {NEW}", {"prices"}),
         (f"UPDATE usage SET price_version = 9 WHERE request_id = {NEW}", {"prices"}),
@@ -278,10 +296,10 @@ SOLD = '"input":7500000000'
             "INSERT INTO transfer VALUES ('z', 1, 'house:cash', 'house:promotion', 5, 'credit', '', '')",
             {"day digests"},
         ),
-        ("DELETE FROM day_close WHERE day = (SELECT min(day) FROM day_close)", {"day digests"}),
+        ("DELETE FROM day_close WHERE day = (SELECT min(day) FROM day_close)", {"day digests", "day sums"}),
         (
             "DELETE FROM day_close WHERE day = (SELECT day FROM day_close ORDER BY day LIMIT 1 OFFSET 1)",
-            {"day digests"},
+            {"day digests", "day sums"},
         ),
         ("UPDATE day_close SET sha256 = previous_sha256 WHERE day = (SELECT max(day) FROM day_close)", {"day digests"}),
         ("UPDATE day_close SET previous_sha256 = sha256", {"day digests"}),
@@ -309,6 +327,17 @@ SOLD = '"input":7500000000'
         ("UPDATE key_budget SET since = since + 86400000000 * 3", {"spend limits"}),
         ("UPDATE hold SET key_id = 1 WHERE account_id = 3", {"spend limits"}),
         (f"UPDATE usage SET key_id = 1 WHERE request_id = {LIMITED}", {"spend limits"}),
+        ("UPDATE usage_day SET charged_nanos = charged_nanos - 1 WHERE account_id = 3", {"day sums"}),
+        ("DELETE FROM usage_day WHERE account_id = 3", {"day sums"}),
+        ("UPDATE usage_day SET day = day - 9 WHERE account_id = 3", {"day sums"}),
+        ("UPDATE session_day SET charged_nanos = 0 WHERE agent = 'a'", {"day sums"}),
+        ("DELETE FROM session_day WHERE agent = ''", {"day sums"}),
+        ("UPDATE topup SET account_id = 3 WHERE id = 't1'", {"payments"}),
+        ("UPDATE topup SET paid_units = '7' WHERE id = 't1'", {"payments"}),
+        ("UPDATE topup SET transfer_id = NULL WHERE id = 't1'", {"payments"}),
+        ("UPDATE topup SET state = 'credited', paid_units = '7' WHERE id = 't2'", {"payments"}),
+        ("UPDATE topup SET asked_units = 'none' WHERE id = 't1'", {"payments"}),
+        ("DELETE FROM topup WHERE id = 't1'", {"payments"}),
         ("UPDATE run SET stopped_at = 5", {"live holds"}),
     ],
 )
@@ -436,7 +465,7 @@ async def test_a_sample_looks_at_that_share_of_the_calls(used: Shop) -> None:
 async def test_it_tells_how_far_it_has_come(used: Shop) -> None:
     told: list[tuple[str, int, int]] = []
     await audit(used.store, on_progress=lambda *step: told.append(step))
-    assert {name for name, done, total in told if done == total} == {"accounts", "prices", "day digests"}
+    assert {name for name, done, total in told if done == total} == {"accounts", "prices", "day digests", "day sums"}
 
 
 async def test_it_raises_no_alarm_while_calls_come_and_go(used: Shop) -> None:

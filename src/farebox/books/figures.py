@@ -16,21 +16,26 @@ HOUR_US: Final = 3_600 * US_PER_S
 _HOURS: Final = 24
 _GROUPS: Final = {"model": "model", "key": "key_id", "outcome": "outcome"}
 TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
-_SUM_DAY: Final = (
-    "INSERT INTO usage_day (account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, "  # noqa: S608
-    "list_nanos, waived_nanos, shortfall_nanos, last_at) "
-    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({TOKENS}), sum(charged_nanos), "
+_DAY_COLUMNS: Final = (
+    "account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos, "
+    "shortfall_nanos, last_at"
+)
+_DAY_SUMS: Final = (
+    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({TOKENS}), sum(charged_nanos), "  # noqa: S608
     "sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
     f"GROUP BY account_id, at / {DAY_US}, key_id, model, outcome"
 )
-_SUM_SESSIONS: Final = (
-    "INSERT INTO session_day (account_id, day, session, agent, parent_agent, requests, tokens, "  # noqa: S608
-    "charged_nanos, first_at, last_at) "
-    f"SELECT account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, ''), count(*), "
+_SESSION_COLUMNS: Final = (
+    "account_id, day, session, agent, parent_agent, requests, tokens, charged_nanos, first_at, last_at"
+)
+_SESSION_SUMS: Final = (
+    f"SELECT account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, ''), count(*), "  # noqa: S608
     f"sum({TOKENS}), sum(charged_nanos), min(at), max(at) FROM usage "
     "WHERE at >= ? AND at < ? AND session IS NOT NULL "
     f"GROUP BY account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, '')"
 )
+_KEPT: Final = {"usage_day": (_DAY_COLUMNS, _DAY_SUMS), "session_day": (_SESSION_COLUMNS, _SESSION_SUMS)}
+"""The sums that are kept: table, columns, and how they are worked out from a day's calls."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -70,7 +75,20 @@ def sum_day(day: str) -> list[Statement]:
     """Make the statements that sum a day's usage, to be written with its close: never without, never twice."""
     begin_us = day_start_us(day)
     bounds = (begin_us, begin_us + DAY_US)
-    return [(_SUM_DAY, bounds), (_SUM_SESSIONS, bounds)]
+    return [(f"INSERT INTO {table} ({columns}) {sums}", bounds) for table, (columns, sums) in _KEPT.items()]
+
+
+def wrong_sums(day: int) -> list[Statement]:
+    """Make the questions how many of a closed day's sums are not what its calls come to, or are missing."""
+    bounds = (day * DAY_US, (day + 1) * DAY_US, day)
+    compare = (
+        "SELECT (SELECT count(*) FROM (SELECT * FROM right_ones EXCEPT SELECT * FROM kept) AS missing), "
+        "(SELECT count(*) FROM (SELECT * FROM kept EXCEPT SELECT * FROM right_ones) AS wrong)"
+    )
+    return [
+        (f"WITH right_ones AS ({sums}), kept AS (SELECT {columns} FROM {table} WHERE day = ?) {compare}", bounds)  # noqa: S608
+        for table, (columns, sums) in _KEPT.items()
+    ]
 
 
 async def first_open_day(store: Reading) -> int:
