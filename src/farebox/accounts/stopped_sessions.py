@@ -37,10 +37,16 @@ class StoppedSessions:
     async def refresh(self) -> None:
         """Read them again. Raises StoreUnavailable."""
         changes = self._changes
-        rows = await self._store.fetch("SELECT account_id, session FROM stopped_session")
-        if changes == self._changes:  # else what was read may be older than what was done here: next time
+        self.is_stale = False  # before they are read: what is stopped elsewhere meanwhile makes them stale again
+        try:
+            rows = await self._store.fetch("SELECT account_id, session FROM stopped_session")
+        except BaseException:
+            self.is_stale = True
+            raise
+        if changes == self._changes:
             self._stopped = frozenset(map(tuple, rows))
-            self.is_stale = False
+        else:  # what was read may be older than what was done here: next time
+            self.is_stale = True
 
     def has(self, account_id: int, session: str | None) -> bool:
         return bool(self._stopped) and session is not None and (account_id, session) in self._stopped

@@ -43,9 +43,12 @@ class Prices:
 
     async def follow(self) -> None:
         """Take the newest version there is. Raises StoreUnavailable; then the present one stays, and it is stale."""
-        self.is_stale = True
-        rows = await self._store.fetch(_NEWEST)
-        self.is_stale = False
+        self.is_stale = False  # before it is read: what is published meanwhile makes it stale again
+        try:
+            rows = await self._store.fetch(_NEWEST)
+        except BaseException:
+            self.is_stale = True
+            raise
         if rows[0][0] > self.now.version:
             self.now = Catalogue(PriceList(rows[0][0], _models.decode(rows[0][1])))
 

@@ -15,7 +15,10 @@ class Switches:
 
     async def follow(self) -> None:
         """Do as the database says. Raises StoreUnavailable; then all stays as it is, and this is stale."""
-        self.is_stale = True
-        rows = await self._store.fetch("SELECT name FROM upstream_switch")
-        self.is_stale = False
+        self.is_stale = False  # before it is read: what is switched meanwhile makes it stale again
+        try:
+            rows = await self._store.fetch("SELECT name FROM upstream_switch")
+        except BaseException:
+            self.is_stale = True
+            raise
         self._pool.drain({name for (name,) in rows})
