@@ -8,6 +8,7 @@ import pytest
 
 from farebox.accounts.accounts import find_account
 from farebox.money import NANOS_PER_USD
+from farebox.payments import topups as payments
 from farebox.payments.simulated import SimulatedRail
 from farebox.payments.topups import OPEN_AT_ONCE, Topups
 from tests.stage import OpenStage, Stage
@@ -106,6 +107,24 @@ async def test_a_deposit_earns_its_plan(open_stage: OpenStage) -> None:
         path = (await choose(browser, "100")).path
         await browser.post(f"{path}/simulate", {"pay": "all"})
         await tend_until(stage, "credited")
+        plans = stage.gateway.config.plans
+        assert (await find_account(stage.gateway.store, person.email)).plan == plans.earned(100 * NANOS_PER_USD).name
+
+
+async def test_a_deposit_earns_its_plan_also_when_its_process_dies_before_that(
+    open_stage: OpenStage, monkeypatch: Any
+) -> None:
+    async with open_stage(SIMULATED) as stage:
+        person = await stage.person("carol@example.com", plan="free")
+        path = (await choose(await enter(stage, person.email), "100")).path
+        topups, now = topups_of(stage), stage.gateway.clock()
+        account = await find_account(stage.gateway.store, person.email)
+        topup = await topups.find(account.id, path.rpartition("/")[2])
+        with monkeypatch.context() as dying:
+            dying.setattr(payments, "follow_top_ups", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await topups.observe(topup, int(topup.asked_units), topup.needed, now)
+        await topups.observe(topup, int(topup.asked_units), topup.needed, now)
         plans = stage.gateway.config.plans
         assert (await find_account(stage.gateway.store, person.email)).plan == plans.earned(100 * NANOS_PER_USD).name
 

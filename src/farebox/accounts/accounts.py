@@ -96,6 +96,12 @@ async def follow_top_ups(store: Store, before: Account, plans: Plans) -> Account
     return await find_account(store, str(before.id))
 
 
+async def before_deposit(store: Store, account_id: int, amount_nanos: int) -> Account:
+    """Give an account as it was before a deposit that is in it already: its process may have died before it said so."""
+    now = await find_account(store, str(account_id))
+    return msgspec.structs.replace(now, topped_up_nanos=now.topped_up_nanos - amount_nanos)
+
+
 async def _select(store: Store, where: str, params: tuple[Any, ...]) -> list[Account]:
     rows = await store.fetch(f"SELECT {_COLUMNS} FROM account {where}", params)  # noqa: S608  fixed texts
     return [Account(*row) for row in rows]

@@ -6,7 +6,7 @@ after it leaves a line without its entry; asking again with the same id writes n
 
 from typing import Final
 
-from farebox.accounts.accounts import Account, find_account, follow_top_ups
+from farebox.accounts.accounts import Account, before_deposit, find_account, follow_top_ups
 from farebox.accounts.audit_log import record, record_once
 from farebox.accounts.operators import Operator, customer
 from farebox.billing.ledger import Transfer, customer_id
@@ -42,6 +42,8 @@ class ByHand:
         action = "account.debit" if wanted.change_nanos < 0 else "account.credit"
         facts = {"entry": transfer.id, "kind": wanted.kind, "amount_usd": decimal_usd(wanted.amount_nanos)}
         posted_now = await self._book(by, action, transfer, facts, wanted.reason)
+        if not posted_now and wanted.kind == "deposit":
+            account = await before_deposit(self._store, account.id, wanted.amount_nanos)
         if wanted.change_nanos > 0:
             after = await follow_top_ups(self._store, account, self._plans)
             news = tell_of_credit(after, wanted.amount_nanos, transfer.id, now_us)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from farebox.accounts.accounts import find_account, follow_top_ups
+from farebox.accounts.accounts import before_deposit, find_account, follow_top_ups
 from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger, credit
 from farebox.clock import US_PER_S
@@ -181,6 +181,8 @@ class Topups:
             posted = await self._ledger.post(entry)
             if posted.refused is not None:
                 raise BrokenInvariant(f"top-up {topup.id} cannot be credited: {posted.refused}")
+            if not posted.now:
+                before = await before_deposit(self._store, topup.account_id, topup.worth_nanos)
             after = await follow_top_ups(self._store, before, self._plans)
             news = tell_of_credit(after, topup.worth_nanos, transfer_id, now_us)
         done = "UPDATE topup SET state = 'credited', transfer_id = ?, changed_at = ? WHERE id = ?"
