@@ -191,4 +191,4 @@ async def main(out: Path) -> int:
 if __name__ == "__main__":
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("out", type=Path, nargs="?", default=Path(".screenshots"))
-    sys.exit(asyncio.run(main(reader.parse_args().out)))
+    sys.exit(asyncio.run(main(reader.parse_args().out.resolve())))
