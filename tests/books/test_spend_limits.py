@@ -138,9 +138,20 @@ async def test_a_call_that_runs_over_midnight_may_still_hold_what_the_new_day_al
     before = await till.hold(300)
     till.now_us += DAY_US
     await till.hold(600)
-    assert (await till.resize(before, 5_000)).amount_nanos == 400
-    assert (await till.resize(before, 200)).amount_nanos == 200
+    assert (await till.resize(before, 300)).amount_nanos == 300
     assert await till.used() == 600
+    assert (await till.resize(before, 5_000)).amount_nanos == 400
+    assert await till.used() == 1_000, "one that grows is of the new day"
+    assert (await till.resize(before, 200)).amount_nanos == 200
+    assert await till.used() == 800
+
+
+async def test_calls_that_run_over_midnight_share_what_the_new_day_allows(till: Till) -> None:
+    running = [await till.hold(10) for _ in range(20)]
+    till.now_us += DAY_US
+    grown = [(await till.resize(request_id, 300)).amount_nanos for request_id in running]
+    assert grown == [300, 300, 300, 100] + [10] * 16
+    assert await till.used() == 1_000
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,10 @@ def customer_id(account: str) -> int | None:
 
 
 class Hold(msgspec.Struct):
-    """Money set aside for one call in flight, and the tokens it has taken from the bucket so far."""
+    """Money set aside for one call in flight, and the tokens it has taken from the bucket so far.
+
+    `created_us` says which period of its key's budget it belongs to.
+    """
 
     request_id: bytes
     account_id: int
@@ -219,7 +222,8 @@ class Budget(msgspec.Struct):
     """What a key may spend in a period, and what is used of that: charged and held in the present one.
 
     A hold is counted when it is no older than the period, and so is a charge: an entry of the key is never older. What
-    is held from the period before is therefore not counted, and what it is charged is.
+    is held from the period before is therefore not counted, and what it is charged is. A hold that grows belongs to the
+    present period: else each call that runs into it could have all of it.
     """
 
     limit_nanos: int
@@ -250,9 +254,12 @@ class Budget(msgspec.Struct):
         return hold.amount_nanos + left if self.counts(hold) else max(hold.amount_nanos, left)
 
     def move(self, hold: Hold, nanos: int) -> None:
-        """Take note that a hold has grown by so much (negative: shrunk)."""
+        """Take note that a hold is to grow by so much (negative: to shrink)."""
         if self.counts(hold):
             self.used_nanos = max(0, self.used_nanos + nanos)
+        elif nanos > 0:
+            self.used_nanos += hold.amount_nanos + nanos
+            hold.created_us = self.since_us
 
 
 class Pace(msgspec.Struct):

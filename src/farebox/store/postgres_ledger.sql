@@ -73,10 +73,10 @@ DECLARE
   pace_keys bigint[] := '{}'; pace_full bigint[] := '{}';
   settled bytea[] := '{}';
   resized bytea[] := '{}'; resized_amount bigint[] := '{}'; resized_tokens bigint[] := '{}'; resized_expired bigint[] := '{}';
-  new_run bigint[] := '{}';
+  new_run bigint[] := '{}'; new_created bigint[] := '{}';
   moment_us bigint; moment_ns bigint; entry_us bigint;
   r record; n int; s int; s2 int; bs int; ps int; free bigint; rq bigint; tk bigint; kq bigint; wait bigint;
-  amount bigint; most bigint; rows int; since bigint; used bigint; left_nanos bigint; counted boolean;
+  amount bigint; most bigint; moved_to bigint; rows int; since bigint; used bigint; left_nanos bigint; counted boolean;
   requests_pm bigint; tokens_pm bigint; wanted int := 0;
 BEGIN
   SELECT array_agg(x.id), array_agg(x.status), array_agg(coalesce(x.requests_per_minute, _plan_requests[x.place])),
@@ -170,7 +170,7 @@ BEGIN
         END IF;
         resized := resized || r.rid; resized_amount := resized_amount || 0::bigint;
         resized_tokens := resized_tokens || r.hold_tokens; resized_expired := resized_expired || moment_us;
-        new_run := new_run || NULL::bigint;
+        new_run := new_run || NULL::bigint; new_created := new_created || NULL::bigint;
       END IF;
 
     ELSIF r.type = 'resize' THEN
@@ -179,13 +179,17 @@ BEGIN
       ELSE
         IF r.has_expired THEN holds[s] := holds[s] + 1; END IF;
         held[s] := held[s] - r.hold_amount;  -- first, so that no sum leaves 64 bits
-        amount := least(r.amount_nanos, posted[s] - held[s]);
+        amount := least(r.amount_nanos, posted[s] - held[s]); moved_to := NULL;
         IF bs IS NOT NULL THEN
           most := CASE WHEN counted THEN r.hold_amount + greatest(0, left_nanos) ELSE greatest(r.hold_amount, left_nanos) END;
           IF most < amount THEN
             amount := most; b := r.limit_nanos; c := left_nanos; j := r.resets;
           END IF;
-          IF counted THEN used := greatest(0, used - r.hold_amount + amount); END IF;
+          IF counted THEN
+            used := greatest(0, used - r.hold_amount + amount);
+          ELSIF amount > r.hold_amount THEN  -- one that grows belongs to the present period
+            used := used + amount; moved_to := since;
+          END IF;
           budget_since[bs] := since; budget_used[bs] := used;
         END IF;
         held[s] := held[s] + amount;
@@ -195,7 +199,7 @@ BEGIN
         verdict := 'resized'; a := amount; touched[s] := true;
         resized := resized || r.rid; resized_amount := resized_amount || amount;
         resized_tokens := resized_tokens || r.tokens; resized_expired := resized_expired || NULL::bigint;
-        new_run := new_run || _run_id;
+        new_run := new_run || _run_id; new_created := new_created || moved_to;
       END IF;
 
     ELSIF r.type = 'admit' THEN
@@ -319,8 +323,10 @@ BEGIN
   END IF;
 
   IF cardinality(resized) > 0 THEN
-    UPDATE hold ho SET amount_nanos = x.amount, tokens = x.tokens, expired_at = x.expired, run_id = coalesce(x.run, ho.run_id)
-      FROM unnest(resized, resized_amount, resized_tokens, resized_expired, new_run) AS x (rid, amount, tokens, expired, run)
+    UPDATE hold ho SET amount_nanos = x.amount, tokens = x.tokens, expired_at = x.expired, run_id = coalesce(x.run, ho.run_id),
+           created_at = coalesce(x.created, ho.created_at)
+      FROM unnest(resized, resized_amount, resized_tokens, resized_expired, new_run, new_created)
+        AS x (rid, amount, tokens, expired, run, created)
      WHERE ho.request_id = x.rid;
   END IF;
 

@@ -264,8 +264,9 @@ class Books:
         budget = self._budget(hold, at_us)
         answer = account.resize(hold, command, self._limits[account.id], now_us * 1000, budget)
         self._execute(
-            "UPDATE hold SET amount_nanos = ?, tokens = ?, expired_at = NULL, run_id = ? WHERE request_id = ?",
-            (hold.amount_nanos, hold.tokens, self.run_id, hold.request_id),
+            "UPDATE hold SET amount_nanos = ?, tokens = ?, expired_at = NULL, run_id = ?, created_at = ? "
+            "WHERE request_id = ?",
+            (hold.amount_nanos, hold.tokens, self.run_id, hold.created_us, hold.request_id),
         )
         self._dirty.add(account.id)
         return answer
