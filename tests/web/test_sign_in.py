@@ -10,8 +10,10 @@ import pytest
 
 from farebox.accounts import passwords, people
 from farebox.accounts.sessions import IDLE_S, LONGEST_S
+from farebox.accounts.tokens import LIVES_S
 from farebox.clock import DAY_US, US_PER_S
 from farebox.store.protocol import Statement
+from farebox.web.visitors import network_at
 from tests import stage as stages
 from tests.stage import MODEL, Stage, open_stage
 from tests.web.browse import PASSWORD, Browser, browser_of, fund, mailed_path, mails_to, make_key
@@ -157,7 +159,7 @@ async def test_guessing_becomes_slow_for_an_account_and_never_impossible_for_its
 
 async def test_pauses_double_up_to_a_quarter_of_an_hour(stage: Stage) -> None:
     await carol(stage)
-    for count, pause_s in ((4, 0), (5, 1), (8, 8), (14, 512), (15, 900), (99, 900)):
+    for count, pause_s in ((4, 0), (5, 1), (8, 8), (14, 512), (15, 900), (99, 900), (5000, 900)):
         await change(stage, "DELETE FROM failure")
         await change(
             stage,
@@ -225,7 +227,104 @@ async def test_forms_that_mail_fill_nobodys_inbox(stage: Stage) -> None:
     for _ in range(8):
         assert (await browser_of(stage).post("/forgot", {"email": CAROL})).status == 200
         assert (await browser_of(stage).post("/signup", {"email": CAROL, "password": PASSWORD})).status == 200
-    assert len(await mails_to(stage, CAROL)) <= people.MAILS_PER_HOUR
+    subjects = [subject for subject, _ in await mails_to(stage, CAROL)]
+    assert max(map(subjects.count, subjects)) == people.MAILS_AT_ONCE
+
+
+async def test_nobody_uses_up_the_letters_by_which_an_owner_gets_a_new_password(stage: Stage) -> None:
+    """Sign-ups with her address have letters of their own; of five links to a new password all still work."""
+    await carol(stage)
+    for _ in range(6):
+        await browser_of(stage).post("/signup", {"email": CAROL, "password": PASSWORD})
+    await browser_of(stage).post("/forgot", {"email": CAROL})
+    assert (await mails_to(stage, CAROL))[-1][0] == "A new password for Farebox"
+    for _ in range(4):
+        await browser_of(stage).post("/forgot", {"email": CAROL})
+    await change(stage, "UPDATE outbox SET at = at - ?", LIVES_S["reset"] * US_PER_S)
+    before = len(await mails_to(stage, CAROL))
+    await browser_of(stage).post("/forgot", {"email": CAROL})
+    assert len(await mails_to(stage, CAROL)) == before + 1
+
+
+async def test_one_network_cannot_open_accounts_without_end(stage: Stage) -> None:
+    await browser_of(stage).post("/signup", {"email": "dave@example.com", "password": PASSWORD})
+    await change(stage, "UPDATE failure SET count = count + 19 WHERE name = 'network:sign-up 127.0.0.1'")
+    refused = await browser_of(stage).post("/signup", {"email": CAROL, "password": PASSWORD})
+    assert refused.status == 429
+    assert "too many accounts were asked for from your network" in refused.words
+    assert not await stage.rows("SELECT 1 FROM account WHERE email = ?", CAROL)
+    assert (await wrong_sign_in(stage, CAROL))[0] == 422, "signing in is counted apart"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::9:2:3:4", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_network_is_the_same_however_its_addresses_are_written(address: str, network: str) -> None:
+    assert network_at(address) == network
+
+
+async def test_a_new_password_ends_a_change_of_address_that_was_asked_for_with_the_old_one(stage: Stage) -> None:
+    """Mallory knew the password and asked for the account to move to his address; carol notices and chooses another."""
+    await carol(stage)
+    mallory = browser_of(stage)
+    await mallory.sign_in(CAROL)
+    for number, ways in enumerate(("reset", "change")):
+        address = f"mallory{number}@example.com"
+        await mallory.post("/dashboard/email", {"email": address, "password": PASSWORD})
+        link = await mailed_path(stage, address)
+        if ways == "reset":
+            await browser_of(stage).post("/forgot", {"email": CAROL})
+            page = await browser_of(stage).get(await mailed_path(stage, CAROL))
+            await browser_of(stage).submit(page, password=PASSWORD)
+            mallory = browser_of(stage)
+            await mallory.sign_in(CAROL)
+        else:
+            owner = browser_of(stage)
+            await owner.sign_in(CAROL)
+            await owner.post("/dashboard/password", {"password": PASSWORD, "new_password": OTHER})
+        assert (await mallory.submit(await mallory.get(link))).status == 422
+        assert await stage.rows("SELECT 1 FROM account WHERE email = ?", CAROL)
+
+
+async def test_whoever_signs_up_with_anothers_address_keeps_no_way_in(stage: Stage) -> None:
+    """Mallory opens an account with carol's address and leaves ways in; carol comes by the link for a new password."""
+    mallory = browser_of(stage)
+    await mallory.post("/signup", {"email": CAROL, "password": OTHER})
+    await mallory.sign_in(CAROL, OTHER)
+    key = await make_key(stage, mallory, CAROL)
+    account_id, now_us = key.account_id, stage.gateway.clock()
+    ways: dict[str, dict[str, object]] = {
+        "passkey": {"id": b"i", "public_key": b"k", "signs": 0, "name": "n", "transports": "[]", "created_at": now_us},
+        "identity": {"id": "github:1", "provider": "github", "name": "mallory", "created_at": now_us},
+        "totp": {"secret": b"sealed", "set_at": now_us},
+    }
+    for table, values in ways.items():
+        columns, marks = ", ".join(["account_id", *values]), ", ".join("?" * (1 + len(values)))
+        await change(stage, f"INSERT INTO {table} ({columns}) VALUES ({marks})", account_id, *values.values())
+    await browser_of(stage).post("/forgot", {"email": CAROL})
+    page = await browser_of(stage).get(await mailed_path(stage, CAROL))
+    await browser_of(stage).submit(page, password=PASSWORD)
+    for table in ways:
+        assert not await stage.rows(f"SELECT 1 FROM {table} WHERE account_id = ?", account_id), table
+    assert (await stage.ask(key))[0] == 401
+    assert (await browser_of(stage).sign_in(CAROL)).path == "/dashboard"
+
+
+async def test_a_new_password_leaves_a_proved_account_as_it_is(stage: Stage) -> None:
+    browser = await carol(stage)
+    key = await make_key(stage, browser, CAROL)
+    await browser.post("/forgot", {"email": CAROL})
+    await browser.submit(await browser.get(await mailed_path(stage, CAROL)), password=OTHER)
+    assert (await stage.ask(key))[0] == 402
 
 
 async def test_two_who_take_the_same_address_at_once_open_one_account(stage: Stage) -> None:

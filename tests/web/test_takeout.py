@@ -11,7 +11,7 @@ from farebox.clock import DAY_US
 from farebox.store.schema import TABLES
 from farebox.web.takeout import PARTS, ROWS_AT_ONCE, write_all
 from tests.stage import Stage
-from tests.web.browse import PASSWORD, Browser, enter, make_key
+from tests.web.browse import PASSWORD, Browser, browser_of, enter, mailed_path, make_key
 
 PATH: Final = "/dashboard/settings/data.json"
 LEFT_OUT: Final = {
@@ -54,6 +54,18 @@ async def test_everything_of_ones_own_is_in_it_and_nothing_of_others(stage: Stag
     theirs = await take(bob)
     assert not [found for found in (stage.alice.email, "alices-laptop", "alice.example") if found in json.dumps(theirs)]
     assert theirs["usage"] == []
+
+
+async def test_letters_to_whoever_had_the_address_before_are_not_in_it(stage: Stage) -> None:
+    """Alice moves to another address; Mallory signs up with the old one, and has proved nothing."""
+    alice, left = await enter(stage, stage.alice.email), stage.alice.email
+    await alice.post("/dashboard/email", {"email": "alice@new.example", "password": PASSWORD})
+    await alice.submit(await alice.get(await mailed_path(stage, "alice@new.example")))
+    mallory = browser_of(stage)
+    await mallory.post("/signup", {"email": left, "password": PASSWORD})
+    await mallory.sign_in(left)
+    mails = (await take(mallory))["mails"]
+    assert [mail["subject"] for mail in mails] == ["Confirm your address for Farebox"]
 
 
 async def test_no_secret_is_in_it(stage: Stage) -> None:

@@ -5,8 +5,11 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import re
+import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +22,7 @@ from farebox.clock import DAY_US, US_PER_S
 from farebox.events.courier import PAUSES_S, TRIES
 from farebox.events.news import tell_of_credit
 from farebox.events.webhooks import DATA, EVENTS, KEPT_US, MOST, OVERLAP_US, TESTS_WAITING, WAITING
+from farebox.http.client import ConnectFailed
 from farebox.http.errands import Errands, is_public, read_target
 from farebox.http.exchange import Exchange
 from farebox.http.server import HttpServer
@@ -404,11 +408,11 @@ async def test_the_address_that_was_looked_at_is_the_one_that_is_connected_to(
     """A name that leads elsewhere at its second look-up changes nothing: there is none."""
     asked: list[str] = []
 
-    async def lookup(_: Any, host: str, port: int, **__: Any) -> list[Any]:
+    def lookup(host: str, port: int, **_: Any) -> list[Any]:
         asked.append(host)
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     errands = Errands(allow_private=True)
     url = f"http://rebinding.example:{receiver.port}/path?q=1"
     reply = await errands.run("POST", url, {}, b"{}", within_s=5, most_bytes=0)
@@ -417,6 +421,32 @@ async def test_the_address_that_was_looked_at_is_the_one_that_is_connected_to(
     assert set(asked[1:]) <= {"127.0.0.1"}
     ((headers, _),) = receiver.got
     assert headers["host"] == f"rebinding.example:{receiver.port}"
+
+
+async def test_names_that_nobody_answers_for_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names a server chooses how long its look-up takes: the threads of passwords and books stay free."""
+    begun, answered = threading.Semaphore(0), threading.Event()
+
+    def lookup(*_: Any, **__: Any) -> list[Any]:
+        begun.release()
+        answered.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    errands = Errands(allow_private=True)
+    many = (os.cpu_count() or 1) + 8  # more than the process has threads for everything else
+    asks = [
+        asyncio.create_task(errands.run("POST", "http://slow.example/", {}, within_s=20, most_bytes=0))
+        for _ in range(many)
+    ]
+    try:
+        async with asyncio.timeout(10):
+            while not begun.acquire(blocking=False):  # noqa: ASYNC110  set in another thread
+                await asyncio.sleep(0)
+            assert await asyncio.to_thread(lambda: "free")
+    finally:
+        answered.set()
+        assert {type(one) for one in await asyncio.gather(*asks, return_exceptions=True)} == {ConnectFailed}
 
 
 def test_a_target_keeps_its_path_and_query_as_they_are() -> None:

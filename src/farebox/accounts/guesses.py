@@ -1,4 +1,5 @@
-"""Guessing passwords and codes is slow: longer and longer pauses by account, so many tries in ten minutes by network.
+"""Guessing passwords and codes is slow: longer and longer pauses by account, so many tries, and so many new
+accounts, in ten minutes by network.
 
 A try is counted before the password is looked at, so that a thousand at once are a thousand tries. Nothing is ever
 locked for good, and the way by a mailed link stays open (OWASP, "Authentication Cheat Sheet").
@@ -31,6 +32,14 @@ class Guesses:
         """
         await self._claim(f"network:{network}", now_us)
         return await self._claim(_of_account(email), now_us)
+
+    async def count_sign_up(self, network: str, now_us: int) -> None:
+        """Count an account that is asked for. Raises RateLimited when a network has asked for too many."""
+        try:
+            await self._claim(f"network:sign-up {network}", now_us)
+        except RateLimited as error:
+            words = f"too many accounts were asked for from your network; try again in {error.retry_after_s} s"
+            raise RateLimited(words, retry_after_s=error.retry_after_s) from error
 
     async def forgive(self, email: str, network: str) -> None:
         """Forget the tries of an account, and the last one of a network, after one that was right."""
@@ -74,7 +83,7 @@ def _pause_s(count: int, *, by_network: bool) -> float:
     """Give how long the next try waits: after the last one by account, after the first one by network."""
     if by_network:
         return _NETWORK_WINDOW_S if count >= _NETWORK_MOST else 0.0
-    return min(2.0 ** (count - FREE), _LONGEST_PAUSE_S) if count >= FREE else 0.0
+    return min(2.0 ** min(count - FREE, 20), _LONGEST_PAUSE_S) if count >= FREE else 0.0
 
 
 def _too_many(seconds: int) -> RateLimited:

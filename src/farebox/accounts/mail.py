@@ -53,10 +53,10 @@ def letter(recipient: str, subject: str, body: str, now_us: int, *, asked: bool 
     return insert, (now_us, recipient, subject, body, int(asked), now_us)
 
 
-async def mails_asked_for(store: Store, recipient: str, since_us: int) -> int:
-    """Count the mails to an address that forms have asked for since a moment."""
-    count = "SELECT count(*) FROM outbox WHERE recipient = ? AND at > ? AND asked = 1"
-    return int((await store.fetch(count, (recipient, since_us)))[0][0])
+async def mails_asked_for(store: Store, recipient: str, subject: str, since_us: int) -> int:
+    """Count the mails of a subject to an address that forms have asked for since a moment."""
+    count = "SELECT count(*) FROM outbox WHERE recipient = ? AND at > ? AND asked = 1 AND subject = ?"
+    return int((await store.fetch(count, (recipient, since_us, subject)))[0][0])
 
 
 async def letters(store: Store, limit: int = 100) -> list[Letter]:

@@ -9,14 +9,18 @@ from farebox.accounts.guesses import Guesses
 from farebox.accounts.invitations import no_invitation, open_account
 from farebox.accounts.mail import letter, mails_asked_for
 from farebox.accounts.passwords import SHORTEST, SHORTEST_BESIDE_A_FACTOR, Passwords, check_password
-from farebox.accounts.tokens import hash_token, look_at_token, new_token, take_token
+from farebox.accounts.tokens import LIVES_S, hash_token, look_at_token, new_token, take_token
 from farebox.clock import US_PER_S
 from farebox.errors import AuthenticationFailed, InvalidRequest, RateLimited, StoreConflict
-from farebox.store.protocol import Store
+from farebox.store.protocol import Statement, Store
 
-MAILS_PER_HOUR: Final = 5
+MAILS_AT_ONCE: Final = 5
+"""Letters of one kind that forms may ask for, to one address: so many an hour; of links to a new password so many in
+the time that one works, so that whoever is refused another one has one that works."""
 _OF_SIGN_INS: Final = ("session", "token", "familiar", "challenge", "totp", "recovery_code", "passkey", "identity")
 """What an account that is closed keeps nothing in."""
+_WAYS_IN: Final = ("totp", "recovery_code", "passkey", "identity", "familiar")
+"""What else than a password people come in by."""
 _KEEP: Final = (
     "INSERT INTO credential (account_id, password, changed_at) VALUES (?, ?, ?) "
     "ON CONFLICT (account_id) DO UPDATE SET password = excluded.password, changed_at = excluded.changed_at"
@@ -42,14 +46,16 @@ class People:
 
     # coming in
 
-    async def sign_up(self, email: str, password: str, now_us: int, invitation: str = "") -> None:
+    async def sign_up(self, email: str, password: str, network: str, now_us: int, invitation: str = "") -> None:
         """Open an account and mail a link that proves the address; one that exists gets a mail that says so.
 
         Raises InvalidRequest for what is no address, for a password that is easily guessed, and for an invitation
-        that works no longer; one is used up by an account that is opened, and by nothing else.
+        that works no longer; one is used up by an account that is opened, and by nothing else. Raises RateLimited for
+        a network that has asked for too many.
         """
         address = clean_email(email)
         check_password(password, email=address, site=self._site.name)
+        await self._guesses.count_sign_up(network, now_us)
         kept = await self._passwords.hash(password)
         opening = open_account(address, self._default_plan, now_us, invitation)
         keep = (  # the moment keeps it from an account that was there before, when no account was opened
@@ -68,7 +74,8 @@ class People:
     async def send_verification(self, email: str, now_us: int) -> None:
         """Mail the link that proves an address, if there is such an account without proof."""
         rows = await self._store.fetch("SELECT id FROM account WHERE email = ? AND verified_at IS NULL", (email,))
-        if not rows or await self._too_many_mails(email, now_us):
+        subject = f"Confirm your address for {self._site.name}"
+        if not rows or await self._too_many_mails(email, subject, now_us):
             return
         token, keep = new_token(rows[0][0], "verify", email, now_us)
         body = (
@@ -76,9 +83,7 @@ class People:
             f"{self._site.public_url}/verify?token={token}\n\nIt works once, for a day. "
             "If you did not sign up, ignore this mail.\n"
         )
-        await self._store.write(
-            [*keep, letter(email, f"Confirm your address for {self._site.name}", body, now_us, asked=True)]
-        )
+        await self._store.write([*keep, letter(email, subject, body, now_us, asked=True)])
 
     async def verify(self, token: str, now_us: int) -> str:
         """Take the proof of an address. Answers the address. Raises InvalidRequest for a link that works no longer."""
@@ -128,7 +133,8 @@ class People:
         """Mail a link to choose a new password, if there is such an account, with a password so far or without."""
         address = _plain(email)
         rows = await self._store.fetch("SELECT id FROM account WHERE email = ? AND status <> 'closed'", (address,))
-        if not rows or await self._too_many_mails(address, now_us):
+        subject = f"A new password for {self._site.name}"
+        if not rows or await self._too_many_mails(address, subject, now_us, LIVES_S["reset"]):
             return
         token, keep = new_token(rows[0][0], "reset", address, now_us)
         body = (
@@ -136,26 +142,25 @@ class People:
             f"{self._site.public_url}/reset?token={token}\n\n"
             "The link works once, for 30 minutes. If it was not you, ignore this mail: nothing changes.\n"
         )
-        await self._store.write(
-            [*keep, letter(address, f"A new password for {self._site.name}", body, now_us, asked=True)]
-        )
+        await self._store.write([*keep, letter(address, subject, body, now_us, asked=True)])
 
     async def reset(self, token: str, password: str, now_us: int) -> None:
         """Set a new password by a mailed link, which also proves the address, and end all sessions.
 
-        Raises InvalidRequest for a link that works no longer, or a password that is easily guessed; then the link
-        still works.
+        Where the address was never proved, whoever signed up with it was perhaps somebody else: what they could come
+        in by ends too. Raises InvalidRequest for a link that works no longer, or a password that is easily guessed;
+        then the link still works.
         """
         _, email = await look_at_token(self._store, token, "reset", now_us)
         check_password(password, email=email, site=self._site.name)
         account_id, email = await take_token(self._store, token, "reset", now_us)
+        await self._store.write(_ending_what_strangers_left(account_id, now_us))
         await self._set_password(account_id, email, password, b"", now_us)
         prove = "UPDATE account SET verified_at = coalesce(verified_at, ?) WHERE id = ? AND email = ?"
         await self._store.write(
             [
                 (prove, (now_us, account_id, email)),
                 ("DELETE FROM failure WHERE name = ?", (f"account:{email}",)),
-                ("DELETE FROM token WHERE account_id = ? AND purpose = 'reset'", (account_id,)),
             ]
         )
 
@@ -181,7 +186,8 @@ class People:
         """
         address = clean_email(new_email)
         account_id = await self.confirm(email, password, network, now_us)
-        if address == email or await self._too_many_mails(address, now_us):
+        subject = f"Your new address for {self._site.name}"
+        if address == email or await self._too_many_mails(address, subject, now_us):
             return
         if await self._store.fetch("SELECT 1 FROM account WHERE email = ?", (address,)):
             await self._tell_of_the_account(address, now_us)
@@ -191,9 +197,7 @@ class People:
             f"Open this link to make this the address of your account at {self._site.name}:\n\n"
             f"{self._site.public_url}/email?token={token}\n\nIt works once, for a day. Until then nothing changes.\n"
         )
-        await self._store.write(
-            [*keep, letter(address, f"Your new address for {self._site.name}", body, now_us, asked=True)]
-        )
+        await self._store.write([*keep, letter(address, subject, body, now_us, asked=True)])
 
     async def take_email(self, token: str, now_us: int) -> str:
         """Move an account to the address whose link this is; answers it. The old address is told.
@@ -290,7 +294,7 @@ class People:
         return int(account_id), str(status)
 
     async def _set_password(self, account_id: int, email: str, password: str, session: bytes, now_us: int) -> None:
-        """Keep a new password, end all sessions but one, and tell the owner by mail."""
+        """Keep a new password, end all sessions but one and what was asked for with the old one; tell the owner."""
         kept = await self._passwords.hash(password)
         body = (
             f"The password of your account at {self._site.name} has just been changed, and every other session was "
@@ -301,22 +305,44 @@ class People:
                 (_KEEP, (account_id, kept, now_us)),
                 ("DELETE FROM session WHERE account_id = ? AND hash <> ?", (account_id, session)),
                 ("DELETE FROM challenge WHERE account_id = ?", (account_id,)),
+                ("DELETE FROM token WHERE account_id = ? AND purpose <> 'verify'", (account_id,)),
                 letter(email, "Your password has been changed", body, now_us),
             ]
         )
 
     async def _tell_of_the_account(self, email: str, now_us: int) -> None:
-        if await self._too_many_mails(email, now_us):
+        subject = f"You have an account at {self._site.name}"
+        if await self._too_many_mails(email, subject, now_us):
             return
         body = (
             f"Somebody tried to use this address for an account at {self._site.name}; it has one already.\n\n"
             f"Sign in: {self._site.public_url}/login\nForgotten the password: {self._site.public_url}/forgot\n"
         )
-        await self._store.write([letter(email, f"You have an account at {self._site.name}", body, now_us, asked=True)])
+        await self._store.write([letter(email, subject, body, now_us, asked=True)])
 
-    async def _too_many_mails(self, email: str, now_us: int) -> bool:
-        """Keep forms that send mail from filling somebody's inbox."""
-        return await mails_asked_for(self._store, email, now_us - 3600 * US_PER_S) >= MAILS_PER_HOUR
+    async def _too_many_mails(self, email: str, subject: str, now_us: int, within_s: int = 3600) -> bool:
+        """Keep forms that send mail from filling somebody's inbox, and one form from using up the letters of another.
+
+        Else whoever knows an address could keep its owner from getting a new password.
+        """
+        return await mails_asked_for(self._store, email, subject, now_us - within_s * US_PER_S) >= MAILS_AT_ONCE
+
+
+def _ending_what_strangers_left(account_id: int, now_us: int) -> list[Statement]:
+    """Make the statements that end what somebody can come in or call by who signed up with an unproved address.
+
+    They change nothing of an account whose address was proved, nor of one that an operator opened.
+    """
+    theirs = (
+        "account_id = ? AND EXISTS (SELECT 1 FROM account a JOIN credential c ON c.account_id = a.id "
+        "WHERE a.id = ? AND a.verified_at IS NULL)"
+    )
+    both = (account_id, account_id)
+    return [
+        (f"UPDATE api_key SET revoked_at = ? WHERE revoked_at IS NULL AND {theirs}", (now_us, *both)),  # noqa: S608
+        (f"UPDATE webhook SET disabled_at = ? WHERE disabled_at IS NULL AND {theirs}", (now_us, *both)),  # noqa: S608
+        *((f"DELETE FROM {table} WHERE {theirs}", both) for table in _WAYS_IN),  # noqa: S608
+    ]
 
 
 def _plain(email: str) -> str:

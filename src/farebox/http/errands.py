@@ -9,6 +9,8 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,6 +20,8 @@ from farebox.http.client import AnswerTimeout, ConnectFailed, HttpClient, Origin
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _ADDRESSES_TRIED: Final = 2
+_LOOK_UPS: Final = 32
+"""Look-ups at once. A name's server that does not answer holds one up for half a minute, whoever waits for it."""
 
 
 class Reply(Struct, frozen=True):
@@ -33,6 +37,8 @@ class Errands:
     def __init__(self, *, allow_private: bool, tls: ssl.SSLContext | None = None) -> None:
         self.allow_private = allow_private
         self._tls = tls
+        # threads of their own: those of the process write the books' spool and check passwords
+        self._look_ups = ThreadPoolExecutor(_LOOK_UPS, "look-up")
 
     async def run(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"", *, within_s: float, most_bytes: int
@@ -80,7 +86,8 @@ class Errands:
     async def _addresses(self, origin: Origin) -> list[str]:
         """Look a name up. Raises ConnectFailed where one of its addresses is not for everybody, or there is none."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+            look_up = partial(socket.getaddrinfo, origin.host, origin.port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._look_ups, look_up)
         except (OSError, UnicodeError):
             found = []
         addresses = list(dict.fromkeys(str(one[4][0]) for one in found))

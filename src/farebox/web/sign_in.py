@@ -24,6 +24,7 @@ class SignIn:
         self._clock = kit.clock
         self._store = kit.store
         self._offer = kit.offer
+        self._forget_keys = kit.backstage.forget_keys
         self._providers = list(kit.providers.values())
 
     def routes(self) -> list[Route]:
@@ -53,9 +54,11 @@ class SignIn:
             return self._pages.render(request, "signup.html", email=bound, error="", **shown)
         email = bound or form.get("email", "")
         try:
-            await self._people.sign_up(email, form.get("password", ""), self._clock(), token)
-        except InvalidRequest as error:
-            return self._pages.render(request, "signup.html", status=422, email=email, error=str(error), **shown)
+            password, network = form.get("password", ""), network_of(request)
+            await self._people.sign_up(email, password, network, self._clock(), token)
+        except (InvalidRequest, RateLimited) as error:
+            status = 429 if isinstance(error, RateLimited) else 422
+            return self._pages.render(request, "signup.html", status=status, email=email, error=str(error), **shown)
         return self._pages.render(request, "mail_sent.html", title="Confirm your address", email=email.strip())
 
     async def _invitation(self, token: str) -> tuple[Invitation | None, str]:
@@ -129,6 +132,7 @@ class SignIn:
             await self._people.reset(form.get("token", ""), form.get("password", ""), self._clock())
         except InvalidRequest as error:
             return self._pages.render(request, "reset.html", status=422, token=form.get("token", ""), error=str(error))
+        self._forget_keys()
         return await self._login(request, told="reset")
 
     async def _login(

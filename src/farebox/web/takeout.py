@@ -25,25 +25,32 @@ _LINK: Final = re.compile(r"\b(token|invitation)=[\w-]+")
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A table of the file. `key` are the columns it is read by, in the order of an index; `of` names the owner."""
+    """A table of the file. `key` are the columns it is read by, in the order of an index; `of` names the owner.
+
+    `only` is a condition that a row fulfils besides.
+    """
 
     name: str
     table: str
     columns: str
     key: tuple[str, ...]
     of: str = "account_id"
+    only: str = ""
 
     def page(self, after: tuple[Any, ...]) -> str:
         """Write the question for the rows after a key; without one for the first."""
         keys = ", ".join(self.key)
+        only = f" AND {self.only}" if self.only else ""
         later = f" AND ({keys}) > ({', '.join('?' * len(self.key))})" if after else ""
         return (
-            f"SELECT {keys}, {self.columns} FROM {self.table} WHERE {self.of} = ?{later} "  # noqa: S608  fixed texts
+            f"SELECT {keys}, {self.columns} FROM {self.table} WHERE {self.of} = ?{only}{later} "  # noqa: S608  fixed texts
             f"ORDER BY {keys} LIMIT {ROWS_AT_ONCE}"
         )
 
 
 _MOVED: Final = "code, memo, amount_nanos, debit_account, credit_account, actor"
+_OWN_MAILS: Final = "at >= (SELECT created_at FROM account WHERE email = recipient)"
+"""Not those to whoever had the address before this account: who signs up with one need not be who it belongs to."""
 PARTS: Final = (
     Part(
         "account",
@@ -66,7 +73,7 @@ PARTS: Final = (
     Part("passkeys", "passkey", "name, created_at, used_at", ("created_at",)),
     Part("sessions", "session", "agent, address, seen_at, ends_at", ("created_at",)),
     Part("stopped_sessions", "stopped_session", "session, stopped_at", ("id",)),
-    Part("mails", "outbox", "at, subject, body, sent_at", ("id",), "recipient"),
+    Part("mails", "outbox", "at, subject, body, sent_at", ("id",), "recipient", _OWN_MAILS),
     Part("usage", "usage", "key_id, kind, model, outcome, status, input_tokens, cache_write_5m_tokens, "
          "cache_write_1h_tokens, cache_read_tokens, output_tokens, web_searches, cost_nanos, charged_nanos, "
          "list_nanos, waived_nanos, shortfall_nanos, stop_reason, streamed, duration_us, session, agent, parent_agent",

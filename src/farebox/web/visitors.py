@@ -1,5 +1,6 @@
 """Who looks at a page: the session behind the cookie, and the way to the sign-in for pages that need one."""
 
+import ipaddress
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -150,8 +151,20 @@ def agent_of(request: Request) -> str:
 
 def network_of(request: Request) -> str:
     """Give the network a request came from: an IPv4 address, or the first half of an IPv6 one."""
-    address = address_of(request)
-    return ":".join(address.split(":")[:4]) if ":" in address else address
+    return network_at(address_of(request))
+
+
+def network_at(address: str) -> str:
+    """Give the network of an address, however it is written; what is no address stays as it is."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
 
 
 def inside(path: str) -> str:
