@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.billing.pricing import PPM, Model
+from farebox.billing.pricing import PPM, Model, Rates
 
 IMAGE_TOKENS: Final = 4_784
 """The most one picture counts for (long side 2,576 px at 28 px a patch)."""
@@ -41,20 +41,22 @@ class Demand(msgspec.Struct, frozen=True):
 def prompt_cost(model: Model, demand: Demand) -> int:
     """Bound the cost of the input, searches included, in nano-dollars: every token at the dearest class asked for."""
     tokens = _most_tokens(model, demand)
-    rates = model.tariff(tokens, fast=demand.fast).sell
     rate = max(
-        rates.input,
-        rates.cache_read,
-        rates.cache_write_5m if demand.caches else 0,
-        rates.cache_write_1h if demand.caches_long else 0,
+        max(
+            rates.input,
+            rates.cache_read,
+            rates.cache_write_5m if demand.caches else 0,
+            rates.cache_write_1h if demand.caches_long else 0,
+        )
+        for rates in _possible(model, demand, tokens)
     )
     return _scaled(tokens * rate, model, demand) + demand.web_searches * (model.web_search or 0)
 
 
 def output_rate(model: Model, demand: Demand) -> int:
     """Give the price of output in nano-dollars per million tokens, all factors in, rounded up."""
-    rates = model.tariff(_most_tokens(model, demand), fast=demand.fast).sell
-    return -(-rates.output * (model.geo_us_ppm if demand.geo_us else PPM) // PPM)
+    dearest = max(rates.output for rates in _possible(model, demand, _most_tokens(model, demand)))
+    return -(-dearest * (model.geo_us_ppm if demand.geo_us else PPM) // PPM)
 
 
 def output_cost(rate: int, tokens: int) -> int:
@@ -77,6 +79,17 @@ def _most_tokens(model: Model, demand: Demand) -> int:
     if demand.web_searches:
         return (demand.web_searches + 1) * model.context_tokens
     return demand.prompt_tokens
+
+
+def _possible(model: Model, demand: Demand, most_tokens: int) -> list[Rates]:
+    """Give the rates that a call may be charged by: it may turn out shorter than its bound, or slower than asked for.
+
+    Shorter and slower is nearly always cheaper; but prices are whatever their operator says.
+    """
+    found = [model.rates.sell, *(band.rates.sell for band in model.bands if most_tokens > band.above_tokens)]
+    if demand.fast and model.fast_rates is not None:
+        found.append(model.fast_rates.sell)
+    return found
 
 
 def _scaled(rated: int, model: Model, demand: Demand) -> int:
