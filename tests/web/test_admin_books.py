@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from farebox.books.business import Sales
 from farebox.clock import DAY_US, day_of
 from farebox.store.protocol import Statement
 from tests.stage import Stage
@@ -196,6 +197,9 @@ async def test_an_entry_is_reversed_once_by_another_entry(stage: Stage) -> None:
         assert page.status == 200
         assert "This is a reverse itself" in page.words
     assert "It has been reversed" in (await browser.get(entry)).words
+    day = stage.gateway.clock() // DAY_US
+    sales = await Sales.read(stage.gateway.store, day, stage.gateway.clock())
+    assert sales.since(day * DAY_US).deposits_nanos == 0, "what was reversed has not come in"
     ((posted, topped_up),) = await stage.rows(
         "SELECT posted_nanos, topped_up_nanos FROM account WHERE id = ?", stage.bob.account_id
     )

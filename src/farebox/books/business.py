@@ -83,7 +83,8 @@ class Sales:
                 (young_us // DAY_US * DAY_US, young_us),
             )
         paid_in = await store.fetch(
-            "SELECT at, code, amount_nanos FROM transfer WHERE at >= ? AND code IN ('deposit', 'promotion')",
+            "SELECT at, code, CASE WHEN credit_account LIKE 'customer:%' THEN amount_nanos ELSE -amount_nanos END "
+            "FROM transfer WHERE at >= ? AND code IN ('deposit', 'promotion')",
             (first_day * DAY_US,),
         )
         pieces = [Piece(row[0] * DAY_US, *row[1:]) for row in (*closed, *rest)]
