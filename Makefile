@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8080
 DATA ?= .data
+JOBS ?= 3  # tests wait for disks and servers more than they compute
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -24,7 +25,7 @@ test: $(VENV)/.dev  ## Run every test, real clients included
 	bash tests/web/install.sh
 	bash tests/clients/install.sh
 	bash tests/deploy/install.sh
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.dev  ## Lint, formatting, types, layers
 	@$(BIN)/ruff check .

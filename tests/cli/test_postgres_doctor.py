@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import postgres_checks
+from farebox.store import schema
 from tests.cli.conftest import Farebox
 from tests.cluster import Cluster
 from tests.databases import Databases, name_of
@@ -58,7 +59,7 @@ def test_it_is_content_with_a_good_server(farebox: Farebox, url: str, tmp_path: 
     assert {name: findings[name][0] for name in names} == dict.fromkeys(names, "ok")
     assert "ms a round trip" in findings["database"][1]
     assert findings["postgresql"][1].startswith("PostgreSQL 1")
-    assert "schema 2, " in findings["schema"][1]
+    assert f"schema {schema.VERSION}, " in findings["schema"][1]
     assert "fsync on, full_page_writes on, synchronous_commit on" in findings["durability"][1]
     assert "one process takes 6 at most" in findings["connections"][1]
     assert "sqlite" not in findings
