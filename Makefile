@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8080
 DATA ?= .data
-JOBS ?= 3  # tests wait for disks and servers more than they compute
+# Tests wait for disks and servers more than they compute.
+JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
