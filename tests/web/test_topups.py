@@ -1,12 +1,15 @@
 """Adding funds: every state a top-up goes through is told, its money is credited once, and there is a receipt of it."""
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
 import pytest
 
 from farebox.accounts.accounts import find_account
+from farebox.books.ledger import debit
+from farebox.errors import BrokenInvariant
 from farebox.money import NANOS_PER_USD
 from farebox.payments import topups as payments
 from farebox.payments.simulated import SimulatedRail
@@ -127,6 +130,24 @@ async def test_a_deposit_earns_its_plan_also_when_its_process_dies_before_that(
         await topups.observe(topup, int(topup.asked_units), topup.needed, now)
         plans = stage.gateway.config.plans
         assert (await find_account(stage.gateway.store, person.email)).plan == plans.earned(100 * NANOS_PER_USD).name
+
+
+async def test_a_topup_that_cannot_be_credited_keeps_no_other_waiting(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        browser = await enter(stage, EMAIL)
+        first, second = [(await choose(browser, "10")).path for _ in range(2)]
+        for path in (first, second):
+            await browser.post(f"{path}/simulate", {"pay": "all"})
+        taken = debit(f"topup:{first.rpartition('/')[2]}", stage.alice.account_id, 1, actor="test", memo="")
+        await stage.gateway.ledger.post(taken)
+        for _ in range(4):
+            with contextlib.suppress(BrokenInvariant):
+                await topups_of(stage).tend(stage.gateway.clock())
+        states = dict(await stage.rows("SELECT id, state FROM topup"))
+        assert states[second.rpartition("/")[2]] == "credited"
+        assert states[first.rpartition("/")[2]] == "confirming"
+        with pytest.raises(BrokenInvariant, match="cannot be credited"):
+            await topups_of(stage).tend(stage.gateway.clock())
 
 
 async def test_what_nobody_paid_in_time_expires(open_stage: OpenStage) -> None:

@@ -157,10 +157,16 @@ class Topups:
         if await self._store.fetch("SELECT 1 FROM topup WHERE state = 'waiting' AND ends_at <= ? LIMIT 1", (now_us,)):
             await self._store.write([(expire, (now_us, now_us))])
         moving = "WHERE state IN ('seen', 'confirming') ORDER BY changed_at LIMIT ?"
+        wrong: BrokenInvariant | None = None
         for topup in await self._select(moving, (_DUE,)):
             rail = self.rails.get(topup.rail)
             if rail is not None and rail.simulated:
-                await self.observe(topup, int(topup.paid_units), topup.confirmations + 1, now_us)
+                try:
+                    await self.observe(topup, int(topup.paid_units), topup.confirmations + 1, now_us)
+                except BrokenInvariant as error:  # those behind it must not wait for it
+                    wrong = error
+        if wrong is not None:
+            raise wrong
 
     async def _credit(self, topup: Topup, now_us: int) -> None:
         """Post the entry, then say so: in this order, so that a crash between the two is made good by the next look."""
