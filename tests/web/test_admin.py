@@ -203,6 +203,8 @@ async def test_plan_and_limits_of_ones_own_hold_for_the_next_call(stage: Stage) 
         ("limits", {"requests_per_minute": "0", "reason": "x"}),
         ("limits", {"tokens_per_minute": "-5", "reason": "x"}),
         ("limits", {"concurrent": "9" * 20, "reason": "x"}),
+        ("limits", {"concurrent": "0" * 19 + "9" * 30, "reason": "x"}),
+        ("limits", {"concurrent": "0" * 5000, "reason": "x"}),
         ("limits", {"concurrent": "two", "reason": "x"}),
         ("notes", {"notes": "x" * 10_001}),
     ],

@@ -13,6 +13,7 @@ from farebox.accounts.sessions import IDLE_S, LONGEST_S
 from farebox.accounts.tokens import LIVES_S
 from farebox.clock import DAY_US, US_PER_S
 from farebox.store.protocol import Statement
+from farebox.web.sign_in import LETTER_S
 from farebox.web.visitors import network_at
 from tests import stage as stages
 from tests.stage import MODEL, Stage, open_stage
@@ -96,6 +97,13 @@ async def test_known_and_unknown_addresses_get_the_same_answers(stage: Stage) ->
         assert known.text.replace(CAROL, "…") == unknown.text.replace("dave@example.com", "…")
     subjects = [subject for subject, _ in await mails_to(stage, CAROL)]
     assert subjects[1:] == ["You have an account at Farebox", "A new password for Farebox"]
+
+
+async def test_a_letter_that_is_not_written_takes_as_long_as_one_that_is(stage: Stage) -> None:
+    """Else the time alone would tell which addresses have accounts here."""
+    asked = time.perf_counter()
+    await browser_of(stage).post("/forgot", {"email": "nobody@example.com"})
+    assert time.perf_counter() - asked >= LETTER_S
 
 
 async def test_a_wrong_password_takes_as_long_for_nobody_as_for_somebody(stage: Stage) -> None:

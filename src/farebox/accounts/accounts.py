@@ -42,7 +42,8 @@ def clean_email(text: str) -> str:
     """Bring an email address to the form it is kept in: trimmed and in lower case. Raises InvalidRequest."""
     email = text.strip().lower()
     local = email.rpartition("@")[0]
-    if len(email) > _EMAIL_CHARS or len(local) > 64 or not _EMAIL.fullmatch(email):
+    # "=?" begins an encoded word (RFC 2047): programs that write or read mail would make other addresses of it
+    if len(email) > _EMAIL_CHARS or len(local) > 64 or "=?" in local or not _EMAIL.fullmatch(email):
         raise InvalidRequest(f"an email address looks like name@example.com, got {text[:80]!r}")
     return email
 

@@ -87,7 +87,7 @@ class Postman:
         for letter_id, recipient, subject, body, tries in rows:
             try:
                 await asyncio.to_thread(_deliver, self._settings, recipient, subject, body)
-            except (OSError, smtplib.SMTPException) as error:
+            except Exception as error:  # noqa: BLE001  whatever is wrong with one letter holds up no other
                 self._log_error("mail_not_sent", letter=letter_id, error=f"{type(error).__name__}: {error}"[:200])
                 later = now_us + _FIRST_PAUSE_S * 2**tries * US_PER_S
                 fail = "UPDATE outbox SET tries = tries + 1, next_at = ?, error = ? WHERE id = ?"
@@ -115,4 +115,4 @@ def _deliver(settings: MailSettings, recipient: str, subject: str, body: str) ->
             connection.starttls(context=context)
         if settings.user:
             connection.login(settings.user, settings.password.reveal())
-        connection.send_message(message)
+        connection.send_message(message, to_addrs=[recipient])  # to nobody else, however the header may be read

@@ -192,6 +192,6 @@ def _limit(form: Form, name: str, least: int) -> int | None:
     if not text:
         return None
     words = name.replace("_", " ")
-    if not (text.isascii() and text.isdecimal() and least <= int(text[:20]) <= _MOST):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= _MOST):
         raise InvalidRequest(f"{words} is a whole number from {least}, or nothing for the plan's; got {text[:20]!r}")
     return int(text)
