@@ -128,6 +128,16 @@ async def test_the_affordable_max_tokens_is_let_in_and_one_more_is_not(stage: St
         assert again["admitted"] == admitted
 
 
+async def test_who_had_left_out_max_tokens_may_write_what_they_are_told_is_affordable(stage: Stage) -> None:
+    carl = await stage.person("carl@example.com", 0.0301)
+    for length in range(40):
+        body = {"model": "claude-opus-4-6", "messages": [{"role": "user", "content": "x" * length}]}
+        _, told = await quote(stage, carl, body)
+        assert told["admitted"] != "yes"
+        _, again = await quote(stage, carl, {**body, "max_tokens": told["affordable_max_tokens"]})
+        assert again["admitted"] == "yes", (length, told, again)
+
+
 @pytest.mark.parametrize(("switch", "named", "fields", "headers"), OFF)
 async def test_a_feature_that_is_refused_is_refused_in_the_same_words(
     stage: Stage, switch: str, named: str, fields: dict[str, Any], headers: dict[str, str]

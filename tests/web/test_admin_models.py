@@ -1,5 +1,6 @@
 """Models and prices: a new version is in force at once, for calls from then on; none is ever changed."""
 
+import asyncio
 import json
 
 import pytest
@@ -141,6 +142,26 @@ async def test_another_process_brings_in_a_version_and_this_one_follows(stage: S
 
     await eventually(followed)
     assert (await stage.ask(stage.alice))[0] == 200
+    assert (await rows_of(stage))[0][0] == 2
+
+
+async def test_a_body_that_is_long_in_coming_keeps_no_prices_of_before(stage: Stage) -> None:
+    body = json.dumps({"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.gateway.port)
+    head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {stage.alice.key}\r\n"
+    writer.write(head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body[:9]))
+    await writer.drain()
+
+    async def begun() -> bool:
+        return stage.gateway.gatehouse._messages._bodies._taken > 0
+
+    await eventually(begun)
+    dear = tuple(_sold_at(model, 90 * NANOS_PER_USD) for model in stage.gateway.config.models)
+    assert await publish_prices(stage.gateway.store, 1, dear, stage.gateway.clock(), []) == 2
+    await stage.parts.prices.follow()
+    writer.write(body[9:])
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
     assert (await rows_of(stage))[0][0] == 2
 
 

@@ -128,7 +128,8 @@ class Messages:
     # parse
 
     def _parse(self, call: Call, body: bytes) -> None:
-        """Read what the call asks for, and bound it."""
+        """Read what the call asks for, and bound it, at the prices of now: its body may have been long in coming."""
+        call.catalogue = self._prices.now
         terms = terms_of(body, call.exchange.headers, call.catalogue, self._features, self._limits)
         self._keys.check_model(call.caller, terms.model.id)
         call.asked, call.body, call.model = terms.asked, terms.body, terms.model

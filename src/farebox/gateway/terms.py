@@ -1,5 +1,7 @@
 """The terms of a call: what it asks for, and what it may come to. A call and a quote for one get them here alike."""
 
+from typing import Final
+
 import msgspec
 
 from farebox.billing.bound import Demand, affordable_tokens, output_cost, output_rate, prompt_cost
@@ -10,6 +12,9 @@ from farebox.gateway.demand import demand_of
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.exchange import Headers
 from farebox.money import format_usd
+
+_WRITTEN_WIDER: Final = 8
+"""Bytes that a client may need to write max_tokens itself: what it is then told to be affordable still is."""
 
 
 class Terms(msgspec.Struct):
@@ -38,13 +43,13 @@ def terms_of(body: bytes, headers: Headers, catalogue: Catalogue, features: Feat
     if model is None:
         sold = ", ".join(sorted(catalogue.models)[:30])
         raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here; choose one of: {sold}")
-    max_tokens = asked.max_tokens
+    max_tokens, room = asked.max_tokens, 0
     if max_tokens is None:
-        max_tokens = min(limits.default_max_tokens, model.max_output_tokens)
+        max_tokens, room = min(limits.default_max_tokens, model.max_output_tokens), _WRITTEN_WIDER
         body = with_max_tokens(body, max_tokens)
     elif not 0 <= max_tokens <= model.max_output_tokens:
         raise InvalidRequest(f"max_tokens must be 1…{model.max_output_tokens} for {model.id}, got {max_tokens}")
-    demand = demand_of(asked, len(body), model, features, headers, max_tokens)
+    demand = demand_of(asked, len(body) + room, model, features, headers, max_tokens)
     return Terms(asked, body, model, demand, output_rate(model, demand))
 
 
