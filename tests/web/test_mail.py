@@ -11,7 +11,9 @@ from farebox.accounts.accounts import clean_email
 from farebox.accounts.mail import MailSettings, Postman, letter
 from farebox.errors import InvalidRequest
 from tests.stage import Stage
-from tests.web.browse import PASSWORD, browser_of
+from tests.web.browse import PASSWORD, browser_of, mailed_path, mails_to, make_key
+
+CAROL = "carol@example.com"
 
 
 class Server:
@@ -77,6 +79,20 @@ async def test_a_letter_that_cannot_be_written_holds_up_no_other(stage: Stage) -
     assert len(failed) == 2
     rows = await stage.rows("SELECT tries, sent_at FROM outbox WHERE recipient IN (?, ?)", *crooked[:2])
     assert rows == [(1, None)] * 2
+
+
+async def test_nobody_gets_mail_about_an_account_that_a_stranger_opened_with_their_address(stage: Stage) -> None:
+    """But for the link that proves it: else forms would send words of anybody's own to anybody, without end."""
+    mallory = browser_of(stage)
+    await mallory.post("/signup", {"email": CAROL, "password": PASSWORD})
+    await mallory.sign_in(CAROL)
+    await make_key(stage, mallory, CAROL, "buy at spam.example")
+    for _ in range(2):
+        await browser_of(stage).sign_in(CAROL)
+    assert [subject for subject, _ in await mails_to(stage, CAROL)] == ["Confirm your address for Farebox"]
+    await mallory.submit(await mallory.get(await mailed_path(stage, CAROL)))
+    await make_key(stage, mallory, CAROL, "laptop")
+    assert [subject for subject, _ in await mails_to(stage, CAROL)][1:] == ["A new API key at Farebox"]
 
 
 @pytest.mark.parametrize("local", ["=?utf-8?q?a=0d=0ab?=", "=?utf-8?q?alice=40corp.example=2c?=", "a.=?utf-8?q?b?="])

@@ -17,6 +17,10 @@ _TRIES: Final = 8
 _FIRST_PAUSE_S: Final = 30
 _AT_ONCE: Final = 20
 _TIMEOUT_S: Final = 15.0
+_INTO_OUTBOX: Final = "INSERT INTO outbox (at, recipient, subject, body, asked, next_at)"
+_UNPROVED: Final = (
+    "SELECT 1 FROM account a JOIN credential c ON c.account_id = a.id WHERE a.email = ? AND a.verified_at IS NULL"
+)
 Log = Callable[..., Any]
 
 
@@ -47,10 +51,13 @@ class Letter(msgspec.Struct, frozen=True):
 def letter(recipient: str, subject: str, body: str, now_us: int, *, asked: bool = False) -> Statement:
     """Make the statement that puts a mail into the outbox, to be written with what it tells of.
 
-    `asked`: by a form that anybody can send with anybody's address; those are counted.
+    `asked`: by a form that anybody can send with anybody's address; those are counted. Any other goes to nobody who
+    has not proved the address they signed up with: it may be somebody else's, who wants none of it.
     """
-    insert = "INSERT INTO outbox (at, recipient, subject, body, asked, next_at) VALUES (?, ?, ?, ?, ?, ?)"
-    return insert, (now_us, recipient, subject, body, int(asked), now_us)
+    values = (now_us, recipient, subject, body, int(asked), now_us)
+    if asked:
+        return f"{_INTO_OUTBOX} VALUES (?, ?, ?, ?, ?, ?)", values
+    return f"{_INTO_OUTBOX} SELECT ?, ?, ?, ?, ?, ? WHERE NOT EXISTS ({_UNPROVED})", (*values, recipient)
 
 
 async def mails_asked_for(store: Store, recipient: str, subject: str, since_us: int) -> int:

@@ -154,15 +154,12 @@ class People:
         _, email = await look_at_token(self._store, token, "reset", now_us)
         check_password(password, email=email, site=self._site.name)
         account_id, email = await take_token(self._store, token, "reset", now_us)
-        await self._store.write(_ending_what_strangers_left(account_id, now_us))
-        await self._set_password(account_id, email, password, b"", now_us)
         prove = "UPDATE account SET verified_at = coalesce(verified_at, ?) WHERE id = ? AND email = ?"
         await self._store.write(
-            [
-                (prove, (now_us, account_id, email)),
-                ("DELETE FROM failure WHERE name = ?", (f"account:{email}",)),
-            ]
+            [*_ending_what_strangers_left(account_id, now_us), (prove, (now_us, account_id, email))]
         )
+        await self._set_password(account_id, email, password, b"", now_us)
+        await self._store.write([("DELETE FROM failure WHERE name = ?", (f"account:{email}",))])
 
     # what the owner changes
 
@@ -338,7 +335,9 @@ def _ending_what_strangers_left(account_id: int, now_us: int) -> list[Statement]
         "WHERE a.id = ? AND a.verified_at IS NULL)"
     )
     both = (account_id, account_id)
+    waiting = f"done_at IS NULL AND webhook_id IN (SELECT id FROM webhook WHERE {theirs})"  # noqa: S608
     return [
+        (f"DELETE FROM delivery WHERE {waiting}", both),  # noqa: S608
         (f"UPDATE api_key SET revoked_at = ? WHERE revoked_at IS NULL AND {theirs}", (now_us, *both)),  # noqa: S608
         (f"UPDATE webhook SET disabled_at = ? WHERE disabled_at IS NULL AND {theirs}", (now_us, *both)),  # noqa: S608
         *((f"DELETE FROM {table} WHERE {theirs}", both) for table in _WAYS_IN),  # noqa: S608
