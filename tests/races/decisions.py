@@ -135,8 +135,7 @@ class Decisions:
         for number, plan in enumerate(plans):
             for store in self._stores:
                 account = await create_account(store, f"c{number}@example.com", plan, self.now_us)
-                expires = (None, None, self.now_us + 3600 * US_PER_S)
-                rules = [Rules(expires_at_us=at) for at in expires]
+                rules = (Rules(), Rules(requests_per_minute=2), Rules(expires_at_us=self.now_us + 3600 * US_PER_S))
                 keys = [await create_key(store, account.id, "k", "sk-cc-", self.now_us, one) for one in rules]
                 self._keys[account.id] = [key.id for key, _ in keys]
 
