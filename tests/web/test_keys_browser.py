@@ -33,7 +33,7 @@ async def test_a_new_key_is_copied_with_what_uses_it(chromium: Browser, stage: S
     await page.goto("/dashboard/keys")
     await page.get_by_label("Name").fill("laptop")
     await page.get_by_label("Spend limit").fill("25")
-    await page.get_by_label("It begins anew").select_option("monthly")
+    await page.get_by_label("Limit begins anew").select_option("monthly")
     await page.get_by_text("Models, addresses and requests a minute").click()
     await page.get_by_label(MODEL, exact=True).check()
     await page.get_by_role("button", name="Make a key").click()
@@ -100,7 +100,7 @@ async def test_a_runaway_session_is_stopped_with_two_clicks(chromium: Browser, s
     await lend(context, stage, visitor.cookies)
     page = window.page
     await page.goto("/dashboard")
-    await page.get_by_role("link", name="Claude Code").click()
+    await page.get_by_role("link", name="Sessions").click()
     await page.get_by_role("link", name=SESSION).click()
     await page.get_by_role("link", name="Stop this session").click()
     await page.get_by_role("button", name="Stop this session").click()
