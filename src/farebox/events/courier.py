@@ -6,6 +6,8 @@ holds up nobody else's. The times between tries are those that Standard Webhooks
 
 import asyncio
 import contextlib
+from collections import Counter
+from functools import partial
 from typing import Final
 
 from farebox.accounts.mail import letter
@@ -19,7 +21,9 @@ from farebox.store.protocol import Row, Statement, Store
 PAUSES_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """After each failed try: 5 s, 5 and 30 minutes, 2, 5, 10, 14, 20 and 24 hours: ten tries in a good three days."""
 TRIES: Final = len(PAUSES_S) + 1
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 64
+_OF_ONE_ACCOUNT: Final = 4
+"""Deliveries under way, in all and of one account: slow servers of one customer hold up nobody else's."""
 _WITHIN_S: Final = 15.0
 _GONE: Final = 410
 _ERROR_CHARS: Final = 300
@@ -43,6 +47,7 @@ class Courier:
         self._site_name = site_name
         self._public_url = public_url
         self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._busy: Counter[int] = Counter()
         """By webhook."""
         self._swept_at = 0
 
@@ -52,11 +57,22 @@ class Courier:
         if len(self._under_way) >= _AT_ONCE:
             return
         for row in await self._store.fetch(_DUE, (now_us, 2 * _AT_ONCE)):
-            webhook_id = row[1]
-            if webhook_id not in self._under_way and len(self._under_way) < _AT_ONCE:
+            webhook_id, account_id = row[1], row[4]
+            if (
+                webhook_id not in self._under_way
+                and len(self._under_way) < _AT_ONCE
+                and self._busy[account_id] < _OF_ONE_ACCOUNT
+            ):
                 task = asyncio.create_task(self._deliver(row, now_us), name=f"webhook {webhook_id}")
                 self._under_way[webhook_id] = task
-                task.add_done_callback(lambda _, webhook_id=webhook_id: self._under_way.pop(webhook_id))  # type: ignore[misc]
+                self._busy[account_id] += 1
+                task.add_done_callback(partial(self._end, webhook_id, account_id))
+
+    def _end(self, webhook_id: int, account_id: int, _: asyncio.Task[None]) -> None:
+        del self._under_way[webhook_id]
+        self._busy[account_id] -= 1
+        if not self._busy[account_id]:
+            del self._busy[account_id]
 
     async def drained(self) -> None:
         """Wait until nothing is under way."""

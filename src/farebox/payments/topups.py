@@ -104,7 +104,8 @@ class Topups:
         if rail is None or asset is None:
             raise InvalidRequest("choose one of the coins that are offered")
         if not LEAST_NANOS <= amount_nanos <= MOST_NANOS:
-            raise InvalidRequest(f"an amount is from {format_usd(LEAST_NANOS)} to {format_usd(MOST_NANOS)}")
+            least, most = LEAST_NANOS // NANOS_PER_USD, MOST_NANOS // NANOS_PER_USD
+            raise InvalidRequest(f"an amount is from ${least:,} to ${most:,}")
         quote = await rail.quote(asset, amount_nanos)
         topup_id = secrets.token_hex(10)
         insert = (

@@ -50,6 +50,7 @@ CREATE TABLE outbox (
   error     TEXT
 );
 CREATE INDEX outbox_by_recipient ON outbox (recipient, at);
+CREATE INDEX outbox_unsent ON outbox (id) WHERE sent_at IS NULL;
 
 CREATE TABLE familiar (                         -- browsers that have signed in before: no mail about them
   hash       BYTEA PRIMARY KEY,                  -- SHA-256 of account and the browser's own cookie
