@@ -226,3 +226,21 @@ def test_every_command_takes_json_and_config_and_has_help(farebox: Farebox) -> N
         assert shown.code == 0
         assert command.help, path
         assert "..." not in command.get_short_help_str(70), path
+
+
+def test_the_doctor_tells_of_mail_and_of_the_secret(farebox: Farebox, tmp_path: Path) -> None:
+    """Who signs up waits for a letter: an operator hears in time that none will come."""
+    path = tmp_path / "farebox.toml"
+    path.write_text(SIMULATOR)
+
+    def found() -> dict[str, str]:
+        return {line["check"]: line["status"] for line in farebox("doctor", "--json").lines}
+
+    seen = found()
+    assert (seen["mail"], seen["secret"]) == ("warn", "warn")
+    secret = f'[server]\nsecret = "{"s" * 40}"\n'
+    mail = '[mail]\nhost = "mail.example.com"\nsender = "post@farebox.example"\n'
+    path.write_text(SIMULATOR.replace("[server]\n", secret, 1) + mail)
+    seen = found()
+    assert seen["mail"] == "ok"
+    assert "secret" not in seen

@@ -131,6 +131,20 @@ def check_offer(config: Config) -> Iterator[Finding]:
         yield Finding("features", "warn", f"on: {_some(risky)}", "their cost cannot be bounded or metered fully")
     if not config.site.support_email:
         yield Finding("site", "warn", "no support_email", "set [site] support_email: messages tell customers of it")
+    yield from _people_findings(config)
+
+
+def _people_findings(config: Config) -> Iterator[Finding]:
+    """Look at what people who sign up depend on: mail, and what seals their secrets."""
+    mail = config.mail
+    if mail.host:
+        yield Finding("mail", "ok", f"goes to {mail.host}:{mail.port}; a letter to try it: /admin/settings")
+    elif config.site.sign_up != "closed":
+        advice = "set [mail] host; until then hand on the links that `farebox outbox` shows"
+        yield Finding("mail", "warn", "no mail server", advice)
+    if not config.server.secret:
+        advice = "set [server] secret; without it a copy of the database shows second factors' and webhooks' secrets"
+        yield Finding("secret", "warn", "none of your own", advice)
 
 
 async def check_upstreams(config: Config) -> list[Finding]:

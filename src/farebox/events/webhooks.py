@@ -234,7 +234,10 @@ class Webhooks:
         if len(url) > _URL_CHARS:
             raise InvalidRequest(f"a webhook's URL has at most {_URL_CHARS} characters")
         if self._https_only and origin.scheme != "https":
-            raise InvalidRequest(f"a webhook's URL begins with https://, got {url[:80]!r}")
+            raise InvalidRequest(
+                f"a webhook's URL begins with https://, got {url[:80]!r}; "
+                "only the operator can allow others, by [webhooks] allow_private"
+            )
         return url
 
 

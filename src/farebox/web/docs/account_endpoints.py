@@ -35,7 +35,7 @@ def account_endpoints(offer: Offer) -> tuple[Endpoint, ...]:
         _usage(model),
         _key(offer.key_prefix),
         _request(call),
-        _receipt(call, offer.public_url),
+        _receipt(call, offer.public_url, offer.key_prefix),
         _statusline(),
     )
 
@@ -235,7 +235,7 @@ def _request(call: Schema) -> Endpoint:
     )
 
 
-def _receipt(call: Schema, public_url: str) -> Endpoint:
+def _receipt(call: Schema, public_url: str, key_prefix: str) -> Endpoint:
     return Endpoint(
         slug="receipt",
         method="GET",
@@ -252,7 +252,7 @@ def _receipt(call: Schema, public_url: str) -> Endpoint:
                 "issuer": {"name": "Farebox", "url": public_url},
                 "issued_at": "2026-11-22T10:31:00.000000Z",
                 "account_id": 7,
-                "key": "…FQ4P",
+                "key": f"{key_prefix}7kVS…FQ4P",
                 **call,
             },
             "signature": {

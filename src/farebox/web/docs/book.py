@@ -152,8 +152,10 @@ class Book:
 
 def _curl(base_url: str, endpoint: Endpoint, path: str = "", flags: str = "", **more: Any) -> str:
     """Write the call of an endpoint, with its example as the body and `more` in it."""
+    url = f"{base_url}{path or endpoint.path}"
+    quote = "'" if "?" in url else ""  # some shells take it for a pattern
     lines = [
-        f"curl {flags}{base_url}{path or endpoint.path}",
+        f"curl {flags}{quote}{url}{quote}",
         '-H "x-api-key: $FAREBOX_KEY"',
     ]
     if endpoint.example is not None:
