@@ -63,6 +63,8 @@ async def test_the_turns_after_a_tool_are_served_as_well(stage: Stage, tmp_path:
     rows = await charges(stage, stage.alice)
     assert len(rows) == messages_sent(stage) > 1
     assert {row[0] for row in rows} == {"exact"}
+    ((session,),) = await stage.rows("SELECT DISTINCT session FROM usage")
+    assert session, "it names its session no more, by which its cost is summed and by which it is stopped"
     await check_books(stage, stage.alice, OPENED)
 
 
