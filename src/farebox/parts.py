@@ -68,7 +68,7 @@ async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger
         signing=await Signing.open(store, seals, clock()),
         prices=Prices(store, await pin_prices(store, config.models, clock())),
         switches=Switches(store, pool),
-        stopped=StoppedSessions(store, f"{config.public_url}/dashboard/work/of"),
+        stopped=StoppedSessions(store, f"{config.public_url}/dashboard/agents/of"),
         announcements=Announcements(store),
         hub=Hub(store, clock),
         herald=Herald(

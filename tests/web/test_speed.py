@@ -91,9 +91,9 @@ async def test_pages_are_quick_with_a_million_calls(stage: Stage, database_kind:
         "/dashboard/keys",
         f"/dashboard/keys/{key_id}",
         "/dashboard/limits",
-        "/dashboard/work",
-        "/dashboard/work?range=90d",
-        f"/dashboard/work/of/session-{SESSIONS - 1}",
+        "/dashboard/agents",
+        "/dashboard/agents?range=90d",
+        f"/dashboard/agents/of/session-{SESSIONS - 1}",
         "/dashboard/transactions",
     ):
         times[path] = await served_in_ms(browser, path, database_kind)

@@ -51,11 +51,11 @@ async def test_calls_that_name_a_session_add_up_by_agent(stage: Stage) -> None:
     assert (await stage.ask(stage.alice))[0] == 200
     await fund(stage, stage.bob.email, 5)
     assert await ask(stage, "of-bob", person=stage.bob) == 200
-    page = await browser.get("/dashboard/work")
+    page = await browser.get("/dashboard/agents")
     (row,) = page.rows("Sessions")
     assert row[0] == SESSION
     assert (row[1], row[4], row[5]) == ("running", "2", "4")
-    page = await browser.get(f"/dashboard/work/of/{SESSION}")
+    page = await browser.get(f"/dashboard/agents/of/{SESSION}")
     assert page.faults() == []
     agents = [(cells[0], cells[3]) for cells in page.rows("Agents")]
     assert agents == [("The session itself", "2"), ("planner", "1"), ("digger", "1"), ("Together", "4")]
@@ -70,15 +70,15 @@ async def test_calls_that_name_a_session_add_up_by_agent(stage: Stage) -> None:
     exported = json.loads((await browser.get(f"/dashboard/requests.json?session={SESSION}")).text)
     assert [call["agent"] for call in exported] == ["digger", "planner", None, None]
     (call,) = [link for link in page.links() if link.startswith("/dashboard/requests/req_")][:1]
-    assert f"/dashboard/work/of/{SESSION}" in (await browser.get(call)).links()
+    assert f"/dashboard/agents/of/{SESSION}" in (await browser.get(call)).links()
 
 
 async def test_nobody_sees_or_stops_a_session_of_anothers(stage: Stage) -> None:
     browser = await enter(stage, stage.bob.email)
     assert await ask(stage, SESSION) == 200
-    assert "No session has called" in (await browser.get("/dashboard/work")).words
+    assert "No session has called" in (await browser.get("/dashboard/agents")).words
     for method, path in (("GET", "of"), ("GET", "stop"), ("POST", "stop"), ("POST", "resume")):
-        page = await browser.send(method, f"/dashboard/work/{path}/{SESSION}", b"", {"sec-fetch-site": "same-origin"})
+        page = await browser.send(method, f"/dashboard/agents/{path}/{SESSION}", b"", {"sec-fetch-site": "same-origin"})
         assert page.status == 404, path
     assert "No such calls" in (await browser.get(f"/dashboard/requests?session={SESSION}")).words
     assert await stage.rows("SELECT * FROM stopped_session") == []
@@ -88,15 +88,15 @@ async def test_nobody_sees_or_stops_a_session_of_anothers(stage: Stage) -> None:
 async def test_a_stopped_session_is_refused_until_it_may_go_on(stage: Stage) -> None:
     browser = await enter(stage, stage.alice.email)
     assert await ask(stage, SESSION) == 200
-    page = await browser.get(f"/dashboard/work/of/{SESSION}")
-    assert f"/dashboard/work/stop/{SESSION}" in page.links()
-    asked = await browser.get(f"/dashboard/work/stop/{SESSION}")
+    page = await browser.get(f"/dashboard/agents/of/{SESSION}")
+    assert f"/dashboard/agents/stop/{SESSION}" in page.links()
+    asked = await browser.get(f"/dashboard/agents/stop/{SESSION}")
     assert "Stop this session?" in asked.words
     assert await ask(stage, SESSION) == 200
     stopped = await browser.submit(asked)
-    assert stopped.path == f"/dashboard/work/of/{SESSION}"
+    assert stopped.path == f"/dashboard/agents/of/{SESSION}"
     assert "Calls of this session are refused" in stopped.words
-    assert (await browser.get("/dashboard/work")).rows("Sessions")[0][1] == "stopped"
+    assert (await browser.get("/dashboard/agents")).rows("Sessions")[0][1] == "stopped"
     assert await ask(stage, SESSION) in {400, 403}
     assert await ask(stage, SESSION, "digger") in {400, 403}
     assert await ask(stage, "another") == 200
@@ -110,15 +110,15 @@ async def test_a_stopped_session_is_refused_until_it_may_go_on(stage: Stage) -> 
 async def test_a_session_may_have_any_name(stage: Stage, name: str) -> None:
     browser = await enter(stage, stage.alice.email)
     await past_call(stage, stage.gateway.clock(), name)
-    page = await browser.get("/dashboard/work")
-    (link,) = [link for link in page.links() if link.startswith("/dashboard/work/of/")]
+    page = await browser.get("/dashboard/agents")
+    (link,) = [link for link in page.links() if link.startswith("/dashboard/agents/of/")]
     page = await browser.get(link)
     assert page.status == 200
     assert page.faults() == []
     assert name in page.words
     (log,) = [link for link in page.links() if link.startswith("/dashboard/requests?session=")]
     assert len((await browser.get(log)).rows("Requests")) == 1
-    (stop,) = [link for link in page.links() if link.startswith("/dashboard/work/stop/")]
+    (stop,) = [link for link in page.links() if link.startswith("/dashboard/agents/stop/")]
     assert (await browser.get(stop)).status == 200
 
 
@@ -152,7 +152,7 @@ async def test_the_list_looks_back_as_far_as_it_is_asked_to(stage: Stage) -> Non
     for days in (0, 3, 20, 80):
         await past_call(stage, now - days * DAY_US, f"days-{days}")
     for query, count in (("", 3), ("?range=24h", 1), ("?range=7d", 2), ("?range=90d", 4), ("?range=x", 3)):
-        page = await browser.get(f"/dashboard/work{query}")
+        page = await browser.get(f"/dashboard/agents{query}")
         assert len(page.rows("Sessions")) == count, query
 
 

@@ -34,10 +34,10 @@ class WorkRoom:
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
         return [
-            Route("/dashboard/work", page(self.list)),
-            Route("/dashboard/work/of/{session:path}", page(self.session)),
-            Route("/dashboard/work/stop/{session:path}", page(self.stop), methods=["GET", "POST"]),
-            Route("/dashboard/work/resume/{session:path}", page(self.resume), methods=["POST"]),
+            Route("/dashboard/agents", page(self.list)),
+            Route("/dashboard/agents/of/{session:path}", page(self.session)),
+            Route("/dashboard/agents/stop/{session:path}", page(self.stop), methods=["GET", "POST"]),
+            Route("/dashboard/agents/resume/{session:path}", page(self.resume), methods=["POST"]),
         ]
 
     async def list(self, request: Request, me: Session) -> Response:
@@ -99,9 +99,9 @@ class WorkRoom:
     def _no_such_session(self, request: Request, me: Session) -> Response:
         words = "This account has no calls of a session of that name."
         return self._pages.render(
-            request, "missing.html", status=404, me=me, title="No such session", words=words, back="/dashboard/work"
+            request, "missing.html", status=404, me=me, title="No such session", words=words, back="/dashboard/agents"
         )
 
 
 def _path(work: Work) -> str:
-    return f"/dashboard/work/of/{quote(work.session)}"
+    return f"/dashboard/agents/of/{quote(work.session)}"
