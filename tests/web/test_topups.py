@@ -103,6 +103,27 @@ async def test_a_topup_is_credited_once_however_often_it_is_seen(open_stage: Ope
         assert len([one for one in await mails_to(stage, EMAIL) if "topped up" in one[0]]) >= 1
 
 
+async def test_more_that_comes_after_a_crash_does_not_keep_the_first_from_being_credited(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry was posted, the word of it was not: what it was posted for stays what the top-up has brought."""
+    async with open_stage(SIMULATED) as stage:
+        browser = await enter(stage, EMAIL)
+        before = await find_account(stage.gateway.store, EMAIL)
+        await choose(browser, "10", "simulated:USDT")
+        topups, now = topups_of(stage), stage.gateway.clock()
+        topup = (await topups.all_of(before.id))[0]
+        asked = int(topup.asked_units)
+        with monkeypatch.context() as dying:
+            dying.setattr(Topups, "_mail", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await topups.observe(topup, asked, topup.needed, now)
+        await topups.observe(topup, asked * 2, topup.needed + 1, now)
+        assert await stage.rows("SELECT state, paid_units FROM topup") == [("credited", str(asked))]
+        after = await find_account(stage.gateway.store, EMAIL)
+        assert after.balance_nanos - before.balance_nanos == 10 * NANOS_PER_USD
+
+
 async def test_a_deposit_earns_its_plan(open_stage: OpenStage) -> None:
     async with open_stage(SIMULATED) as stage:
         person = await stage.person("carol@example.com", plan="free")
