@@ -55,7 +55,7 @@ lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .clients .peers .screenshots
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .clients .peers .screenshots .chains
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

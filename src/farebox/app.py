@@ -207,6 +207,7 @@ class Gateway:
         await self.jobs.stop()
         if self.parts is not None:
             await self.parts.herald.courier.close()
+            await self.parts.till.close()
         for server in (self._server, self._metrics_server):
             if server is not None:
                 await server.shut()

@@ -11,8 +11,9 @@ from farebox.gateway.streaming import Streams
 from farebox.jobs import Jobs
 from farebox.parts import Parts
 
-_TEND_S: Final = 2.0
-"""How often top-ups are looked after; on the simulated rail each look is a confirmation."""
+_TEND_S: Final = 5.0
+"""How often top-ups are looked after that no watcher has moved."""
+_RATES_S: Final = 45.0
 _LOOK_OUT_S: Final = 15.0
 
 
@@ -92,7 +93,11 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
             await parts.announcements.refresh(clock())
 
     lead(5.0, "send_mail", postman.send)
-    lead(_TEND_S, "tend_topups", parts.topups.tend)
+    lead(_TEND_S, "tend_topups", parts.till.topups.tend)
+    if parts.till.rounds:
+        lead(_RATES_S, "refresh_rates", parts.till.rates.refresh)
+    for rounds in parts.till.rounds:
+        lead(rounds.watcher.pause_s, f"watch_{rounds.watcher.name}", rounds.go)
     lead(_LOOK_OUT_S, "look_out", parts.herald.lookout.look)
     lead(1.0, "send_events", parts.herald.courier.send)
     jobs.every(1.0, "tell_news", tell_news)

@@ -12,6 +12,8 @@ FareboxError
 ├── StoreUnavailable         the database cannot promise durability now
 │   └── StoreUnreachable     no connection to it can be made
 ├── StoreConflict            a value that must be unique is taken
+├── RailTrouble              a node, a processor or a source of rates does not answer as it should
+│   └── WrongChain           ... or is about another chain than the configuration says: nothing of it counts
 ├── BrokenInvariant          the books would stop being true; the work is stopped and the numbers named
 └── ConfigError              the configuration is wrong; says where and what would be right
 """
@@ -120,6 +122,14 @@ class StoreUnreachable(StoreUnavailable):
 
 
 class StoreConflict(FareboxError):
+    pass
+
+
+class RailTrouble(FareboxError):
+    pass
+
+
+class WrongChain(RailTrouble):
     pass
 
 

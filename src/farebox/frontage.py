@@ -17,7 +17,7 @@ def make_frontage(parts: Parts, gatehouse: Gatehouse) -> Handler:
         parts.store,
         parts.ledger,
         gatehouse,
-        parts.topups,
+        parts.till,
         parts.announcements,
         parts.herald.webhooks,
         parts.hub,

@@ -14,8 +14,7 @@ from farebox.clock import Clock
 from farebox.config import Config
 from farebox.events.herald import Herald
 from farebox.logs import Logger
-from farebox.payments.simulated import SimulatedRail
-from farebox.payments.topups import Topups
+from farebox.payments.till import Till, TillSettings, make_till
 from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool
 from farebox.upstreams.switches import Switches
@@ -38,7 +37,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     announcements: Announcements
     hub: Hub
     herald: Herald
-    topups: Topups
+    till: Till
 
     @property
     def store(self) -> Store:
@@ -78,13 +77,14 @@ async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger
             site_name=site.name,
             public_url=config.public_url,
         ),
-        topups=Topups(
+        till=make_till(
+            TillSettings(payments=config.payments, bitcoin=config.bitcoin, evm=config.evm, btcpay=config.btcpay),
             store,
             books.ledger,
-            (SimulatedRail(),) if config.payments.simulated else (),
             config.plans,
             site=site.name,
             public_url=config.public_url,
+            warn=log.warning,
         ),
     )
     await parts.announcements.refresh(clock())

@@ -20,6 +20,7 @@ from farebox.accounts.mail import MailSettings
 from farebox.accounts.providers import ProviderSettings, is_trustworthy
 from farebox.billing.plans import Plan, Plans
 from farebox.billing.pricing import Model
+from farebox.config.coins import check_payments
 from farebox.config.locate import Path as KeyPath
 from farebox.config.locate import locate
 from farebox.config.offers import ModelTable, PlanTable, read_model, read_plan
@@ -29,7 +30,6 @@ from farebox.config.settings import (
     DatabaseSettings,
     KeySettings,
     LogSettings,
-    PaymentSettings,
     ServerSettings,
     SiteSettings,
     WebhookSettings,
@@ -37,6 +37,7 @@ from farebox.config.settings import (
 from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
+from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.secret import Secret
 from farebox.store.urls import database_name, fault_in, is_postgres, without_password
 from farebox.upstreams.settings import UpstreamSettings
@@ -46,6 +47,8 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "database": (DatabaseSettings,),
     "site": (SiteSettings,),
     "payments": (PaymentSettings,),
+    "bitcoin": (BitcoinSettings,),
+    "btcpay": (BtcpaySettings,),
     "keys": (KeySettings,),
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
@@ -60,8 +63,9 @@ TABLE_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "models": ModelTable,
     "plans": PlanTable,
     "sign_in": ProviderSettings,
+    "evm": EvmSettings,
 }
-"""Tables written [[name]], once for each upstream, model, plan or provider."""
+"""Tables written [[name]], once for each upstream, model, plan, provider or chain."""
 
 _ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -159,6 +163,8 @@ def _read_tables(
         plans = _read_plans(reader, tables["plans"])
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     providers = _read_providers(reader, tables.get("sign_in", []))
+    chains = _read_list(reader, "evm", tables.get("evm", [])) if tables.get("evm", []) != [] else []
+    check_payments(reader, read.get(PaymentSettings), read.get(BitcoinSettings), chains, read.get(BtcpaySettings))
     database = read.get(DatabaseSettings)
     server = read.get(ServerSettings)
     place = _place_of_books(reader, database, base) if database else None
@@ -181,6 +187,9 @@ def _read_tables(
         site=read[SiteSettings],
         site_texts=texts,
         payments=read[PaymentSettings],
+        bitcoin=read[BitcoinSettings],
+        evm=tuple(chain for _, chain in chains),
+        btcpay=read[BtcpaySettings],
         keys=read[KeySettings],
         mail=read[MailSettings],
         webhooks=read[WebhookSettings],

@@ -14,6 +14,7 @@ from farebox.billing.pricing import Model, PriceList
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.addresses import Network
 from farebox.http.server import ServerLimits
+from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.secret import Secret
 from farebox.store.urls import without_password
 from farebox.upstreams.settings import UpstreamSettings
@@ -103,10 +104,6 @@ class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):
     refunds: str = ""
 
 
-class PaymentSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    simulated: bool = False
-
-
 class WebhookSettings(Struct, frozen=True, forbid_unknown_fields=True):
     allow_private: bool = False
 
@@ -134,6 +131,9 @@ class Config(Struct, frozen=True, kw_only=True):
     site_texts: Mapping[str, str]
     """The operator's own pages as Markdown, by name: "terms", "privacy", "refunds"; those there are."""
     payments: PaymentSettings
+    bitcoin: BitcoinSettings
+    evm: tuple[EvmSettings, ...]
+    btcpay: BtcpaySettings
     keys: KeySettings
     mail: MailSettings
     webhooks: WebhookSettings

@@ -31,7 +31,9 @@ def plain(struct: msgspec.Struct) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Secret):
         return _MASK if value else ""
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [plain(one) if isinstance(one, msgspec.Struct) else one for one in value]
+    return value
 
 
 def tables_of(config: Config) -> dict[str, dict[str, Any]]:

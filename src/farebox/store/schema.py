@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Dialect = Literal["sqlite", "postgresql"]
 
-STEPS: Final = ("books", "many_processes", "people")
+STEPS: Final = ("books", "many_processes", "people", "payments")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
@@ -40,6 +40,15 @@ TABLES: Final = {
     "webhook": "id",
     "delivery": "id",
     "topup": "id",
+    "watch_key": "id",
+    "deposit_address": "id",
+    "payment": "id",
+    "watcher": "name",
+    "chain_block": "id",
+    "rate": "id",
+    "incident": "id",
+    "processor_event": "id",
+    "reconciliation": "id",
     "announcement": "id",
     "upstream_switch": "name",
     "audit_log": "id",

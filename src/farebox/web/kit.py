@@ -17,7 +17,7 @@ from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.events.webhooks import Webhooks
 from farebox.payments.by_hand import ByHand
-from farebox.payments.topups import Topups
+from farebox.payments.till import Till
 from farebox.store.protocol import Store
 from farebox.web.backstage import Backstage
 from farebox.web.entrance import Entrance
@@ -58,7 +58,7 @@ class Kit(Struct, frozen=True, kw_only=True):
     entrance: Entrance
     backstage: Backstage
     hub: Hub
-    topups: Topups
+    till: Till
     by_hand: ByHand
     announcements: Announcements
     webhooks: Webhooks

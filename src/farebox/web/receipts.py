@@ -26,7 +26,7 @@ class Receipts:
         self._visitors = kit.visitors
         self._store = kit.store
         self._clock = kit.clock
-        self._topups = kit.topups
+        self._topups = kit.till.topups
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -51,15 +51,16 @@ class Receipts:
             receipt = await find_receipt(self._store, me.account_id, request.path_params["transfer_id"])
         except NotFound:
             return self._missing(request, me, "This account has no such receipt.")
-        topup = await self._topups.by_transfer(me.account_id, receipt.id)
+        payment = await self._topups.by_transfer(me.account_id, receipt.id)
         return self._pages.render(
             request,
             "receipt.html",
             me=me,
             receipt=receipt,
             number=receipt_number(receipt.id, receipt.at_us),
-            topup=topup,
-            coin=self._topups.asset_of(topup) if topup is not None else None,
+            payment=payment,
+            coin=self._topups.asset_paid(payment) if payment is not None else None,
+            rail=self._topups.rails.get(payment.rail) if payment is not None else None,
             details=await self._details(me),
         )
 

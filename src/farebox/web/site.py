@@ -27,7 +27,7 @@ from farebox.errors import StoreUnavailable
 from farebox.events.webhooks import Webhooks
 from farebox.http.errands import Errands
 from farebox.payments.by_hand import ByHand
-from farebox.payments.topups import Topups
+from farebox.payments.till import Till
 from farebox.store.protocol import Store
 from farebox.web.admin.room import Admin
 from farebox.web.alerts import AlertRoom
@@ -69,7 +69,7 @@ def make_site(
     store: Store,
     ledger: Ledger,
     backstage: Backstage,
-    topups: Topups,
+    till: Till,
     announcements: Announcements,
     webhooks: Webhooks,
     hub: Hub,
@@ -115,7 +115,7 @@ def make_site(
         entrance=Entrance(visitors, people, factor, challenges, clock),
         backstage=backstage,
         hub=hub,
-        topups=topups,
+        till=till,
         by_hand=ByHand(store, ledger, Plans(offer.plans), site_name=name, public_url=offer.public_url),
         announcements=announcements,
         webhooks=webhooks,

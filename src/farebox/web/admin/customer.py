@@ -62,7 +62,7 @@ class CustomerRoom:
         self._clock = kit.clock
         self._factor = kit.factor
         self._sessions = kit.visitors.sessions
-        self._topups = kit.topups
+        self._topups = kit.till.topups
         self._plans = kit.offer.plans
         self._words = {"site_name": kit.house.site_name, "public_url": kit.offer.public_url}
         self._forget_keys = kit.backstage.forget_keys

@@ -1,0 +1,525 @@
+"""Deposits: the one place where what watchers see becomes money, once for each payment (promise 6).
+
+A sighting only changes a payment's row. What is owed for it is settled in three steps, each of which can be repeated:
+the row says for good what will be booked and under which id (`crediting`), the ledger books it, the row says that it is
+done. A crash between any two is made good by the next look. What leaves the chain after it was credited is taken back
+the same way, under an id of its own (the row's `epoch`), and credited once more should it return.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from farebox.accounts.accounts import Account, before_deposit, find_account, follow_top_ups
+from farebox.billing.ledger import Transfer, customer_account
+from farebox.billing.plans import Plans
+from farebox.books.ledger import Ledger, credit
+from farebox.clock import DAY_US, US_PER_S
+from farebox.errors import BrokenInvariant
+from farebox.events.news import tell_of_credit
+from farebox.money import format_usd
+from farebox.payments.incidents import opened
+from farebox.payments.intervals import overlaps
+from farebox.payments.quoting import value
+from farebox.payments.rails import Asset, Rail, Rate, Sighting
+from farebox.payments.records import (
+    OVER_PERCENT,
+    PAYMENT_COLUMNS,
+    Payment,
+    PaymentState,
+    Pricing,
+    Topup,
+    placeholders,
+    select_payments,
+    select_topups,
+    standing,
+)
+from farebox.payments.settings import FINAL
+from farebox.store.protocol import Statement, Store
+
+QUOTE_GRACE_US: Final = 5 * 60 * US_PER_S
+"""A payment seen so soon after its quote has ended still gets the quote's rate: clocks differ, and wallets are slow."""
+CONFIRMED_WITHIN_US: Final = DAY_US
+"""... if it is confirmed within a day: a payment that is let hang is no way to wait for a better rate."""
+RETURN_WITHIN_US: Final = 3600 * US_PER_S
+"""A credited payment that is in no block, and may still come back, is waited for so long before it is taken back."""
+_PAGE: Final = 300
+_SEE: Final = (
+    "UPDATE payment SET confirmations = ?, tx = coalesce(?, tx), block = ?, height = ?, changed_at = ?, final = ?, "
+    "lost_at = CASE WHEN ? > 0 THEN NULL WHEN state IN ('crediting', 'credited') THEN coalesce(lost_at, ?) END, "
+    "state = CASE WHEN state IN ('seen', 'confirming', 'gone') THEN ? ELSE state END WHERE id = ?"
+)
+_USED: Final = "UPDATE deposit_address SET used_at = coalesce(used_at, ?) WHERE address = ?"
+_DONE: Final = (
+    "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
+)
+_UNMOVED: Final = (
+    " AND (SELECT count(*) FROM payment p WHERE p.rail = ? AND p.address = ? AND p.asset = ?) = ?"
+    " AND (SELECT coalesce(max(p.changed_at), 0) FROM payment p WHERE p.rail = ? AND p.address = ? AND p.asset = ?) = ?"
+)
+"""Nobody else has told of payments to that address since they were read."""
+_DUE: Final = (
+    "WHERE state IN ('crediting', 'reversing') OR (state = 'credited' AND lost_at IS NOT NULL) "
+    "OR (state = 'confirming' AND (final = 1 OR (needed > 0 AND confirmations >= needed))) ORDER BY seen_at, id LIMIT ?"
+)
+
+
+class Deposits:
+    """Takes in sightings, and credits. `rails` by name; `site` and `public_url` are what mails say."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, plans: Plans, rails: Mapping[str, Rail], *, site: str, public_url: str
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._plans = plans
+        self._rails = rails
+        self._site = site
+        self._public_url = public_url
+        self._turn = asyncio.Lock()
+
+    async def apply(self, sightings: Sequence[Sighting], now_us: int) -> None:
+        """Take in what a watcher sees, and settle what is due. Raises StoreUnavailable; telling it again goes on.
+
+        Raises BrokenInvariant for a payment that the ledger refuses, after all others have had their turn.
+        """
+        async with self._turn:
+            for begin in range(0, len(sightings), _PAGE):
+                await self._take_in(sightings[begin : begin + _PAGE], now_us)
+            await self._finish(now_us)
+
+    async def finish(self, now_us: int) -> None:
+        """Settle what is due without new sightings: what a crash or a missing rate has left. A job."""
+        async with self._turn:
+            await self._finish(now_us)
+
+    def asset_of(self, rail_name: str, code: str) -> Asset:
+        """Give an asset by its rail; of a rail that is offered no more, what its name tells."""
+        rail = self._rails.get(rail_name)
+        known = next((one for one in rail.assets if one.code == code), None) if rail else None
+        return known or Asset(code, code, rail_name, {"BTC": 8, "ETH": 18, "USDT": 6}.get(code, 0))
+
+    async def assign(self, payment: Payment, account_id: int, by: str, now_us: int) -> bool:
+        """Say whose a stray payment is: it is credited like any other, at the market's rate. Once."""
+        own = "UPDATE payment SET account_id = ?, state = ?, changed_at = ? WHERE id = ? AND state = 'stray'"
+        done = (
+            "UPDATE incident SET closed_at = ?, closed_by = ?, closing = ? "
+            "WHERE kind IN ('stray_payment', 'closed_account') AND ref = ? AND closed_at IS NULL"
+        )
+        words = f"assigned to account {account_id}"
+        statements = [
+            (own, (account_id, _state(payment.confirmations), now_us, payment.id)),
+            (done, (now_us, by, words, payment.id)),
+        ]
+        changed = await self._store.write(statements)
+        await self.finish(now_us)
+        return bool(changed[0])
+
+    # Sightings into rows
+
+    async def _take_in(self, sightings: Sequence[Sighting], now_us: int) -> None:
+        ids = [_id(one) for one in sightings]
+        known = {one.id: one for one in await self._by_ids(ids)}
+        statements: list[Statement] = []
+        contested: list[Sighting] = []
+        for sighting in sightings:
+            row = known.get(_id(sighting))
+            comes_in = row is None or (row.state == "gone" and sighting.confirmations >= 0)
+            if comes_in and overlaps(sighting.ident, sighting.ident):
+                contested.append(sighting)
+            elif row is None:
+                statements += await self._first_sight(sighting, now_us)
+            elif row.units != str(sighting.units) or row.address != sighting.address:
+                words = f"it was {row.units} units to {row.address}, and is {sighting.units} to {sighting.address} now"
+                statements.append(opened("payment_changed", row.id, words, now_us, row.account_id))
+            elif _differs(row, sighting):
+                statements.append(_see(sighting, now_us))
+        if statements:
+            await self._store.write(statements)
+        for sighting in contested:
+            await self._let_in(sighting, now_us)
+        await self._refresh({one.topup_id for one in await self._by_ids(ids) if one.topup_id}, now_us)
+
+    async def _first_sight(self, sighting: Sighting, now_us: int, guard: Statement = ("", ())) -> list[Statement]:
+        """Make the statements that write down a payment that was not known."""
+        topup = await self._topup_of(sighting)
+        account_id = topup.account_id if topup else await self._owner(sighting.address)
+        market = await self._market(sighting.rail, sighting.asset, now_us)
+        asset = self.asset_of(sighting.rail, sighting.asset)
+        worth = sighting.units * market.nanos // 10**asset.decimals if market else None
+        rail = self._rails.get(sighting.rail)
+        state: PaymentState = _state(sighting.confirmations) if account_id else "stray"
+        values = (
+            *(_id(sighting), sighting.rail, sighting.asset, sighting.address, str(sighting.units), account_id),
+            *(topup.id if topup else None, sighting.tx, sighting.block, sighting.height, sighting.confirmations),
+            *(rail.needed(sighting.asset, worth) if rail else FINAL, state, 0, int(sighting.final)),
+            *(min(sighting.seen_us, now_us), now_us, None, None, "0"),
+            *(msgspec.json.encode(Pricing(market=market)).decode() if market else None, None, None),
+        )
+        insert = (
+            f"INSERT INTO payment ({PAYMENT_COLUMNS}) SELECT {placeholders(values)} WHERE 1 = 1{guard[0]} "
+            "ON CONFLICT (id) DO NOTHING"
+        )
+        statements: list[Statement] = [(_USED, (now_us, sighting.address)), (insert, (*values, *guard[1]))]
+        if not account_id:
+            paid = f"{asset.show(sighting.units)} {asset.code}"
+            words = f"{paid} came to {sighting.address}, which was given to nobody"
+            statements.append(opened("stray_payment", _id(sighting), words, now_us))
+        return statements
+
+    async def _let_in(self, sighting: Sighting, now_us: int) -> None:
+        """Write down, or take back in, a payment that is an interval of its address's total, if it overlaps none."""
+        where = (sighting.rail, sighting.address, sighting.asset)
+        rows = await select_payments(self._store, "WHERE rail = ? AND address = ? AND asset = ?", where)
+        if any(row.id != _id(sighting) and _stands(row) and overlaps(row.ident, sighting.ident) for row in rows):
+            return
+        guard = (_UNMOVED, (*where, len(rows), *where, max((row.changed_at_us for row in rows), default=0)))
+        if any(row.id == _id(sighting) for row in rows):
+            sql, params = _see(sighting, now_us)
+            statements: list[Statement] = [(_USED, (now_us, sighting.address)), (sql + guard[0], (*params, *guard[1]))]
+        else:
+            statements = await self._first_sight(sighting, now_us, guard)
+        await self._store.write(statements)
+
+    async def _topup_of(self, sighting: Sighting) -> Topup | None:
+        """Find the top-up that a payment is for: whose quote held as it was seen; else the newest at its address."""
+        if sighting.topup_id is not None:
+            found = await select_topups(self._store, "WHERE id = ?", (sighting.topup_id,))
+            return found[0] if found else None
+        where = "WHERE address = ? AND rail = ? AND asset = ? ORDER BY created_at DESC"
+        found = await select_topups(self._store, where, (sighting.address, sighting.rail, sighting.asset))
+        held = [one for one in found if one.created_at_us <= sighting.seen_us <= one.ends_at_us + QUOTE_GRACE_US]
+        exact = [one for one in held if one.asked_units == str(sighting.units)]
+        return next(iter(exact or held or found), None)
+
+    async def _owner(self, address: str) -> int | None:
+        rows = await self._store.fetch("SELECT account_id FROM deposit_address WHERE address = ?", (address,))
+        return int(rows[0][0]) if rows else None
+
+    async def _market(self, rail_name: str, asset: str, now_us: int) -> Rate | None:
+        rail = self._rails.get(rail_name)
+        return await rail.rate(asset, now_us) if rail else None
+
+    # Rows into money
+
+    async def _finish(self, now_us: int) -> None:
+        wrong: BrokenInvariant | None = None
+        touched: set[str] = set()
+        for payment in await select_payments(self._store, _DUE, (_PAGE,)):
+            try:
+                await self._settle(payment, now_us)
+            except BrokenInvariant as error:  # those behind it must not wait for it
+                wrong = error
+            if payment.topup_id:
+                touched.add(payment.topup_id)
+        await self._refresh(touched, now_us)
+        if wrong is not None:
+            raise wrong
+
+    async def _settle(self, payment: Payment, now_us: int) -> None:
+        """Bring one payment as far as it can go now."""
+        if payment.state == "confirming":
+            payment = await self._freeze_credit(payment, now_us)
+        elif payment.state == "credited":
+            payment = await self._freeze_return(payment, now_us)
+        if payment.state == "crediting":
+            await self._credit(payment, now_us)
+        elif payment.state == "reversing":
+            await self._take_back(payment, now_us)
+
+    async def _freeze_credit(self, payment: Payment, now_us: int) -> Payment:
+        """Say for good what a confirmed payment is worth, and under which id that is booked."""
+        assert payment.account_id is not None
+        if (await find_account(self._store, str(payment.account_id))).status == "closed":
+            return await self._set_aside(payment, now_us)
+        worth, locked, pricing = payment.worth_nanos, int(payment.locked_units), payment.pricing
+        if worth is None:
+            valued = await self._value(payment, now_us)
+            if valued is None:
+                return payment  # nobody can say what it is worth: it waits, confirmed
+            worth, locked, rates = valued
+            pricing = msgspec.json.encode(rates).decode()
+            if not await self._is_deep_enough(payment, worth, now_us):
+                return payment
+        amount = worth if payment.taken_nanos is None else payment.taken_nanos
+        transfer_id = f"deposit:{payment.id}:{payment.epoch + 1}" if amount else payment.transfer_id
+        freeze = (
+            "UPDATE payment SET state = 'crediting', epoch = epoch + 1, worth_nanos = ?, locked_units = ?, "
+            "pricing = ?, transfer_id = ?, changed_at = ? WHERE id = ? AND state = 'confirming' AND epoch = ?"
+        )
+        values = (worth, str(locked), pricing, transfer_id, now_us, payment.id, payment.epoch)
+        await self._store.write([(freeze, values)])
+        return await self._again(payment)
+
+    async def _set_aside(self, payment: Payment, now_us: int) -> Payment:
+        words = f"{self._paid(payment)} came for account {payment.account_id}, which is closed"
+        aside = "UPDATE payment SET state = 'stray', changed_at = ? WHERE id = ? AND state = 'confirming'"
+        told = opened("closed_account", payment.id, words, now_us, payment.account_id)
+        await self._store.write([(aside, (now_us, payment.id)), told])
+        return await self._again(payment)
+
+    async def _value(self, payment: Payment, now_us: int) -> tuple[int, int, Pricing] | None:
+        """Say what a payment is worth by the published rule: nano-dollars, and how many units at the quote's rate."""
+        found = await select_topups(self._store, "WHERE id = ?", (payment.topup_id or "",))
+        topup = found[0] if found else None
+        in_time = (
+            topup is not None
+            and payment.seen_at_us <= topup.ends_at_us + QUOTE_GRACE_US
+            and now_us <= topup.ends_at_us + CONFIRMED_WITHIN_US
+        )
+        left = 0
+        if topup is not None:
+            others = await select_payments(self._store, "WHERE topup_id = ? AND id <> ?", (topup.id, payment.id))
+            most = int(topup.asked_units) * OVER_PERCENT // 100
+            left = max(0, most - sum(int(one.locked_units) for one in others))
+        return value(
+            int(payment.units),
+            self.asset_of(payment.rail, payment.asset).decimals,
+            quote=topup.rate if topup else None,
+            locked_left_units=left,
+            market=await self._market_of(payment, now_us),
+            in_time=in_time,
+        )
+
+    async def _market_of(self, payment: Payment, now_us: int) -> Rate | None:
+        """Give the rate as the payment was seen; of one seen long ago, the lower of that and the present one."""
+        then = payment.rates.market if payment.rates else None
+        if then is not None and now_us - payment.seen_at_us <= CONFIRMED_WITHIN_US:
+            return then
+        now = await self._market(payment.rail, payment.asset, now_us)
+        if then is None or now is None:
+            return now
+        return min(then, now, key=lambda rate: rate.nanos)
+
+    async def _is_deep_enough(self, payment: Payment, worth_nanos: int, now_us: int) -> bool:
+        """See that it has the confirmations of all that its account pays just now: parts are no way to need fewer."""
+        rail = self._rails.get(payment.rail)
+        if rail is None:
+            return True
+        where = "WHERE account_id = ? AND rail = ? AND asset = ? AND state IN ('seen', 'confirming')"
+        params = (payment.account_id or 0, payment.rail, payment.asset)
+        together = sum(int(one.units) for one in await select_payments(self._store, where, params))
+        needed = rail.needed(payment.asset, worth_nanos * max(together, int(payment.units)) // int(payment.units))
+        if needed != payment.needed:
+            more = "UPDATE payment SET needed = ?, changed_at = ? WHERE id = ?"
+            await self._store.write([(more, (needed, now_us, payment.id))])
+        return bool(payment.final) or (needed != FINAL and payment.confirmations >= needed)
+
+    async def _credit(self, payment: Payment, now_us: int) -> None:
+        """Book what the row says, then say so."""
+        assert payment.account_id is not None
+        assert payment.worth_nanos is not None
+        amount = payment.worth_nanos if payment.taken_nanos is None else payment.taken_nanos
+        paid, news = self._paid(payment), []
+        if amount and payment.transfer_id is not None:
+            before = await find_account(self._store, str(payment.account_id))
+            memo = (
+                f"{paid}{', again' if payment.epoch > 1 else ''}{f', transaction {payment.tx}' if payment.tx else ''}"
+            )
+            entry = credit(
+                payment.transfer_id, payment.account_id, amount, code="deposit", actor=f"rail:{payment.rail}", memo=memo
+            )
+            if not await self._post(payment, entry):
+                before = await before_deposit(self._store, payment.account_id, amount)
+            after = await follow_top_ups(self._store, before, self._plans)
+            news = tell_of_credit(after, amount, payment.transfer_id, now_us)
+        lost = payment.worth_nanos - amount
+        if lost:
+            found = _house(f"found:{payment.id}:{payment.epoch}", payment, lost, back=True)
+            await self._post(payment, found)
+        done = (
+            "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
+        )
+        mark: Statement = (done, (now_us, payment.id, payment.epoch))
+        await self._store.write([_lock(payment), self._mail(payment, paid, amount, now_us), mark, *news])
+
+    async def _freeze_return(self, payment: Payment, now_us: int) -> Payment:
+        """Say for good what is taken from the customer for a payment that its chain has taken back."""
+        assert payment.lost_at_us is not None
+        if payment.confirmations >= 0 and now_us - payment.lost_at_us < RETURN_WITHIN_US:
+            return payment
+        freeze = (
+            "UPDATE payment SET state = 'reversing', epoch = epoch + 1, taken_nanos = ?, changed_at = ? "
+            "WHERE id = ? AND state = 'credited' AND epoch = ? AND lost_at IS NOT NULL"
+        )
+        taken = await self._free(payment)
+        await self._store.write([(freeze, (taken, now_us, payment.id, payment.epoch))])
+        return await self._again(payment)
+
+    async def _take_back(self, payment: Payment, now_us: int) -> None:
+        """Book the reverse: what is free is taken from the customer, what has been spent is the house's loss."""
+        assert payment.account_id is not None
+        assert payment.worth_nanos is not None
+        before = await find_account(self._store, str(payment.account_id))
+        reversal_id = f"reversal:{payment.id}:{payment.epoch}"
+        taken = await self._take(payment, reversal_id)
+        lost = payment.worth_nanos - taken
+        if lost:
+            await self._post(payment, _house(f"loss:{payment.id}:{payment.epoch}", payment, lost, back=False))
+        await follow_top_ups(self._store, before, self._plans)
+        paid = self._paid(payment)
+        words = (
+            f"{paid}, credited with {format_usd(payment.worth_nanos)}, has left its chain again; "
+            f"{format_usd(taken)} were taken back, {format_usd(lost)} had been spent and are a loss"
+        )
+        done = (
+            "UPDATE payment SET state = 'gone', lost_at = NULL, taken_nanos = ?, changed_at = ? "
+            "WHERE id = ? AND state = 'reversing' AND epoch = ?"
+        )
+        await self._store.write(
+            [
+                _lock(payment),
+                self._mail_of_return(before, payment, paid, taken, now_us),
+                opened("reversed", f"{payment.id}:{payment.epoch}", words, now_us, payment.account_id),
+                (done, (taken, now_us, payment.id, payment.epoch)),
+            ]
+        )
+
+    async def _take(self, payment: Payment, transfer_id: str) -> int:
+        """Take back as much as is free; answers how much that was, also if it was done before."""
+        amount = payment.taken_nanos or 0
+        while amount:
+            entry = Transfer(
+                id=transfer_id,
+                debit_account=customer_account(payment.account_id or 0),
+                credit_account="house:cash",
+                amount_nanos=amount,
+                code="deposit",
+                actor=f"rail:{payment.rail}",
+                memo=f"reversed: {self._paid(payment)} has left its chain",
+            )
+            if (await self._ledger.post(entry)).refused is None:
+                break
+            amount = min(amount - 1, await self._free(payment))  # spent meanwhile; nothing was moved
+        rows = await self._store.fetch("SELECT amount_nanos FROM transfer WHERE id = ?", (transfer_id,))
+        return int(rows[0][0]) if rows else 0
+
+    async def _free(self, payment: Payment) -> int:
+        account = await find_account(self._store, str(payment.account_id))
+        return max(0, min(account.free_nanos, payment.worth_nanos or 0))
+
+    async def _post(self, payment: Payment, entry: Transfer) -> bool:
+        """Post an entry; answers whether it was done now. Raises BrokenInvariant when the ledger refuses it."""
+        posted = await self._ledger.post(entry)
+        if posted.refused is not None:
+            raise BrokenInvariant(f"payment {payment.id} cannot be booked: {posted.refused}")
+        return posted.now
+
+    # What people are told
+
+    async def _refresh(self, topup_ids: Iterable[str], now_us: int) -> None:
+        """Write down how top-ups stand, so that lists and pages which look on see that something has changed."""
+        statements: list[Statement] = []
+        for topup in await self._topups_by_ids(sorted(topup_ids)):
+            payments = await select_payments(self._store, "WHERE topup_id = ?", (topup.id,))
+            state = standing(topup, payments, now_us).state
+            statements.append(("UPDATE topup SET state = ?, changed_at = ? WHERE id = ?", (state, now_us, topup.id)))
+        if statements:
+            await self._store.write(statements)
+
+    async def refresh_left(self, now_us: int) -> None:
+        """Write down how top-ups stand whose time is over, or whose payments have moved on without them. A job."""
+        rows = await self._store.fetch(
+            "SELECT id FROM topup WHERE state = 'waiting' AND ends_at <= ? UNION "
+            "SELECT t.id FROM payment p JOIN topup t ON t.id = p.topup_id WHERE p.changed_at > ? "
+            "AND p.changed_at > t.changed_at",
+            (now_us, now_us - DAY_US),
+        )
+        await self._refresh((str(row[0]) for row in rows), now_us)
+
+    def _paid(self, payment: Payment) -> str:
+        asset = self.asset_of(payment.rail, payment.asset)
+        return f"{asset.show(int(payment.units))} {asset.code} on {asset.network}"
+
+    def _mail(self, payment: Payment, paid: str, amount: int, now_us: int) -> Statement:
+        """Write the mail about a credit, unless the payment is marked as credited, and so was told of."""
+        receipt = f"\n\nReceipt: {self._public_url}/dashboard/receipts/{payment.transfer_id}" if amount else ""
+        body = (
+            f"Your payment of {paid} has arrived: {format_usd(amount)} were added to your balance at "
+            f"{self._site}.{receipt}\n"
+        )
+        insert = (
+            "INSERT INTO outbox (at, recipient, subject, body, next_at) SELECT ?, a.email, ?, ?, ? FROM payment p "
+            "JOIN account a ON a.id = p.account_id WHERE p.id = ? AND p.state = 'crediting' AND p.epoch = ?"
+        )
+        subject = f"Your balance at {self._site} was topped up"
+        return insert, (now_us, subject, body, now_us, payment.id, payment.epoch)
+
+    def _mail_of_return(self, account: Account, payment: Payment, paid: str, taken: int, now_us: int) -> Statement:
+        body = (
+            f"Your payment of {paid} was confirmed, and has since been undone by its network: it is in no block any "
+            f"more. {format_usd(taken)} were taken back from your balance at {self._site}. Should the payment be "
+            "confirmed again, it is credited again by itself.\n"
+        )
+        subject = f"A payment to your balance at {self._site} was undone"
+        guarded = (
+            "INSERT INTO outbox (at, recipient, subject, body, next_at) SELECT ?, ?, ?, ?, ? FROM payment p "
+            "WHERE p.id = ? AND p.state = 'reversing' AND p.epoch = ?"
+        )
+        return guarded, (now_us, account.email, subject, body, now_us, payment.id, payment.epoch)
+
+    async def _by_ids(self, ids: Sequence[str]) -> list[Payment]:
+        if not ids:
+            return []
+        return await select_payments(self._store, f"WHERE id IN ({placeholders(ids)})", tuple(ids))
+
+    async def _topups_by_ids(self, ids: Sequence[str]) -> list[Topup]:
+        if not ids:
+            return []
+        return await select_topups(self._store, f"WHERE id IN ({placeholders(ids)})", tuple(ids))
+
+    async def _again(self, payment: Payment) -> Payment:
+        return (await self._by_ids([payment.id]))[0]
+
+
+def _id(sighting: Sighting) -> str:
+    return f"{sighting.rail}:{sighting.ident}"
+
+
+def _state(confirmations: int) -> PaymentState:
+    if confirmations < 0:
+        return "gone"
+    return "confirming" if confirmations else "seen"
+
+
+def _stands(row: Payment) -> bool:
+    """Whether an interval of an address's total is taken: also while it is still to be taken back."""
+    return row.state != "gone"
+
+
+def _differs(row: Payment, sighting: Sighting) -> bool:
+    told = (sighting.confirmations, int(sighting.final), sighting.block or None, sighting.height)
+    moved = (row.confirmations, row.final, row.block, row.height) != told
+    undecided = row.state in {"seen", "confirming", "gone"}
+    lost = row.state in {"crediting", "credited"} and (row.lost_at_us is None) == (sighting.confirmations <= 0)
+    return moved or lost or (undecided and row.state != _state(sighting.confirmations))
+
+
+def _see(sighting: Sighting, now_us: int) -> Statement:
+    """Make the statement that takes in where a payment is now."""
+    confirmations = sighting.confirmations
+    return _SEE, (
+        *(confirmations, sighting.tx, sighting.block, sighting.height, now_us, int(sighting.final)),
+        *(confirmations, now_us, _state(confirmations), _id(sighting)),
+    )
+
+
+def _lock(payment: Payment) -> Statement:
+    """Let two processes that tell of the same payment do so one after the other: the second finds it told."""
+    return "UPDATE payment SET changed_at = changed_at WHERE id = ?", (payment.id,)
+
+
+def _house(transfer_id: str, payment: Payment, amount_nanos: int, *, back: bool) -> Transfer:
+    """Make the entry for what a customer had spent of a payment that has gone, or for its return."""
+    cash, loss = "house:cash", "house:adjustments"
+    return Transfer(
+        id=transfer_id,
+        debit_account=cash if back else loss,
+        credit_account=loss if back else cash,
+        amount_nanos=amount_nanos,
+        code="loss",
+        actor=f"rail:{payment.rail}",
+        memo=f"{'found again' if back else 'spent before it was reversed'}: payment {payment.id}",
+    )

@@ -1,0 +1,70 @@
+"""Incidents: what an operator has to look at, for no rule can decide it. Each is opened once, and closed by hand."""
+
+from typing import Final, Literal
+
+import msgspec
+
+from farebox.errors import InvalidRequest
+from farebox.store.protocol import Statement, Store
+
+Kind = Literal[
+    "stray_payment",
+    "reversed",
+    "payment_changed",
+    "wrong_chain",
+    "watcher_behind",
+    "swept_early",
+    "difference",
+    "marked_by_hand",
+    "closed_account",
+]
+_OPEN: Final = (
+    "INSERT INTO incident (kind, ref, words, account_id, opened_at) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (kind, ref) DO UPDATE SET words = excluded.words, opened_at = excluded.opened_at, "
+    "closed_at = NULL, closed_by = NULL, closing = NULL WHERE incident.closed_at IS NOT NULL"
+)
+_COLUMNS: Final = "id, kind, ref, words, account_id, opened_at, closed_at, closed_by, closing"
+
+
+class Incident(msgspec.Struct, frozen=True):
+    """One incident. `ref` is what it is about: a payment, a rail, an address."""
+
+    id: int
+    kind: Kind
+    ref: str
+    words: str
+    account_id: int | None
+    opened_at_us: int
+    closed_at_us: int | None
+    closed_by: str | None
+    closing: str | None
+
+
+def opened(kind: Kind, ref: str, words: str, now_us: int, account_id: int | None = None) -> Statement:
+    """Make the statement that opens an incident. One that is there already stays as it is, unless it was closed."""
+    return _OPEN, (kind, ref, words, account_id, now_us)
+
+
+async def open_incidents(store: Store, most: int = 200) -> list[Incident]:
+    """Give those nobody has closed, oldest first."""
+    return await _select(store, "WHERE closed_at IS NULL ORDER BY opened_at, id LIMIT ?", (most,))
+
+
+async def closed_incidents(store: Store, most: int = 50) -> list[Incident]:
+    """Give those that were closed last, newest first."""
+    return await _select(store, "WHERE closed_at IS NOT NULL ORDER BY closed_at DESC, id DESC LIMIT ?", (most,))
+
+
+def closed(incident_id: int, by: str, words: str, now_us: int) -> Statement:
+    """Make the statement that closes an incident, if nobody has. Raises InvalidRequest without words."""
+    if not words.strip():
+        raise InvalidRequest("say what was done about it: whoever looks later has nothing else")
+    return (
+        "UPDATE incident SET closed_at = ?, closed_by = ?, closing = ? WHERE id = ? AND closed_at IS NULL",
+        (now_us, by, words.strip(), incident_id),
+    )
+
+
+async def _select(store: Store, where: str, params: tuple[int, ...]) -> list[Incident]:
+    rows = await store.fetch(f"SELECT {_COLUMNS} FROM incident {where}", params)  # noqa: S608  fixed texts
+    return [Incident(*row) for row in rows]
