@@ -8,10 +8,9 @@ from farebox.config.locate import Path
 from farebox.config.reader import Reader, show
 from farebox.payments.keys import fault_in_key
 from farebox.payments.settings import FINAL, BitcoinSettings, BtcpaySettings, Depth, EvmSettings, PaymentSettings
+from farebox.payments.test_wallets import TEST_CHAIN_IDS
 
 _RESERVED: Final = frozenset({"bitcoin", "btcpay", "simulated"})
-_TEST_CHAINS: Final = frozenset({1337, 31337})
-"""Chain ids of development nodes (geth --dev; anvil and hardhat)."""
 _MOST_SPREAD: Final = 20
 
 
@@ -103,7 +102,7 @@ def _check_depths(reader: Reader, path: Path, depths: tuple[Depth, ...]) -> None
 def _check_test_wallet(
     reader: Reader, bitcoin: BitcoinSettings | None, chains: Sequence[tuple[Path, EvmSettings]]
 ) -> None:
-    real = [chain.name for _, chain in chains if chain.chain_id not in _TEST_CHAINS]
+    real = [chain.name for _, chain in chains if chain.chain_id not in TEST_CHAIN_IDS]
     if bitcoin is not None and bitcoin.key and bitcoin.network != "regtest":
         real.append("bitcoin")
     if real:

@@ -1,6 +1,6 @@
 """The till: all that takes payments in, made from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -17,6 +17,7 @@ from farebox.payments.rails import Asset, Rail, Watcher
 from farebox.payments.rates.rates import Rates
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.payments.simulated import SimulatedRail, SimulatedWatcher
+from farebox.payments.test_wallets import BitcoinTestWallet, EvmTestWallet, TestWallet
 from farebox.payments.topups import Topups
 from farebox.payments.uris import bitcoin_uri, ether_uri, token_uri
 from farebox.payments.watching import Rounds
@@ -42,11 +43,15 @@ class Till(Struct, frozen=True, kw_only=True):
     topups: Topups
     rounds: tuple[Rounds, ...]
     """One for each watcher."""
+    test_wallets: Mapping[str, TestWallet]
+    """By rail: who pays at the push of a button, where the chain is one to try things on."""
 
     async def close(self) -> None:
         """End what is open to nodes and processors."""
         for one in self.rounds:
             await one.watcher.close()
+        for wallet in self.test_wallets.values():
+            await wallet.close()
 
 
 def make_till(
@@ -88,7 +93,17 @@ def make_till(
         deposits=deposits,
         topups=topups,
         rounds=tuple(Rounds(store, watcher, warn) for watcher in watchers),
+        test_wallets=_test_wallets(settings),
     )
+
+
+def _test_wallets(settings: TillSettings) -> dict[str, TestWallet]:
+    wallets: dict[str, TestWallet] = {}
+    if settings.payments.test_wallet and settings.bitcoin.key:
+        wallets["bitcoin"] = BitcoinTestWallet(settings.bitcoin)
+    if settings.payments.test_wallet:
+        wallets |= {evm.name: EvmTestWallet(evm) for evm in settings.evm}
+    return wallets
 
 
 def _bitcoin_rail(
