@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
@@ -52,7 +53,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One source. `pick` takes bid, ask and time for an asset out of an answer: None for those it does not tell."""
+    """One source. `pick` takes bid, ask and time for an asset out of an answer; UNSET: it tells none."""
 
     name: RateSource
     base: str
@@ -81,10 +82,10 @@ class Source(msgspec.Struct, frozen=True):
         except (KeyError, TypeError, IndexError) as error:
             raise RailTrouble(f"{self.name} answers in a form that is not known{_complaint(answer)}") from error
         price = self._dollars(bid, asset)
-        if ask is not None and self._dollars(ask, asset) < price:
+        if ask is not UNSET and self._dollars(ask, asset) < price:
             raise RailTrouble(f"{self.name} says that {asset} is bought for more than it is sold: {bid!s:.60}")
         whole, part = price.as_integer_ratio()  # a product of Decimals would be rounded
-        return Price(whole * NANOS_PER_USD // part, now_us if at is None else self._moment(at, asset, now_us))
+        return Price(whole * NANOS_PER_USD // part, now_us if at is UNSET else self._moment(at, asset, now_us))
 
     def _dollars(self, told: Any, asset: str) -> Decimal:
         """Read a price: plain decimals as text, or a JSON number."""
@@ -139,7 +140,7 @@ def _complaint(answer: Any) -> str:
 def _from_kraken(answer: Any, asset: str) -> tuple[Any, Any, Any]:
     """https://docs.kraken.com/api, "Get Ticker Information": arrays of price, whole lot volume, lot volume; no time."""
     pair = answer["result"][{"BTC": "XXBTZUSD", "ETH": "XETHZUSD", "USDT": "USDTZUSD"}[asset]]
-    return pair["b"][0], pair["a"][0], None
+    return pair["b"][0], pair["a"][0], UNSET
 
 
 def _from_coinbase(answer: Any, _: str) -> tuple[Any, Any, Any]:
@@ -156,7 +157,7 @@ def _from_binance(answer: Any, asset: str) -> tuple[Any, Any, Any]:
     """https://developers.binance.com, spot, "Symbol order book ticker"; no time."""
     if answer["symbol"] != f"{asset}USDT":
         raise KeyError("symbol")
-    return answer["bidPrice"], answer["askPrice"], None
+    return answer["bidPrice"], answer["askPrice"], UNSET
 
 
 _COINGECKO_IDS: Final = {"BTC": "bitcoin", "ETH": "ethereum", "USDT": "tether"}
@@ -165,7 +166,7 @@ _COINGECKO_IDS: Final = {"BTC": "bitcoin", "ETH": "ethereum", "USDT": "tether"}
 def _from_coingecko(answer: Any, asset: str) -> tuple[Any, Any, Any]:
     """https://docs.coingecko.com, "Coin price by ids": one price, no bid; made anew about once a minute."""
     told = answer[_COINGECKO_IDS[asset]]
-    return told["usd"], None, told["last_updated_at"]
+    return told["usd"], UNSET, told["last_updated_at"]
 
 
 SOURCES: Final = (
