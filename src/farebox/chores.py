@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from farebox.accounts.mail import Postman
+from farebox.clock import DAY_US
 from farebox.gateway.messages import Messages
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
@@ -14,6 +15,8 @@ from farebox.parts import Parts
 _TEND_S: Final = 5.0
 """How often top-ups are looked after that no watcher has moved."""
 _RATES_S: Final = 45.0
+_RECONCILE_S: Final = 600.0
+"""How often it is seen whether chain and books are to be compared again, which is once a day."""
 _LOOK_OUT_S: Final = 15.0
 
 
@@ -93,9 +96,24 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
             await parts.announcements.refresh(clock())
 
     lead(5.0, "send_mail", postman.send)
+
+    async def reconcile(now_us: int) -> None:
+        if await parts.till.reconciler.is_due(now_us, DAY_US):
+            for outcome in await parts.till.reconciler.compare(now_us):
+                tell = parts.log.error if outcome.differences or outcome.error else parts.log.info
+                tell(
+                    "payments_reconciled",
+                    rail=outcome.rail,
+                    asset=outcome.asset,
+                    addresses=outcome.looked_at,
+                    differences=len(outcome.differences),
+                    error=outcome.error,
+                )
+
     lead(_TEND_S, "tend_topups", parts.till.topups.tend)
     if parts.till.rounds:
         lead(_RATES_S, "refresh_rates", parts.till.rates.refresh)
+        lead(_RECONCILE_S, "reconcile", reconcile)
     for rounds in parts.till.rounds:
         lead(rounds.watcher.pause_s, f"watch_{rounds.watcher.name}", rounds.go)
     lead(_LOOK_OUT_S, "look_out", parts.herald.lookout.look)

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from farebox.errors import InvalidRequest
+from farebox.errors import InvalidRequest, NotFound
 from farebox.store.protocol import Statement, Store
 
 Kind = Literal[
@@ -48,6 +48,14 @@ def opened(kind: Kind, ref: str, words: str, now_us: int, account_id: int | None
 async def open_incidents(store: Store, most: int = 200) -> list[Incident]:
     """Give those nobody has closed, oldest first."""
     return await _select(store, "WHERE closed_at IS NULL ORDER BY opened_at, id LIMIT ?", (most,))
+
+
+async def find_incident(store: Store, incident_id: int) -> Incident:
+    """Find an incident. Raises NotFound."""
+    rows = await _select(store, "WHERE id = ?", (incident_id,))
+    if not rows:
+        raise NotFound("there is no such incident")
+    return rows[0]
 
 
 async def closed_incidents(store: Store, most: int = 50) -> list[Incident]:

@@ -8,13 +8,13 @@ from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger
 from farebox.money import NANOS_PER_USD
 from farebox.payments.addresses import Addresses
-from farebox.payments.chains.bitcoin import BitcoinWatcher
-from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.coins import CoinRail
 from farebox.payments.deposits import Deposits
 from farebox.payments.keys import ExtendedKey
+from farebox.payments.office import Office
 from farebox.payments.rails import Asset, Rail, Watcher
 from farebox.payments.rates.rates import Rates
+from farebox.payments.reconcile import ChainView, Reconciler
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.payments.simulated import SimulatedRail, SimulatedWatcher
 from farebox.payments.test_wallets import BitcoinTestWallet, EvmTestWallet, TestWallet
@@ -41,6 +41,8 @@ class Till(Struct, frozen=True, kw_only=True):
     rates: Rates
     deposits: Deposits
     topups: Topups
+    office: Office
+    reconciler: Reconciler
     rounds: tuple[Rounds, ...]
     """One for each watcher."""
     test_wallets: Mapping[str, TestWallet]
@@ -73,10 +75,14 @@ def make_till(
         rails[SimulatedRail.name] = SimulatedRail()
         watchers.append(SimulatedWatcher(store, deposits))
     if settings.bitcoin.key:
+        from farebox.payments.chains.bitcoin import BitcoinWatcher
+
         key = ExtendedKey(settings.bitcoin.key.reveal(), "bitcoin", settings.bitcoin.network)
         rails["bitcoin"] = _bitcoin_rail(settings, store, addresses, rates, key)
         watchers.append(BitcoinWatcher(store, deposits, settings.bitcoin, key, addresses))
     for evm in settings.evm:
+        from farebox.payments.chains.evm_watcher import EvmWatcher
+
         rails[evm.name] = _evm_rail(settings, evm, store, addresses, rates)
         watchers.append(EvmWatcher(store, deposits, evm, addresses))
     topups = Topups(
@@ -86,12 +92,16 @@ def make_till(
         most_nanos=settings.payments.most_usd * NANOS_PER_USD,
         open_at_once=settings.payments.open_at_once,
     )
+    views: dict[str, ChainView] = {}
+    reconciler = Reconciler(store, views, {name: rail.assets for name, rail in rails.items()})
     return Till(
         settings=settings,
         addresses=addresses,
         rates=rates,
         deposits=deposits,
         topups=topups,
+        office=Office(store, deposits, addresses, rates, reconciler),
+        reconciler=reconciler,
         rounds=tuple(Rounds(store, watcher, warn) for watcher in watchers),
         test_wallets=_test_wallets(settings),
     )

@@ -14,6 +14,7 @@ from farebox.web.admin.money import Money
 from farebox.web.admin.outbox import Outbox
 from farebox.web.admin.settings import SettingsRoom
 from farebox.web.admin.today import Today
+from farebox.web.admin.topups import TopupsRoom
 from farebox.web.admin.upstreams import Upstreams
 from farebox.web.admin.viewing import Viewing
 from farebox.web.kit import Kit
@@ -30,6 +31,7 @@ class Admin:
             Viewing(kit, admins),
             Money(kit, admins),
             CustomerRoom(kit, admins),
+            TopupsRoom(kit, admins),
             LedgerRoom(kit, admins),
             AuditLog(kit, admins),
             Outbox(kit, admins),
