@@ -74,7 +74,10 @@ class Office:
     async def gaps(self) -> list[KeyGap]:
         """Tell of each key how far its addresses have been given out."""
         rows = await self._store.fetch("SELECT id, family, fingerprint FROM watch_key ORDER BY id")
-        return [KeyGap(*row, await self._addresses.gap(row[0])) for row in rows]
+        return [
+            KeyGap(key_id, family, fingerprint, await self._addresses.gap(key_id))
+            for key_id, family, fingerprint in rows
+        ]
 
     async def to_sweep(self) -> list[DepositAddress]:
         """Give the addresses that money came to."""
