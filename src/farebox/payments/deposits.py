@@ -51,6 +51,8 @@ _SEE: Final = (
     "lost_at = CASE WHEN ? > 0 THEN NULL WHEN state IN ('crediting', 'credited') THEN coalesce(lost_at, ?) END, "
     "state = CASE WHEN state IN ('seen', 'confirming', 'gone') THEN ? ELSE state END WHERE id = ?"
 )
+_UNITS: Final = "UPDATE payment SET units = ? WHERE id = ? AND epoch = 0"
+"""The same transaction, mined again in another block, may move another amount: a contract decides as it runs."""
 _USED: Final = "UPDATE deposit_address SET used_at = coalesce(used_at, ?) WHERE address = ?"
 _DONE: Final = (
     "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
@@ -120,27 +122,30 @@ class Deposits:
     # Sightings into rows
 
     async def _take_in(self, sightings: Sequence[Sighting], now_us: int) -> None:
-        ids = [_id(one) for one in sightings]
-        known = {one.id: one for one in await self._by_ids(ids)}
+        known = {one.id: one for one in await self._by_ids([_id(one) for one in sightings])}
         statements: list[Statement] = []
         contested: list[Sighting] = []
+        moved: list[str] = []
         for sighting in sightings:
             row = known.get(_id(sighting))
+            if sighting.units <= 0 or (row is not None and not _differs(row, sighting)):
+                continue
+            moved.append(_id(sighting))
             comes_in = row is None or (row.state == "gone" and sighting.confirmations >= 0)
             if comes_in and overlaps(sighting.ident, sighting.ident):
                 contested.append(sighting)
             elif row is None:
                 statements += await self._first_sight(sighting, now_us)
-            elif row.units != str(sighting.units) or row.address != sighting.address:
+            elif row.address != sighting.address or (row.epoch and row.units != str(sighting.units)):
                 words = f"it was {row.units} units to {row.address}, and is {sighting.units} to {sighting.address} now"
                 statements.append(opened("payment_changed", row.id, words, now_us, row.account_id))
-            elif _differs(row, sighting):
-                statements.append(_see(sighting, now_us))
+            else:
+                statements += [(_UNITS, (str(sighting.units), row.id)), _see(sighting, now_us)]
         if statements:
             await self._store.write(statements)
         for sighting in contested:
             await self._let_in(sighting, now_us)
-        await self._refresh({one.topup_id for one in await self._by_ids(ids) if one.topup_id}, now_us)
+        await self._refresh({one.topup_id for one in await self._by_ids(moved) if one.topup_id}, now_us)
 
     async def _first_sight(self, sighting: Sighting, now_us: int, guard: Statement = ("", ())) -> list[Statement]:
         """Make the statements that write down a payment that was not known."""
@@ -492,9 +497,10 @@ def _stands(row: Payment) -> bool:
 def _differs(row: Payment, sighting: Sighting) -> bool:
     told = (sighting.confirmations, int(sighting.final), sighting.block or None, sighting.height)
     moved = (row.confirmations, row.final, row.block, row.height) != told
+    changed = (row.units, row.address) != (str(sighting.units), sighting.address)
     undecided = row.state in {"seen", "confirming", "gone"}
     lost = row.state in {"crediting", "credited"} and (row.lost_at_us is None) == (sighting.confirmations <= 0)
-    return moved or lost or (undecided and row.state != _state(sighting.confirmations))
+    return moved or changed or lost or (undecided and row.state != _state(sighting.confirmations))
 
 
 def _see(sighting: Sighting, now_us: int) -> Statement:

@@ -10,7 +10,7 @@ from farebox.accounts.operators import Operator, customer
 from farebox.errors import InvalidRequest, NotFound
 from farebox.payments.addresses import Addresses, DepositAddress, Gap
 from farebox.payments.deposits import Deposits
-from farebox.payments.incidents import Incident, closed, find_incident
+from farebox.payments.incidents import Incident, closed, find_incident, open_incidents
 from farebox.payments.rates.rates import Rates, SourceHealth
 from farebox.payments.reconcile import Outcome, Reconciler, last_outcomes
 from farebox.payments.records import Payment, Topup, TopupState, select_payments, select_topups
@@ -40,6 +40,10 @@ class Office:
         self._addresses = addresses
         self._rates = rates
         self._reconciler = reconciler
+
+    async def incidents(self) -> list[Incident]:
+        """Give the incidents that nobody has closed."""
+        return await open_incidents(self._store)
 
     async def watchers(self) -> list[Health]:
         """Tell how the watchers are."""
