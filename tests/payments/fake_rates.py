@@ -39,6 +39,8 @@ class FakeRates:
         """Sources in the order of the requests."""
         self.url = ""
         self.now_s = now_s
+        self.somebody_waits = asyncio.Event()
+        """Set once a slow source has been asked."""
         self._closing = asyncio.Event()
 
     async def serve(self, exchange: Exchange) -> None:
@@ -46,6 +48,7 @@ class FakeRates:
         self.asked.append(source)
         manner = self.manners.get(source, "right")
         if manner == "slow":
+            self.somebody_waits.set()
             await self._closing.wait()
         if manner == "error":
             status, said = _ERRORS[source]
