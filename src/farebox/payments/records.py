@@ -160,6 +160,11 @@ async def select_payments(store: Store, where: str, params: tuple[str | int, ...
     return [Payment(*row) for row in rows]
 
 
+async def payments_by_ids(store: Store, ids: Sequence[str]) -> list[Payment]:
+    """Give payments by their ids, those there are."""
+    return await select_payments(store, f"WHERE id IN ({placeholders(ids)})", tuple(ids)) if ids else []
+
+
 async def unfinished(store: Store, rail: str) -> list[Payment]:
     """Give the payments that a watcher must look at again: all that are not final."""
     return await select_payments(store, "WHERE rail = ? AND final = 0 ORDER BY seen_at, id", (rail,))
