@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+Span = tuple[int, int]
+"""From, to: wei of an address's total."""
+
 _IDENT: Final = re.compile(r"(0x[0-9a-fA-F]{40}):(0|[1-9][0-9]*)-([1-9][0-9]*)")
 
 
@@ -36,10 +39,30 @@ def overlaps(one: str, other: str) -> bool:
     return first[1] < second[2] and second[1] < first[2]
 
 
-def reaches(intervals: Iterable[tuple[int, int]]) -> int:
-    """Give the total up to which intervals lie end to end from 0."""
-    ends = dict(intervals)
-    total = 0
-    while total in ends:
-        total = ends[total]
-    return total
+def missing(total: int, standing: Iterable[Span], gone: Iterable[Span] = ()) -> list[Span]:
+    """Give what of a total no standing interval covers, as intervals: the payments that have to be made of it.
+
+    Where intervals that have gone fit in, in the order they are given, they come back as they were: the same money,
+    mined again, is the same payment again.
+    """
+    left = _uncovered(total, standing)
+    found: list[Span] = []
+    for start, end in gone:
+        for index, (begin, stop) in enumerate(left):
+            if begin <= start < end <= stop:
+                left[index : index + 1] = [piece for piece in ((begin, start), (end, stop)) if piece[0] < piece[1]]
+                found.append((start, end))
+                break
+    return sorted(found + left)
+
+
+def _uncovered(total: int, standing: Iterable[Span]) -> list[Span]:
+    spans: list[Span] = []
+    covered = 0
+    for start, end in sorted(standing):
+        if covered < min(start, total):
+            spans.append((covered, min(start, total)))
+        covered = max(covered, end)
+    if covered < total:
+        spans.append((covered, total))
+    return spans

@@ -25,6 +25,7 @@ _BATCH: Final = 100
 _DECIMALS: Final = "0x313ce567"
 _BALANCE_OF: Final = "0x70a08231"
 _TOO_MUCH: Final = ("range", "too many", "too large", "size", "limit", "exceed", "more than", "timeout", "timed out")
+_DROPPED: Final = ("missing trie", "prun", "histor", "archive", "state")
 _T = TypeVar("_T")
 
 
@@ -59,6 +60,14 @@ class Receipt(Struct, frozen=True):
     height: int
     succeeded: bool
     logs: tuple[Log, ...]
+
+
+class Spend(Struct, frozen=True):
+    """A transaction that gives some of the chain's own coin to an address. Both are 0x and lower-case hex."""
+
+    tx: str
+    to: str
+    wei: int
 
 
 class EvmNode:
@@ -211,6 +220,30 @@ class EvmNode:
         answers = await self._ask_all([("eth_getTransactionCount", [address, at]) for address in addresses])
         return [self._number(self._sound(one)) for one in answers]
 
+    async def balances_at(self, asked: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Give what addresses hold, each at the block whose hash stands beside it.
+
+        None where the node has the block, but has dropped what was held then. Raises RailTrouble as `balances` does.
+        """
+        return await self._states("eth_getBalance", asked)
+
+    async def nonces_at(self, asked: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Give how many transactions addresses have sent, each by the block beside it; None as `balances_at`."""
+        return await self._states("eth_getTransactionCount", asked)
+
+    async def spent_in(self, block_hash: str) -> list[Spend]:
+        """Give the transactions of a block that give some of the chain's own coin to somebody, also reverted ones."""
+        (answer,) = await self._ask_all([("eth_getBlockByHash", [block_hash, True])])
+        told = self._sound(answer)
+        if told is None:
+            raise self._trouble(f"the node has not got block {block_hash}")
+        spends = [self._fields(one) for one in self._list(self._fields(told).get("transactions"))]
+        return [
+            Spend(self._hash(one.get("hash")), "0x" + self._bytes(one.get("to"), 20).hex(), wei)
+            for one in spends
+            if one.get("to") is not None and (wei := self._number(one.get("value")))
+        ]
+
     async def decimals(self, contract: str) -> int:
         """Ask a token's contract for its decimals. Raises WrongChain where there is no such contract."""
         call = {"to": contract, "data": _DECIMALS}
@@ -229,6 +262,13 @@ class EvmNode:
         return [int.from_bytes(self._word(self._sound(one)), "big") for one in await self._ask_all(calls)]
 
     # Asking
+
+    async def _states(self, method: str, asked: Sequence[tuple[str, str]]) -> list[int | None]:
+        answers = await self._ask_all([(method, [address, _at(block_hash)]) for address, block_hash in asked])
+        return [
+            None if isinstance(one, RpcError) and _is_dropped(one) else self._number(self._sound(one))
+            for one in answers
+        ]
 
     async def _ask_all(self, calls: Sequence[Call], *, check: bool = True) -> list[Any]:
         try:
@@ -361,6 +401,12 @@ def _is_unknown(error: RpcError) -> bool:
     """Whether a node says that it knows no such block tag, or has none yet, and not that it has trouble just now."""
     words = ("not supported", "unsupported", "not found", "unknown block", "invalid")
     return error.code in {-32601, -32602} or any(one in error.words.lower() for one in words)
+
+
+def _is_dropped(error: RpcError) -> bool:
+    """Whether a node has the block, but only the newest states: each says so in its own way."""
+    words = error.words.lower()
+    return any(one in words for one in _DROPPED)
 
 
 def _is_too_much(error: RpcError) -> bool:
