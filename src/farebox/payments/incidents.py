@@ -17,6 +17,7 @@ Kind = Literal[
     "difference",
     "marked_by_hand",
     "closed_account",
+    "deep_reorg",
 ]
 _OPEN: Final = (
     "INSERT INTO incident (kind, ref, words, account_id, opened_at) VALUES (?, ?, ?, ?, ?) "
