@@ -92,6 +92,10 @@ class Heads:
             return Step(base=top, top=newest, hashes=kept, is_last=True, before=cursor)
         return await self._onward(fork, {height: one for height, one in kept.items() if height <= fork}, tip, cursor)
 
+    async def height(self) -> int | None:
+        """Give the height of the newest block that was read; None before there is one."""
+        return max((await self._read())[1], default=None)
+
     async def done(self, step: Step, now_us: int) -> None:
         """Write down that a step was read and told. Does nothing if another process has moved on meanwhile."""
         after = f"{step.top.height}:{step.top.hash}"
