@@ -14,7 +14,8 @@ from farebox.parts import Parts
 
 _TEND_S: Final = 5.0
 """How often top-ups are looked after that no watcher has moved."""
-_RATES_S: Final = 45.0
+_RATES_S: Final = 5.0
+"""How often it is seen which sources of rates are to be asked again: those that answer twice a minute."""
 _RECONCILE_S: Final = 600.0
 """How often it is seen whether chain and books are to be compared again, which is once a day."""
 _LOOK_OUT_S: Final = 15.0
@@ -111,8 +112,9 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
                 )
 
     lead(_TEND_S, "tend_topups", parts.till.topups.tend)
-    if parts.till.rounds:
+    if any(not rail.simulated for rail in parts.till.topups.rails.values()):
         lead(_RATES_S, "refresh_rates", parts.till.rates.refresh)
+    if parts.till.rounds:
         lead(_RECONCILE_S, "reconcile", reconcile)
     for rounds in parts.till.rounds:
         lead(rounds.watcher.pause_s, f"watch_{rounds.watcher.name}", rounds.go)

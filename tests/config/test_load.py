@@ -153,6 +153,14 @@ CASES = {
         "speed is for upstreams of kind",
     ),
     "negative weight": (UPSTREAM + "weight = -1", "weight is -1; it must be a whole number from 0 to 1000"),
+    "rates of one source": ('[payments]\nrates = ["kraken"]', "rates needs 2 sources at least"),
+    "rates of one source and Binance": (
+        '[payments]\nrates = ["kraken", "binance"]',
+        "what Binance says in USDT is worth what the others say",
+    ),
+    "rates of a stranger": ('[payments]\nrates = ["kraken", "mtgox"]', 'it must be "binance" or "bitstamp"'),
+    "rates from nowhere": ('[payments]\nrates_url = "localhost:9"', "rates_url must be a URL such as"),
+    "rates by a query": ('[payments]\nrates_url = "http://127.0.0.1:9/?q="', "without password or query"),
     "no models": ("models = []", "must be written [[models]], once for each of them, and at least once"),
     "plan in capitals": (
         '[[plans]]\nname = "Free"\nrequests_per_minute = 1\ntokens_per_minute = 1\nconcurrent = 1',

@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from farebox.config.locate import Path
 from farebox.config.reader import Reader, show
+from farebox.http.errands import read_target
 from farebox.payments.keys import fault_in_key
+from farebox.payments.rates.rates import QUORUM
 from farebox.payments.settings import FINAL, BitcoinSettings, BtcpaySettings, Depth, EvmSettings, PaymentSettings
 from farebox.payments.test_wallets import TEST_CHAIN_IDS
 
@@ -85,8 +87,25 @@ def _check_amounts(reader: Reader, payments: PaymentSettings) -> None:
         reader.problem(("payments", "least_usd"), f"is {payments.least_usd}, more than most_usd, {payments.most_usd}")
     if len(set(payments.rates)) < len(payments.rates):
         reader.problem(("payments", "rates"), "names a source twice")
-    if len(payments.rates) < 2:
-        reader.problem(("payments", "rates"), "needs two sources at least: one alone is believed by nobody")
+    if len(set(payments.rates) - {"binance"}) < QUORUM:
+        reader.problem(
+            ("payments", "rates"),
+            f"needs {QUORUM} sources at least, binance not counted: one alone is believed by nobody, "
+            "and what Binance says in USDT is worth what the others say",
+        )
+    if payments.rates_url and not _is_plain(payments.rates_url):
+        reader.problem(
+            ("payments", "rates_url"), 'must be a URL such as "http://127.0.0.1:9000", without password or query'
+        )
+
+
+def _is_plain(url: str) -> bool:
+    """Whether a path can be added to a URL, and be asked for."""
+    try:
+        read_target(url)
+    except ValueError:
+        return False
+    return "?" not in url
 
 
 def _check_depths(reader: Reader, path: Path, depths: tuple[Depth, ...]) -> None:
