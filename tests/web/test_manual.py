@@ -13,12 +13,19 @@ import pytest
 from farebox.billing import bound
 from farebox.billing.pricing import Catalogue, PriceList
 from farebox.books.prices import Prices
+from farebox.clock import DAY_US, US_PER_S
 from farebox.config import Config, load_config
 from farebox.config.told import offer_of
 from farebox.errors import Refusal
 from farebox.gateway import wire
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import Features
+from farebox.money import format_usd
+from farebox.payments.deposits import CONFIRMED_WITHIN_US
+from farebox.payments.intake import QUOTE_GRACE_US
+from farebox.payments.rates.rates import APART_PERCENT, QUORUM, USDT_FLOOR_NANOS
+from farebox.payments.rates.sources import FRESH_US
+from farebox.payments.records import OVER_PERCENT
 from farebox.store.protocol import Store
 from farebox.web.docs.book import CONTENTS, FEATURES, Book
 from farebox.web.docs.endpoint import Endpoint
@@ -353,6 +360,31 @@ def test_the_manual_tells_the_figures_in_force(tmp_path: Path) -> None:
         assert words in whole, words
     for words in ("up to 10 seconds", "sk-cc-", "mcp_servers", "must say `max_uses`", "/signup"):
         assert words not in whole, words
+
+
+def test_the_manual_tells_by_which_rule_payments_are_credited(tmp_path: Path) -> None:
+    """With the figures of the code, and those that an operator has set."""
+    floor = format_usd(USDT_FLOOR_NANOS)
+    assert (QUORUM, FRESH_US, QUOTE_GRACE_US) == (2, 120 * US_PER_S, 300 * US_PER_S)
+    assert CONFIRMED_WITHIN_US == DAY_US
+    told = (
+        "at least two exchanges",
+        "Prices older than two minutes do not count",
+        f"more than {APART_PERCENT} % away",
+        f"below {floor} none is quoted",
+        f"up to {OVER_PERCENT} % of the coins",
+        f"they share those {OVER_PERCENT} %",
+        "Five minutes after the end of a quote",
+    )
+    by_default = " ".join(BOOK.pages["top-ups"].source.split())
+    for words in (*told, "at that moment, less 1 %.", "20 minutes after it was made"):
+        assert words in by_default, words
+    own = book(tmp_path, "[payments]\nspread_percent = 0\nquote_minutes = 15\n")
+    page = " ".join(own.pages["top-ups"].source.split())
+    for words in (*told, "at that moment.", "15 minutes after it was made"):
+        assert words in page, words
+    dear = book(tmp_path, "[payments]\nspread_percent = 2.5\n").pages["top-ups"].source
+    assert "less 2.5 %." in dear
 
 
 def test_every_page_is_in_the_contents() -> None:

@@ -29,5 +29,6 @@ def offer_of(config: Config, prices: Prices) -> Offer:
         key_prefix=config.keys.prefix,
         sign_up=config.site.sign_up,
         private_webhooks=config.webhooks.allow_private,
+        payments=config.payments,
         texts=config.site_texts,
     )

@@ -8,6 +8,7 @@ from msgspec import Struct
 from farebox.billing.plans import Plan
 from farebox.billing.pricing import Catalogue, Model
 from farebox.books.prices import Prices
+from farebox.payments.settings import PaymentSettings
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -37,6 +38,8 @@ class Offer(Struct, frozen=True, kw_only=True):
     sign_up: Literal["open", "invitation", "closed"]
     private_webhooks: bool = False
     """Whether webhooks may go to private addresses, and by plain http."""
+    payments: PaymentSettings = PaymentSettings()
+    """How rates are made, and how long a quote holds."""
     texts: Mapping[str, str]
     """The operator's own pages as Markdown: terms, privacy, refunds; those there are."""
 
