@@ -166,6 +166,16 @@ def test_the_same_key_elsewhere_is_another_one_in_the_books() -> None:
     assert keys[0].address(3) == keys[1].address(3) != keys[2].address(3)
 
 
+def test_a_key_knows_where_its_wallet_has_it() -> None:
+    """As was told; else where wallets keep an account of that kind and number."""
+    second = written(wallet(ABOUT).derive("m/84h/0h/1h"), "zpub")
+    assert ExtendedKey(second, "bitcoin").path == "m/84h/0h/1h"
+    assert ExtendedKey(f"[73c5da0a/48h/0h/1h]{second}", "bitcoin").path == "m/48h/0h/1h"
+    assert ExtendedKey(f"[73c5da0a]{second}", "bitcoin").path == "m/84h/0h/1h"
+    assert ExtendedKey(VPUB, "bitcoin", "signet").path == "m/84h/1h/0h"
+    assert ExtendedKey(ETHER, "evm").path == "m/44h/60h/0h"
+
+
 def test_a_key_does_not_show_itself() -> None:
     key = ExtendedKey(ZPUB, "bitcoin")
     for shown in (repr(key), str(key), f"{key}", f"{[key]}"):

@@ -16,6 +16,7 @@ from farebox.cli.invite import invite
 from farebox.cli.key import key
 from farebox.cli.migrate import migrate
 from farebox.cli.outbox import outbox
+from farebox.cli.payments import payments
 from farebox.cli.receipt import receipt
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
@@ -25,7 +26,7 @@ _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, invite, key, outbox),
     "Books": (usage, ledger, audit, receipt),
-    "Operate": (doctor, backup, migrate, config, version),
+    "Operate": (doctor, payments, backup, migrate, config, version),
 }
 _EXAMPLES = (
     "farebox demo                             # a gateway to try, with a customer and a key",

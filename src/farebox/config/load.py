@@ -37,6 +37,7 @@ from farebox.config.settings import (
 from farebox.errors import ConfigError
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
+from farebox.payments.keys import PRIVATE, is_private
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.secret import Secret
 from farebox.store.urls import database_name, fault_in, is_postgres, without_password
@@ -393,6 +394,8 @@ def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
 def _sendable(text: str, whose: str) -> Secret:
     """Accept a secret that can stand in a header. The words never quote it."""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
+        if is_private(text):  # the words of a wallet
+            raise Wrong(whose.removesuffix("is") + PRIVATE)
         raise Wrong(f"{whose} no key: one is of letters, digits and signs, without spaces or line breaks")
     return Secret(text)
 

@@ -108,6 +108,9 @@ class Addresses:
     async def of_asset(self, rail: str, asset: str) -> list[DepositAddress]:
         return await self._select("WHERE rail = ? AND asset = ? ORDER BY id", rail, asset)
 
+    async def of_key(self, key_id: int) -> list[DepositAddress]:
+        return await self._select("WHERE key_id = ? ORDER BY position", key_id)
+
     async def export(self) -> list[DepositAddress]:
         """Give the addresses that money came to: what there is to sweep, key by key."""
         return await self._select("WHERE used_at IS NOT NULL ORDER BY key_id, position")

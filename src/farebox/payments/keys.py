@@ -69,11 +69,12 @@ _PRIVATE_FORMS: Final = (
 )
 _FEWEST_WORDS: Final = 6
 _ADDRESS: Final = re.compile(r"(?:bc|tb|bcrt)1[0-9a-z]{20,90}|0[xX][0-9a-fA-F]{40}|[123mn][1-9A-HJ-NP-Za-km-z]{25,34}")
-_PRIVATE: Final = (
+PRIVATE: Final = (
     "is a private key, or the words of one. Farebox only watches, and must never have it. If it has been in a file or "
     "a variable, treat it as compromised: move its coins to a new wallet, and give the public key of an account of "
     "that one (zpub…, xpub…) here"
 )
+"""What is said of one, wherever it is found, to go on after the name of a setting."""
 _COPY_AGAIN: Final = "copy the account's public key from the wallet again"
 
 
@@ -114,6 +115,14 @@ class ExtendedKey:
     def __repr__(self) -> str:
         return f"ExtendedKey({self.family}, {self.fingerprint[:8]})"
 
+    @property
+    def path(self) -> str:
+        """Where its wallet has it, "m/84h/0h/0h": as was told, else as wallets usually do (BIP84, BIP44)."""
+        if "/" in self.origin:
+            return f"m/{self.origin.partition('/')[2]}"
+        account = int.from_bytes(self._payload[9:13], "big") - _HARDENED
+        return f"{_usual_path(self.family, self.network)}/{account}h"
+
     def address(self, position: int) -> str | None:
         """Give the address at 0/`position`; None where there is none, which happens once in 2^127."""
         try:
@@ -149,8 +158,8 @@ def _take_apart(text: str, family: Family) -> _Stated:
     """Find key and origin in what may be a descriptor. Raises ConfigError."""
     if not text:
         raise ConfigError("is empty; it must be the account's extended public key")
-    if _is_private(text):
-        raise ConfigError(_PRIVATE)
+    if is_private(text):
+        raise ConfigError(PRIVATE)
     if _ADDRESS.fullmatch(text):
         raise ConfigError("is one address; every customer gets others, made of the account's extended public key")
     inner = text
@@ -166,7 +175,7 @@ def _take_apart(text: str, family: Family) -> _Stated:
     return _Stated(found["key"], (found["origin"] or "").lower().replace("'", "h"))
 
 
-def _is_private(text: str) -> bool:
+def is_private(text: str) -> bool:
     """Tell whether a text looks like something that coins can be spent with, mistyped or not."""
     if any(form.fullmatch(token) for token in re.findall(r"[0-9A-Za-z]+", text) for form in _PRIVATE_FORMS):
         return True
@@ -196,20 +205,26 @@ def _read(stated: _Stated, family: Family, network: str) -> bytes:
     if payload is None or len(payload) != _PAYLOAD_BYTES:
         raise ConfigError(_misread(stated.key))
     if payload[45] == 0:
-        raise ConfigError(_PRIVATE)
+        raise ConfigError(PRIVATE)
     kind = _KINDS.get(payload[:4])
     if kind is None:
         raise ConfigError(f"is a key of another chain; it must begin with xpub{'' if family == 'evm' else ' or zpub'}")
     if fault := _wrong_kind(kind, family, network):
         raise ConfigError(f"is a key that begins with {kind.name}: {fault}")
     if fault := _wrong_place(payload[4], int.from_bytes(payload[9:13], "big"), stated.origin):
-        account = "m/44h/60h/0h" if family == "evm" else f"m/84h/{0 if network == 'main' else 1}h/0h"
-        raise ConfigError(f"is not an account's key: {fault}. Give the one at {account}")
+        raise ConfigError(f"is not an account's key: {fault}. Give the one at {_usual_path(family, network)}/0h")
     try:
         PublicKey(payload[45:])
     except ValueError:
         raise ConfigError(f"holds no point of the curve; {_COPY_AGAIN}") from None
     return payload
+
+
+def _usual_path(family: Family, network: str) -> str:
+    """Give the path above accounts."""
+    if family == "evm":
+        return "m/44h/60h"
+    return "m/84h/0h" if network == "main" else "m/84h/1h"
 
 
 def _misread(text: str) -> str:

@@ -1,0 +1,138 @@
+"""`farebox payments check`: what an operator compares with his wallet before anybody pays."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from embit.descriptor.checksum import add_checksum
+
+from farebox.accounts.accounts import create_account
+from farebox.payments.addresses import Addresses
+from farebox.payments.keys import ExtendedKey
+from farebox.store.open import open_store
+from tests.cli.conftest import Farebox
+from tests.databases import write
+from tests.payments.wallets import ABOUT, ETHER, ZPUB, wallet, written
+
+FIRST = ("bc1qcr8te4kr609gcawutmrza0j4xv80jy8z306fyu", "bc1qnjg0jd8228aq7egyzacy8cys3knf9xvrerkf9g")
+
+
+def chain(name: str, chain_id: int, key: str) -> str:
+    return f'[[evm]]\nname = "{name}"\nchain_id = {chain_id}\nrpc = "http://127.0.0.1:9"\nkey = "{key}"\n'
+
+
+def configure(*tables: str) -> None:
+    Path("farebox.toml").write_text("\n".join(tables))
+
+
+async def give_out(url: str, key: ExtendedKey, count: int) -> None:
+    store = await open_store(url)
+    try:
+        addresses = Addresses(store)
+        for number in range(count):
+            account = await create_account(store, f"{number}@example.com", "pro", 1)
+            await addresses.fresh(account.id, "bitcoin", "BTC", key, 1)
+    finally:
+        await store.close()
+
+
+def test_addresses_are_shown_with_their_paths_before_there_are_any_books(farebox: Farebox) -> None:
+    """Chains with the same key are told together, and the books need not be there."""
+    configure(f'[bitcoin]\nkey = "{ZPUB}"', chain("ethereum", 1, ETHER), chain("polygon", 137, ETHER))
+    told = farebox("payments", "check", "--count", "2")
+    assert (told.code, told.err) == (0, "")
+    assert told.out.splitlines()[:9] == [
+        "Bitcoin",
+        "  account m/84h/0h/0h (usually), key fcbf7789",
+        f"  m/84h/0h/0h/0/0  {FIRST[0]}",
+        f"  m/84h/0h/0h/0/1  {FIRST[1]}",
+        "",
+        "ethereum, polygon",
+        "  account m/44h/60h/0h (usually), key b112c391",
+        "  m/44h/60h/0h/0/0  0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266",
+        "  m/44h/60h/0h/0/1  0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+    ]
+    assert "Your wallet must show the same addresses, in this order." in told.out
+    assert "How many addresses have been given out is not known: there is no database at" in told.out
+    keys = farebox("payments", "check", "--json").json["keys"]
+    assert [(one["family"], one["chains"], one["path"], one["path_told"], one["books"]) for one in keys] == [
+        ("bitcoin", ["Bitcoin"], "m/84h/0h/0h", False, None),
+        ("evm", ["ethereum", "polygon"], "m/44h/60h/0h", False, None),
+    ]
+    assert [place["address"] for place in keys[0]["addresses"]][:2] == list(FIRST)
+    assert len(keys[1]["addresses"]) == 3
+    for shown in (told.out, told.err, str(keys)):
+        assert "pub" not in shown
+
+
+@pytest.mark.usefixtures("at_books")
+def test_what_has_been_given_out_and_paid_to_is_told(farebox: Farebox, database_url: str) -> None:
+    key = ExtendedKey(ZPUB, "bitcoin")
+    descriptor = add_checksum(f"wpkh([73c5da0a/84h/0h/0h]{written(wallet(ABOUT).derive('m/84h/0h/0h'), 'xpub')}/0/*)")
+    configure(f'[bitcoin]\nkey = "{descriptor}"')
+    asyncio.run(give_out(database_url, key, 0))
+    told = farebox("payments", "check").out
+    assert "account m/84h/0h/0h, key fcbf7789" in told
+    assert "  none has been given out yet\n" in told
+    asyncio.run(give_out(database_url, key, 30))
+    assert "given out up to 0/29, none has been paid to: the wallet's gap limit must be 30 or more" in (
+        farebox("payments", "check").out
+    )
+    write(database_url, f"UPDATE deposit_address SET used_at = 1 WHERE address = '{FIRST[1]}'")
+    assert "given out up to 0/29, paid to up to 0/1: the wallet's gap limit must be 28 or more" in (
+        farebox("payments", "check").out
+    )
+    assert farebox("payments", "check", "--json").json["keys"][0]["books"] == {
+        "highest_issued": 29,
+        "highest_used": 1,
+        "gap_limit": 28,
+        "wrong": [],
+    }
+
+
+@pytest.mark.usefixtures("at_books")
+def test_an_address_that_somebody_has_put_into_the_books_is_found(farebox: Farebox, database_url: str) -> None:
+    configure(f'[bitcoin]\nkey = "{ZPUB}"')
+    asyncio.run(give_out(database_url, ExtendedKey(ZPUB, "bitcoin"), 5))
+    assert farebox("payments", "check").code == 0
+    theirs = ExtendedKey(ETHER, "bitcoin").address(0)
+    write(database_url, f"UPDATE deposit_address SET address = '{theirs}' WHERE position = 3")
+    told = farebox("payments", "check")
+    assert (told.code, "WRONG: 1 addresses in the books are not of this key: 0/3" in told.out) == (1, True)
+    as_json = farebox("payments", "check", "--json")
+    assert (as_json.code, as_json.json["keys"][0]["books"]["wrong"]) == (1, ["0/3"])
+
+
+def test_without_a_key_it_says_how_to_set_one(farebox: Farebox) -> None:
+    told = farebox("payments", "check")
+    assert (told.code, told.out) == (1, "")
+    assert (
+        "no key is set, so no coins are taken. Set key in [bitcoin] or [[evm]] to the extended public key" in told.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (f'[bitcoin]\nkey = "{ABOUT}"', "is a private key, or the words of one"),
+        (
+            '[bitcoin]\nkey = "file:seed.txt"',
+            "key takes the file seed.txt, which is a private key, or the words of one",
+        ),
+        (f'[bitcoin]\nkey = "{ZPUB}"\nnetwork = "regtest"', "it is of the main network, and network is"),
+        (f'[bitcoin]\nkey = "{ZPUB[:-1]}"', "is 110 characters long"),
+        (chain("ethereum", 1, ZPUB), "that is one of Bitcoin; wallets of EVM chains give an xpub"),
+        (chain("ethereum", 1, written(wallet(ABOUT).derive("m/44h/60h/0h"), "xprv")), "treat it as compromised"),
+    ],
+    ids=["words", "words in a file", "network", "cut off", "bitcoin's", "private"],
+)
+def test_a_wrong_key_is_told_with_its_line_and_never_shown(farebox: Farebox, tables: str, words: str) -> None:
+    configure(tables)
+    Path("seed.txt").write_text(ABOUT)
+    for command in (("payments", "check"), ("config", "check"), ("payments", "check", "--json")):
+        told = farebox(*command)
+        assert (told.code, told.out) == (1, "")
+        assert words in told.err
+        assert "farebox.toml:" in told.err
+        secret = ABOUT if "seed.txt" in tables else tables.partition('key = "')[2].partition('"')[0]
+        assert not [secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in told.err]
