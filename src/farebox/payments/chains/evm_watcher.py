@@ -5,6 +5,7 @@ from typing import Final
 
 from farebox.errors import RailTrouble
 from farebox.payments.addresses import Addresses
+from farebox.payments.chains.ether import EtherReader
 from farebox.payments.chains.evm import EvmNode
 from farebox.payments.chains.heads import Heads, Moved
 from farebox.payments.chains.rpc import JsonRpc
@@ -35,6 +36,7 @@ class EvmWatcher:
         self._addresses = addresses
         self._heads = Heads(store, self.node, settings.name)
         self._tokens = Tokens(store, self.node, settings)
+        self._ether = EtherReader(store, self.node, settings)
         self._is_checked = False
 
     async def look(self, now_us: int) -> Tip:
@@ -65,6 +67,8 @@ class EvmWatcher:
             await self._deposits.apply(await self._tokens.look(step, now_us), now_us)
             await self._heads.done(step, now_us)
             if step.is_last:
+                if self._settings.ether and step.top.hash == tip.hash:
+                    await self._deposits.apply(await self._ether.look(tip, step.hashes, now_us), now_us)
                 return Tip(tip.height, tip.hash, tip.at_us)
         raise RailTrouble(f"{self.name}: catching up: blocks up to {step.top.height} of {tip.height} are read")
 

@@ -20,6 +20,7 @@ CREATE TABLE deposit_address (                  -- an address belongs to one acc
   used_at    BIGINT,                           -- when money was first seen there: it is not quoted again
   looked_at  BIGINT NOT NULL DEFAULT 0,        -- of ether: when its balance was last asked for
   swept_at   BIGINT,                           -- of ether: when it was seen to have sent; its balance counts no longer
+  left_units TEXT,                             -- of ether: what it held after that; what comes on top is not credited
   UNIQUE (family, address),
   UNIQUE (key_id, position)
 );
@@ -53,6 +54,7 @@ CREATE TABLE topup (                            -- a customer's wish to pay
 CREATE INDEX topup_by_account ON topup (account_id, created_at);
 CREATE INDEX topup_by_address ON topup (address);
 CREATE INDEX topup_waiting ON topup (ends_at) WHERE state = 'waiting';
+CREATE INDEX topup_by_end ON topup (ends_at);
 CREATE INDEX topup_by_reference ON topup (reference) WHERE reference <> '';
 INSERT INTO topup
   (id, account_id, rail, asset, amount_nanos, asked_units, address, rate_nanos, pricing, needed, state, created_at,
