@@ -60,7 +60,7 @@ _KINDS: Final = {
 _EXPRESSION: Final = re.compile(
     r"(?:\[(?P<origin>[0-9a-fA-F]{8}(?:/[0-9]{1,10}[hH']?)*)\])?(?P<key>[0-9A-Za-z]+)(?P<below>/.*)?", re.DOTALL
 )
-_BELOW: Final = frozenset({None, "/0/*", "/<0;1>/*"})
+_BELOW: Final = frozenset({"/0/*", "/<0;1>/*"})
 _PRIVATE_FORMS: Final = (
     re.compile(r"[A-Za-z]prv[0-9A-Za-z]*"),  # extended: xprv, zprv, tprv and their like
     re.compile(r"[5KLc9][1-9A-HJ-NP-Za-km-z]{50,51}|6P[1-9A-HJ-NP-Za-km-z]{56}"),  # as wallets import one
@@ -170,8 +170,8 @@ def _take_apart(text: str, family: Family) -> _Stated:
     found = _EXPRESSION.fullmatch(inner)
     if found is None:
         raise ConfigError(f"cannot be read as an extended public key (xpub…, zpub…); {_COPY_AGAIN}")
-    if found["below"] not in _BELOW:
-        raise ConfigError("goes on after the key with another path than /0/*; addresses are always at 0/0, 0/1, 0/2 …")
+    if found["below"] not in _BELOW and (found["below"] or inner is not text):
+        raise ConfigError("has another path after the key than /0/*; addresses are always at 0/0, 0/1, 0/2 …")
     return _Stated(found["key"], (found["origin"] or "").lower().replace("'", "h"))
 
 
