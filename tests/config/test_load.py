@@ -1,8 +1,10 @@
 """The configuration: what it says by default, what it refuses and in which words, and that none of it leaks."""
 
+import json
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from farebox.config.offers import BandTable, PriceTable
 from farebox.errors import ConfigError
 from farebox.money import NANOS_PER_USD
 from farebox.secret import Secret
+from tests.payments.wallets import ETHER
 
 EXAMPLE = resources.files("farebox.config").joinpath("example.toml").read_text("utf-8")
 KEY = {"ANTHROPIC_API_KEY": "sk-ant-canary-4711"}
@@ -40,6 +43,23 @@ def uncommented() -> str:
     )
 
 
+def in_toml(value: Any) -> str:
+    """Write texts, numbers, and lists of them or of tables, as the file has them."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(in_toml(one) for one in value)}]"
+    if isinstance(value, msgspec.Struct):
+        told = {name: in_toml(one) for name, one in msgspec.structs.asdict(value).items() if one is not None}
+        return f"{{ {', '.join(f'{name} = {one}' for name, one in told.items())} }}"
+    return json.dumps(value)
+
+
+def load_uncommented(tmp_path: Path) -> Config:
+    """Load it, with the files beside it that it names."""
+    (tmp_path / "ethereum-rpc").write_text("https://rpc.example/v1/a-key")
+    (tmp_path / "evm.xpub").write_text(ETHER)
+    return load(tmp_path, uncommented(), KEY)
+
+
 def test_the_example_loads_as_it_is_printed(tmp_path: Path) -> None:
     config = load(tmp_path, EXAMPLE, KEY)
     assert [upstream.base_url for upstream in config.upstreams] == ["https://api.anthropic.com"]
@@ -48,7 +68,7 @@ def test_the_example_loads_as_it_is_printed(tmp_path: Path) -> None:
 
 
 def test_every_default_that_the_example_shows_is_the_default(tmp_path: Path) -> None:
-    shown, real = load(tmp_path, uncommented(), KEY), load(tmp_path, UPSTREAM)
+    shown, real = load_uncommented(tmp_path), load(tmp_path, UPSTREAM)
     for name in (*SINGLE_TABLES, "server_limits"):
         assert getattr(shown, name) == getattr(real, name), name
     assert shown.plans.default == real.plans.default
@@ -153,6 +173,9 @@ CASES = {
         "speed is for upstreams of kind",
     ),
     "negative weight": (UPSTREAM + "weight = -1", "weight is -1; it must be a whole number from 0 to 1000"),
+    "a spread that is no number": ("[payments]\nspread_percent = nan", "spread_percent"),
+    "a spread without end": ("[payments]\nspread_percent = inf", "spread_percent"),
+    "a spread of more than there is": ("[payments]\nspread_percent = 20.01", "it must be from 0 to 20"),
     "rates of one source": ('[payments]\nrates = ["kraken"]', "rates needs 2 sources at least"),
     "rates of one source and Binance": (
         '[payments]\nrates = ["kraken", "binance"]',
@@ -247,13 +270,15 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_lines(tmp_path: Path)
 
 
 def test_a_variable_overrides_every_single_setting(tmp_path: Path) -> None:
-    shown = load(tmp_path, uncommented(), KEY)
+    shown = load_uncommented(tmp_path)
     for name, types in SINGLE_TABLES.items():
         for type_ in types:
             struct = shown.server_limits if type_.__name__ == "ServerLimits" else getattr(shown, name)
             for field in type_.__struct_fields__:
                 value = getattr(struct, field)
-                said = value.reveal() if isinstance(value, Secret) else str(value)
+                said = in_toml(value) if isinstance(value, tuple) else str(value)
+                if isinstance(value, Secret):
+                    said = value.reveal()
                 config = load(tmp_path, "", {variable_name(name, field): said.lower() if value is True else said})
                 found = config.server_limits if type_.__name__ == "ServerLimits" else getattr(config, name)
                 assert getattr(found, field) == value
@@ -266,6 +291,12 @@ def test_a_variable_wins_over_the_file_and_is_named_when_it_is_wrong(tmp_path: P
     assert refused(tmp_path, text, {"FAREBOX_SERVER_PORT": "http"}) == [
         'FAREBOX_SERVER_PORT: server.port is "http"; it must be a whole number from 0 to 65535'
     ]
+
+
+@pytest.mark.parametrize("text", ["kraken", "[", '["kraken"]\nx = 1', "kraken,coinbase", '{ kraken = "x" }'])
+def test_a_variable_that_is_no_list_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
+    told = refused(tmp_path, UPSTREAM, {"FAREBOX_PAYMENTS_RATES": text})
+    assert all(line.startswith("FAREBOX_PAYMENTS_RATES: payments.rates") for line in told)
 
 
 def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _check_btcpay(reader: Reader, btcpay: BtcpaySettings) -> None:
 
 
 def _check_amounts(reader: Reader, payments: PaymentSettings) -> None:
-    if not 0 <= payments.spread_percent <= _MOST_SPREAD:
+    if not (payments.spread_percent.is_finite() and 0 <= payments.spread_percent <= _MOST_SPREAD):
         reader.problem(
             ("payments", "spread_percent"), f"is {payments.spread_percent}; it must be from 0 to {_MOST_SPREAD}"
         )

@@ -431,10 +431,15 @@ def _from_text(text: str, type_: inspect.Type) -> Any:
         type_ = type_.type
     if isinstance(type_, inspect.BoolType):
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
-    if isinstance(type_, inspect.IntType | inspect.FloatType):
+    if isinstance(type_, inspect.IntType | inspect.FloatType | inspect.DecimalType):
         try:
             return int(text) if isinstance(type_, inspect.IntType) else Decimal(text)
         except (ValueError, ArithmeticError):
+            return text
+    if isinstance(type_, inspect.VarTupleType):  # a list, as the file writes it
+        try:
+            return tomllib.loads(f"list = {text}", parse_float=Decimal)["list"]
+        except tomllib.TOMLDecodeError:
             return text
     return text
 
