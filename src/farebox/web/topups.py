@@ -10,7 +10,8 @@ from farebox.accounts.accounts import find_account
 from farebox.accounts.sessions import Session
 from farebox.errors import InvalidRequest, NotFound
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
-from farebox.payments.topups import LEAST_NANOS, MOST_NANOS, Topup
+from farebox.payments.records import Topup
+from farebox.payments.simulated import simulated_payment
 from farebox.web.kit import Kit
 from farebox.web.qr import draw_qr
 from farebox.web.visitors import read_form
@@ -26,7 +27,8 @@ class TopupRoom:
         self._store = kit.store
         self._clock = kit.clock
         self._visitors = kit.visitors
-        self._topups = kit.topups
+        self._topups = kit.till.topups
+        self._deposits = kit.till.deposits
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -53,11 +55,10 @@ class TopupRoom:
             status=422 if error else 200,
             me=me,
             account=await find_account(self._store, str(me.account_id)),
-            offered=self._topups.offered,
-            topups=[(one, self._topups.asset_of(one)) for one in await self._topups.all_of(me.account_id)],
+            offers=await self._topups.offers(self._clock()),
+            topups=[await self._topups.tell(one, self._clock()) for one in await self._topups.all_of(me.account_id)],
             presets=_PRESETS,
-            least=LEAST_NANOS,
-            most=MOST_NANOS,
+            most=self._topups.most_nanos,
             amount=amount,
             coin=coin,
             error=error,
@@ -67,17 +68,20 @@ class TopupRoom:
         topup = await self._own(request, me)
         if topup is None:
             return self._no_such_topup(request, me)
-        asset = self._topups.asset_of(topup)
+        told = await self._topups.tell(topup, self._clock())
+        asset = told.asset
         rail = self._topups.rails.get(topup.rail)
         return self._pages.render(
             request,
             "pay.html",
             me=me,
+            told=told,
             topup=topup,
             coin=asset,
+            now=self._clock(),
             simulated=rail is not None and rail.simulated,
             qr=draw_qr(topup.address) if topup.is_open else None,
-            due=topup.missing_units or int(topup.asked_units),
+            due=told.missing_units or int(topup.asked_units),
             again=decimal_usd(topup.amount_nanos),
         )
 
@@ -90,7 +94,7 @@ class TopupRoom:
         asked = int(topup.asked_units)
         paid = {"all": asked, "half": asked // 2, "double": asked * 2}.get((await read_form(request)).get("pay", ""), 0)
         if topup.state == "waiting" and paid:
-            await self._topups.observe(topup, paid, 0, self._clock())
+            await self._deposits.apply([simulated_payment(topup, paid, self._clock())], self._clock())
         return RedirectResponse(f"/dashboard/topup/{topup.id}", 303)
 
     async def _open(self, me: Session, coin: str, amount: str) -> str:
