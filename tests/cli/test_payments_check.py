@@ -98,7 +98,7 @@ def test_an_address_that_somebody_has_put_into_the_books_is_found(farebox: Fareb
     theirs = ExtendedKey(ETHER, "bitcoin").address(0)
     write(database_url, f"UPDATE deposit_address SET address = '{theirs}' WHERE position = 3")
     told = farebox("payments", "check")
-    assert (told.code, "WRONG: 1 addresses in the books are not of this key: 0/3" in told.out) == (1, True)
+    assert (told.code, "WRONG: the books have addresses that are not of this key: 0/3\n" in told.out) == (1, True)
     as_json = farebox("payments", "check", "--json")
     assert (as_json.code, as_json.json["keys"][0]["books"]["wrong"]) == (1, ["0/3"])
 

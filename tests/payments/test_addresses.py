@@ -48,10 +48,11 @@ async def test_an_address_is_kept_until_money_came_there_and_then_never_quoted_a
     await use(store, first)
     second = await addresses.fresh(alice, "bitcoin", "BTC", BITCOIN, NOW + 3)
     assert second == BITCOIN.address(1)
-    found = await addresses.find("bitcoin", first)
-    assert found is not None
-    assert (found.account_id, found.path, found.created_at_us, found.used_at_us) == (alice, "0/0", NOW, NOW)
-    assert await addresses.find("evm", first) is None
+    found, later = await addresses.all_of("bitcoin")
+    assert (found.address, found.account_id, found.path) == (first, alice, "0/0")
+    assert (found.created_at_us, found.used_at_us) == (NOW, NOW)
+    assert (later.address, later.created_at_us, later.used_at_us) == (second, NOW + 3, None)
+    assert await addresses.all_of("evm") == []
 
 
 async def test_accounts_assets_and_chains_have_addresses_of_their_own_from_one_row_of_positions(store: Store) -> None:

@@ -7,6 +7,7 @@ import click
 from msgspec import Struct
 
 from farebox.cli.common import Exampled, Invocation, common_options, open_books, pass_invocation, print_json, run
+from farebox.cli.payments_online import Asked, ask, show
 from farebox.config import Config
 from farebox.errors import ConfigError, StoreUnavailable
 from farebox.payments.addresses import Addresses, Gap
@@ -58,13 +59,16 @@ def payments() -> None:
 @click.option(
     "--count", metavar="N", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many addresses a key."
 )
+@click.option(
+    "--online", is_flag=True, help="Ask EVM chains, too, whether the addresses that come next were used before."
+)
 @common_options
 @pass_invocation
-def check(invocation: Invocation, count: int) -> int:
+def check(invocation: Invocation, count: int, *, online: bool) -> int:
     """Show the first addresses of each key, to compare with the wallet before going live.
 
-    Coins sent to an address that the wallet does not show are lost to it. No node is asked. Exit code 1 when no key is
-    set, one is wrong, or an address in the books is not of its key.
+    Coins sent to an address that the wallet does not show are lost to it. Exit code 1 when no key is set, one is wrong,
+    an address in the books is not of its key, or, with --online, one that comes next has been used before.
     """
     config = invocation.config(secrets=True)
     keys = _keys(config)
@@ -75,11 +79,15 @@ def check(invocation: Invocation, count: int) -> int:
             "of an account (zpub…, xpub…)"
         )
     told, without = run(_look(config, keys, count))
+    asked = run(_ask(config, told)) if online else None
     if invocation.as_json:
-        print_json({"keys": told})
+        print_json({"keys": told, "online": asked})
     else:
         _show(told, without)
-    return 1 if any(one.books and one.books.wrong for one in told) else 0
+        for one in asked or ():
+            show(one)
+    wrong = any(one.books and one.books.wrong for one in told)
+    return 1 if wrong or any(one.used or one.trouble for one in asked or ()) else 0
 
 
 def _keys(config: Config) -> list[tuple[ExtendedKey, list[str]]]:
@@ -110,6 +118,18 @@ async def _look(config: Config, keys: Sequence[tuple[ExtendedKey, list[str]]], c
         shown = [_Place(f"{key.path}/0/{position}", address) for position, address in places if address]
         told.append(_Key(key.family, chains, key.path, "/" in key.origin, key.fingerprint, shown, history))
     return told, without
+
+
+async def _ask(config: Config, told: Sequence[_Key]) -> list[Asked]:
+    """Ask each chain whose own coin is taken about the addresses that come next."""
+    issued = {one.fingerprint: one.books.highest_issued for one in told if one.books}
+    asked = []
+    for chain in config.evm:
+        if chain.key and chain.ether:
+            key = ExtendedKey(chain.key.reveal(), "evm")
+            highest = issued.get(key.fingerprint)
+            asked.append(await ask(chain, key, 0 if highest is None else highest + 1))
+    return asked
 
 
 async def _history(addresses: Addresses, key: ExtendedKey) -> _Books:
@@ -144,8 +164,8 @@ def _show(told: Sequence[_Key], without: str) -> None:
 def _words(books: _Books) -> str:
     if books.wrong:
         mark = click.style("WRONG", fg="red", bold=True)
-        listed = ", ".join(books.wrong[:5]) + (" …" if len(books.wrong) > 5 else "")
-        return f"{mark}: {len(books.wrong)} addresses in the books are not of this key: {listed}"
+        listed = ", ".join(books.wrong[:5]) + (f" … ({len(books.wrong)} in all)" if len(books.wrong) > 5 else "")
+        return f"{mark}: the books have addresses that are not of this key: {listed}"
     if books.highest_issued is None:
         return "none has been given out yet"
     used = "none has been paid to" if books.highest_used is None else f"paid to up to 0/{books.highest_used}"

@@ -97,11 +97,6 @@ class Addresses:
                     return made
         raise BrokenInvariant(f"watch_key {key_id} gives no new address: its next positions are always taken")
 
-    async def find(self, family: Family, address: str) -> DepositAddress | None:
-        """Find an address; of EVM chains it must be written as EIP-55 says, see encodings.checksummed."""
-        found = await self._select("WHERE family = ? AND address = ?", family, address)
-        return found[0] if found else None
-
     async def all_of(self, family: Family) -> list[DepositAddress]:
         return await self._select("WHERE family = ? ORDER BY id", family)
 
