@@ -26,6 +26,7 @@ test: $(VENV)/.dev  ## Run every test, real clients included
 	bash tests/web/install.sh
 	bash tests/clients/install.sh
 	bash tests/deploy/install.sh
+	bash tests/chains/install.sh
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.dev  ## Lint, formatting, types, layers
@@ -43,6 +44,7 @@ bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half a
 
 soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, api (SOAK="races --rounds 5000" for one)
 	@bash tests/install.sh
+	bash tests/chains/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)
 
 screenshots: $(VENV)/.dev  ## Take every page with demo data, at two widths, light and dark, into .screenshots

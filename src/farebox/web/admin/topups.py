@@ -93,7 +93,7 @@ class TopupsRoom:
             await self._office.assign(by, form.get("payment", "")[:_ID_CHARS], who, reason, self._clock())
         except (InvalidRequest, NotFound) as refused:
             return await self.all(request, me, str(refused))
-        return RedirectResponse(f"{_HERE}#strays", 303)
+        return RedirectResponse(_HERE, 303)
 
     async def close(self, request: Request, me: Session) -> Response:
         form = await read_form(request)
@@ -107,13 +107,13 @@ class TopupsRoom:
             raise HTTPException(404) from error
         except InvalidRequest as refused:
             return await self.all(request, me, str(refused))
-        return RedirectResponse(f"{_HERE}#incidents", 303)
+        return RedirectResponse(_HERE, 303)
 
     async def compare(self, request: Request, me: Session) -> Response:
         outcomes = await self._office.compare(operator_of(request, me), self._clock())
         if errors := [f"{one.rail} {one.asset}: {one.error}" for one in outcomes if one.error]:
             return await self.all(request, me, "; ".join(errors))
-        return RedirectResponse(f"{_HERE}#compared", 303)
+        return RedirectResponse(_HERE, 303)
 
 
 async def _rows(addresses: list[DepositAddress]) -> AsyncIterator[Mapping[str, Cell]]:
