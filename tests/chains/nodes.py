@@ -1,4 +1,4 @@
-"""Real nodes of test chains on this machine: bitcoind in regtest, anvil for EVM chains. Started on free ports, ended after.
+"""Real nodes of test chains on this machine: bitcoind in regtest, anvil for EVM chains, each on a free port.
 
 Blocks come only when they are asked for, so that what a test sees is what it has made.
 """
@@ -202,12 +202,10 @@ class Bitcoind(_Node):
 
     def double_spend(self, txid: str) -> str:
         """Send the coins of a transaction that waits back to who paid, with a higher fee."""
-        inputs = [
-            {"txid": one["txid"], "vout": one["vout"]} for one in self.ask("getrawtransaction", txid, True)["vin"]
-        ]
+        spent = self.ask("getrawtransaction", txid, 1)["vin"]
+        inputs = [{"txid": one["txid"], "vout": one["vout"]} for one in spent]
         worth = sum(
-            int(self.ask("getrawtransaction", one["txid"], True)["vout"][one["vout"]]["value"] * _COIN)
-            for one in inputs
+            int(self.ask("getrawtransaction", one["txid"], 1)["vout"][one["vout"]]["value"] * _COIN) for one in inputs
         )
         raw = self.ask("createrawtransaction", inputs, {self.payer("getnewaddress"): coins(worth - 20_000)})
         signed = self.payer("signrawtransactionwithwallet", raw)
