@@ -290,6 +290,28 @@ async def test_prices_at_the_end_of_all_that_is_possible_break_nothing(market: M
     assert {one.tried_at_us for one in health} == {market.now_us}
 
 
+async def test_a_price_that_is_impossible_only_in_dollars_is_trouble(market: Market) -> None:
+    market.rates = market.made(("binance", "kraken", "coinbase"))
+    market.fake.prices |= {"BTC": Decimal(10**9), "USDT": Decimal("1.2")}
+    market.fake.manners["binance"] = "outlier"
+    await market.rates.refresh(market.now_us)
+    assert "binance says what cannot be a price" in (await market.errors())["binance:BTC"]
+
+
+async def test_binance_is_turned_into_dollars_by_what_the_others_said_a_moment_ago(market: Market) -> None:
+    market.rates = market.made(("binance", "kraken", "coinbase"))
+    market.fake.manners["binance"] = "error"
+    await market.rates.refresh(market.now_us)
+    market.fake.manners.clear()
+    market.pass_s(5)
+    market.fake.asked.clear()
+    await market.rates.refresh(market.now_us)
+    assert set(market.fake.asked) == {"binance"}
+    rate = await market.now()
+    assert rate is not None
+    assert abs(rate.sources["binance"] - BTC) < BTC // 10**8
+
+
 async def test_health_tells_of_each_source_and_coin_in_order_also_before_the_first_try(market: Market) -> None:
     market.rates = market.made(("coinbase", "binance", "kraken"))
     health = await market.rates.health(market.now_us)
