@@ -10,15 +10,17 @@ from farebox.accounts.accounts import create_account
 from farebox.payments.addresses import Addresses
 from farebox.payments.keys import ExtendedKey
 from farebox.store.open import open_store
+from tests.chains.evm import CHAIN_ID
+from tests.chains.nodes import Anvil, running
 from tests.cli.conftest import Farebox
 from tests.databases import write
-from tests.payments.wallets import ABOUT, ETHER, ZPUB, wallet, written
+from tests.payments.wallets import ABOUT, ETHER, JUNK, ZPUB, wallet, written
 
 FIRST = ("bc1qcr8te4kr609gcawutmrza0j4xv80jy8z306fyu", "bc1qnjg0jd8228aq7egyzacy8cys3knf9xvrerkf9g")
 
 
-def chain(name: str, chain_id: int, key: str) -> str:
-    return f'[[evm]]\nname = "{name}"\nchain_id = {chain_id}\nrpc = "http://127.0.0.1:9"\nkey = "{key}"\n'
+def chain(name: str, chain_id: int, key: str, rpc: str = "http://127.0.0.1:9") -> str:
+    return f'[[evm]]\nname = "{name}"\nchain_id = {chain_id}\nrpc = "{rpc}"\nkey = "{key}"\n'
 
 
 def configure(*tables: str) -> None:
@@ -136,3 +138,30 @@ def test_a_wrong_key_is_told_with_its_line_and_never_shown(farebox: Farebox, tab
         assert "farebox.toml:" in told.err
         secret = ABOUT if "seed.txt" in tables else tables.partition('key = "')[2].partition('"')[0]
         assert not [secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in told.err]
+
+
+def test_addresses_that_were_used_before_are_found_on_their_chain(farebox: Farebox, tmp_path: Path) -> None:
+    """Ether that lies on one already would be credited to the customer who gets it."""
+    root = wallet(JUNK)
+    unused = written(root.derive("m/44h/60h/7h"), "xpub")
+    node = Anvil(tmp_path / "anvil")
+    with running(node):
+        configure(chain("ethereum", CHAIN_ID, unused, node.url), chain("elsewhere", 5, unused, node.url))
+        told = farebox("payments", "check", "--online")
+        assert told.code == 1
+        assert "ethereum knows nothing of the next 100 addresses, as it should be." in told.out
+        assert f"elsewhere could not be asked: elsewhere: the node is on chain {CHAIN_ID}" in told.out
+        configure(chain("ethereum", CHAIN_ID, unused, node.url))
+        assert farebox("payments", "check", "--online").code == 0
+        payee = ExtendedKey(unused, "evm").address(60)
+        node.ask("eth_sendTransaction", {"from": node.ask("eth_accounts")[0], "to": payee, "value": hex(25 * 10**16)})
+        node.mine()
+        told = farebox("payments", "check", "--online")
+        assert told.code == 1
+        assert f"ethereum: m/44h/60h/7h/0/60  {payee} holds 0.25 ETH\n" in told.out
+        assert "ethereum: USED BEFORE: 1 of the next 100 addresses." in told.out
+        configure(chain("ethereum", CHAIN_ID, ETHER, node.url))
+        (asked,) = farebox("payments", "check", "--online", "--json").json["online"]
+        assert len(asked["used"]) == 10
+        assert {one["sent"] for one in asked["used"]} == {0, 1}
+        assert farebox("payments", "check", "--json").json["online"] is None
