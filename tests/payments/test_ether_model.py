@@ -8,9 +8,9 @@ from typing import Final
 import pytest
 
 from farebox.clock import US_PER_S
-from farebox.errors import RailTrouble
 from farebox.money import NANOS_PER_USD
 from farebox.payments.chains.ether import EtherReader
+from farebox.payments.rails import Sighting
 from farebox.payments.records import Payment
 from tests.chains.room import RATES, Room, open_room, settings_of
 from tests.databases import Databases
@@ -53,20 +53,26 @@ class Run:
             self.chain.mine(again)
         paid = [(self.random.choice(self.addresses), self._wei()) for _ in range(self.random.choice((0, 0, 1, 1, 2)))]
         self.chain.mine(paid)
+        waiting: list[list[Sighting]] = []
         for node, reader in zip(self.nodes, self.readers, strict=True):
             if self.random.random() < 0.5:
                 node.follow()
             if self.random.random() < 0.7:
-                await self.look(node, reader)
+                waiting.append(await self.look(node, reader))
+            if self.random.random() < 0.5:  # else both have looked before either tells
+                await self.tell(waiting)
+        self.random.shuffle(waiting)
+        await self.tell(waiting)
 
-    async def look(self, node: ModelNode, reader: EtherReader) -> None:
+    async def look(self, node: ModelNode, reader: EtherReader) -> list[Sighting]:
         tip = node.branch[-1].block
         hashes = {state.block.height: state.block.hash for state in node.branch[-self.random.choice((1, 300)) :]}
-        try:
-            await self.room.deposits.apply(await reader.look(tip, hashes, self.now_us), self.now_us)
-        except RailTrouble:
-            self.seen["troubles"] += 1
         self.seen["looks"] += 1
+        return await reader.look(tip, hashes, self.now_us)
+
+    async def tell(self, waiting: list[list[Sighting]]) -> None:
+        while waiting:
+            await self.room.deposits.apply(waiting.pop(), self.now_us)
 
     async def settle(self) -> None:
         """Let all come to rest: blocks without a reorg, and time for what has been lost to be taken back."""
@@ -76,7 +82,7 @@ class Run:
             self.now_us += 40 * 60 * US_PER_S
             for node, reader in zip(self.nodes, self.readers, strict=True):
                 node.follow()
-                await self.look(node, reader)
+                await self.tell([await self.look(node, reader)])
 
     def _wei(self) -> int:
         return self.random.choice((1, self.random.randint(1, GWEI), self.random.randint(GWEI, 10**18)))
