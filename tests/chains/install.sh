@@ -50,9 +50,9 @@ fetch_knots() { # mirror, suite to take it from, other suites
 }
 
 install_bitcoind() {
-    local codename mirror package loader
-    [ -r /usr/share/keyrings/debian-archive-keyring.gpg ] ||
-        fail "this machine is no Debian that a bitcoind could be taken from." \
+    local codename mirror package
+    [ -r /usr/share/keyrings/debian-archive-keyring.gpg ] && [ "$(uname -m)" = x86_64 ] ||
+        fail "this machine is no Debian on x86_64 that a bitcoind could be taken from." \
             "Install Bitcoin Core or Bitcoin Knots 28 or newer, so that bitcoind is on PATH, and try again."
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
     mirror=$(apt-get indextargets --no-release-info --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' |
@@ -66,22 +66,15 @@ install_bitcoind() {
         fetch_knots "$mirror" sid >>"$work.log" 2>&1 ||
         fail "Debian's bitcoin-knots is neither in trixie-backports nor in forky nor in sid:" "$(tail -5 "$work.log")" \
             "Install Bitcoin Core or Bitcoin Knots 28 or newer, so that bitcoind is on PATH, and try again."
-    rm -rf "$chains/bitcoind"
-    mkdir -p "$chains/bitcoind/root"
+    mkdir -p "$chains"
+    rm -rf "$chains/bitcoin"
+    mkdir "$work/bitcoin"
     for package in "$work"/cache/archives/{bitcoin-knots,lib,zlib}*.deb; do
-        dpkg-deb -x "$package" "$chains/bitcoind/root"
+        dpkg-deb -x "$package" "$work/bitcoin/root"
     done
-    loader=$(find "$chains/bitcoind/root/usr" -name 'ld-linux*.so.*' | head -n 1)
-    cat >"$chains/bitcoind/bitcoind" <<RUN
-#!/bin/sh
-here=\$(dirname "\$(readlink -f "\$0")")
-exec "\$here/${loader#"$chains/bitcoind/"}" --library-path "\$(echo "\$here"/root/usr/lib/*-linux-gnu)" "\$here/root/usr/bin/bitcoind" "\$@"
-RUN
-    chmod +x "$chains/bitcoind/bitcoind"
-    "$chains/bitcoind/bitcoind" -version >/dev/null ||
-        { rm -rf "$chains/bitcoind"; fail "the bitcoind that was unpacked does not run (see above)"; }
+    mv "$work/bitcoin" "$chains/bitcoin"
     rm -f "$work.log"
 }
 
 cmp -s node/package-lock.json "$chains/node/node_modules/.installed" || install_anvil
-command -v bitcoind >/dev/null || [ -x "$chains/bitcoind/bitcoind" ] || install_bitcoind
+command -v bitcoind >/dev/null || [ -x "$chains/bitcoin/root/usr/bin/bitcoind" ] || install_bitcoind
