@@ -13,10 +13,10 @@ JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format bench soak screenshots lock clean help
+.PHONY: run test check format bench soak demo-chains screenshots lock clean help
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; ANTHROPIC_API_KEY= for the real API)
 	@exec $(BIN)/farebox demo --port $(PORT) --data $(DATA)
@@ -46,6 +46,10 @@ soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, 
 	@bash tests/install.sh
 	bash tests/chains/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)
+
+demo-chains: $(VENV)/.dev  ## Start a demo that takes real payments on test chains: regtest and anvil, with a button that pays
+	@bash tests/chains/install.sh
+	exec $(BIN)/python -m tests.chains.demo --data $(DATA)-chains --port $(PORT)
 
 screenshots: $(VENV)/.dev  ## Take every page with demo data, at two widths, light and dark, into .screenshots
 	@bash tests/web/install.sh

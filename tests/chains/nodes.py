@@ -165,6 +165,10 @@ class Bitcoind(_Node):
         """Ask the wallet that pays."""
         return ask(f"{self.url}/wallet/{PAYER}", method, params, self.user, self.password)
 
+    def ask_wallet(self, wallet: str, method: str, *params: Any) -> Any:
+        """Ask another wallet of the node."""
+        return ask(f"{self.url}/wallet/{wallet}", method, params, self.user, self.password)
+
     def mine(self, blocks: int = 1, to: str | None = None) -> list[str]:
         """Mine what waits. Each block pays to a new address, so that none is a copy of one that was undone."""
         hashes: list[str] = []

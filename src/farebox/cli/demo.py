@@ -56,10 +56,24 @@ class Demo(msgspec.Struct, frozen=True):
     "--data", envvar="DATA", type=click.Path(path_type=Path), default=Path(".data"), help="Where all is kept."
 )
 @click.option("--speed", type=click.FloatRange(0), help="The simulator's output tokens a second; 0: all at once.")
+@click.option(
+    "--payments",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Take payments as the tables in this file say, instead of simulating them.",
+)
 @click.option("--with-history", is_flag=True, help="Begin with 90 days of made-up customers, calls and payments.")
 @common_options
 @pass_invocation
-def demo(invocation: Invocation, host: str, port: int, data: Path, speed: float | None, *, with_history: bool) -> int:
+def demo(
+    invocation: Invocation,
+    host: str,
+    port: int,
+    data: Path,
+    speed: float | None,
+    payments: Path | None,
+    *,
+    with_history: bool,
+) -> int:
     """Serve a gateway to try, ready to be called.
 
     It has a customer with $5.00 and a key, and an operator; it prints the lines to paste, and how to sign in.
@@ -69,15 +83,13 @@ def demo(invocation: Invocation, host: str, port: int, data: Path, speed: float 
     """
     import uvloop
 
-    return uvloop.run(_serve(invocation, host, port, data.absolute(), speed, with_history=with_history))
+    config = prepare(data.absolute(), host, port, speed, payments)
+    return uvloop.run(_serve(invocation, config, data.absolute(), with_history=with_history))
 
 
-async def _serve(
-    invocation: Invocation, host: str, port: int, data: Path, speed: float | None, *, with_history: bool
-) -> int:
+async def _serve(invocation: Invocation, config: Config, data: Path, *, with_history: bool) -> int:
     from farebox.app import run_until_told, start_gateway
 
-    config = prepare(data, host, port, speed)
     kept = _kept(data / "demo.json")
     if with_history:
         kept = await _ensure_history(config, kept, Progress(invocation))
@@ -92,7 +104,7 @@ async def _serve(
         admin_password = await _ensure_password(store, admin, "admin", kept.get("admin_password", ""))
     gateway = await start_gateway(config)
     shown = Demo(
-        base_url=listening_url(host, gateway.port) + config.server.base_path,
+        base_url=listening_url(config.server.host, gateway.port) + config.server.base_path,
         api_key=key,
         account_email=account.email,
         account_password=password,
@@ -110,17 +122,18 @@ async def _serve(
     return 0
 
 
-def prepare(data: Path, host: str, port: int, speed: float | None = None) -> Config:
+def prepare(data: Path, host: str, port: int, speed: float | None = None, payments: Path | None = None) -> Config:
     """Write the demo's configuration and read it, as `farebox serve` would."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0, speed))
+        taken = payments.read_text("utf-8") if payments else "[payments]\nsimulated = true\n"
+        _write(data / "farebox.toml", _settings(host, port or free_port(host, 0) or 0, speed, taken))
     except OSError as error:
         raise ConfigError(f"{data}: cannot be written to: {error.strerror}; name another place with --data") from error
     return load_config(data / "farebox.toml", os.environ)
 
 
-def _settings(host: str, port: int, speed: float | None) -> str:
+def _settings(host: str, port: int, speed: float | None, payments: str) -> str:
     upstream = 'name = "simulator"\nkind = "simulator"\n' + (f"speed = {speed}\n" if speed is not None else "")
     if _real_key():
         url = os.environ.get("ANTHROPIC_UPSTREAM_URL", "")
@@ -131,7 +144,8 @@ def _settings(host: str, port: int, speed: float | None) -> str:
         "# Written by `farebox demo` at each start: changes here do not last. Copy it, and begin with\n"
         "# `farebox serve --config COPY`; `farebox config example` explains every setting.\n"
         f'[server]\nhost = {json.dumps(host)}\nport = {port}\nmetrics = "{metrics}"\n\n'
-        '[database]\nurl = "sqlite:///farebox.db"\n\n[payments]\nsimulated = true\n\n'
+        '[database]\nurl = "sqlite:///farebox.db"\n\n'
+        f"{payments}\n"
         '[log]\nformat = "console"\nlevel = "warning"\n\n'
         f"[site]\nadmin_factor = {json.dumps('optional' if host in _ALONE else 'required')}\n"
         "cost_percent = 40\n\n"

@@ -8,6 +8,7 @@ from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger
 from farebox.money import NANOS_PER_USD
 from farebox.payments.addresses import Addresses
+from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.coins import CoinRail
 from farebox.payments.deposits import Deposits
 from farebox.payments.keys import ExtendedKey
@@ -67,10 +68,11 @@ def make_till(
     warn: Callable[..., object],
 ) -> Till:
     """Make rails and watchers of all that is configured. Keys are known to be sound: the configuration was checked."""
-    addresses, rates = Addresses(store), Rates(store, settings.payments)
+    addresses, rates = Addresses(store), Rates(store, settings.payments, warn=warn)
     rails: dict[str, Rail] = {}
     deposits = Deposits(store, ledger, plans, rails, site=site, public_url=public_url)
     watchers: list[Watcher] = []
+    views: dict[str, ChainView] = {}
     if settings.payments.simulated:
         rails[SimulatedRail.name] = SimulatedRail()
         watchers.append(SimulatedWatcher(store, deposits))
@@ -81,10 +83,9 @@ def make_till(
         rails["bitcoin"] = _bitcoin_rail(settings, store, addresses, rates, key)
         watchers.append(BitcoinWatcher(store, deposits, settings.bitcoin, key, addresses))
     for evm in settings.evm:
-        from farebox.payments.chains.evm_watcher import EvmWatcher
-
         rails[evm.name] = _evm_rail(settings, evm, store, addresses, rates)
-        watchers.append(EvmWatcher(store, deposits, evm, addresses))
+        watchers.append(watcher := EvmWatcher(store, deposits, evm, addresses))
+        views[evm.name] = watcher
     topups = Topups(
         store,
         deposits,
@@ -92,7 +93,6 @@ def make_till(
         most_nanos=settings.payments.most_usd * NANOS_PER_USD,
         open_at_once=settings.payments.open_at_once,
     )
-    views: dict[str, ChainView] = {}
     reconciler = Reconciler(store, views, {name: rail.assets for name, rail in rails.items()})
     return Till(
         settings=settings,

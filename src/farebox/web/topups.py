@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from farebox.accounts.accounts import find_account
 from farebox.accounts.sessions import Session
-from farebox.errors import InvalidRequest, NotFound
+from farebox.errors import InvalidRequest, NotFound, RailTrouble
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
 from farebox.payments.records import Topup
 from farebox.payments.simulated import simulated_payment
@@ -29,6 +29,7 @@ class TopupRoom:
         self._visitors = kit.visitors
         self._topups = kit.till.topups
         self._deposits = kit.till.deposits
+        self._test_wallets = kit.till.test_wallets
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -36,6 +37,7 @@ class TopupRoom:
             Route("/dashboard/topup", page(self.choose), methods=["GET", "POST"]),
             Route("/dashboard/topup/{topup_id}", page(self.pay)),
             Route("/dashboard/topup/{topup_id}/simulate", page(self.simulate), methods=["POST"]),
+            Route("/dashboard/topup/{topup_id}/pay", page(self.pay_from_test_wallet), methods=["POST"]),
         ]
 
     async def choose(self, request: Request, me: Session) -> Response:
@@ -80,6 +82,7 @@ class TopupRoom:
             coin=asset,
             now=self._clock(),
             simulated=rail is not None and rail.simulated,
+            test_wallet=topup.rail in self._test_wallets,
             qr=draw_qr(topup.address) if topup.is_open else None,
             due=told.missing_units or int(topup.asked_units),
             again=decimal_usd(topup.amount_nanos),
@@ -95,6 +98,32 @@ class TopupRoom:
         paid = {"all": asked, "half": asked // 2, "double": asked * 2}.get((await read_form(request)).get("pay", ""), 0)
         if topup.state == "waiting" and paid:
             await self._deposits.apply([simulated_payment(topup, paid, self._clock())], self._clock())
+        return RedirectResponse(f"/dashboard/topup/{topup.id}", 303)
+
+    async def pay_from_test_wallet(self, request: Request, me: Session) -> Response:
+        """Pay a top-up for real, on a chain where coins are worth nothing: all, half or double of it."""
+        topup = await self._own(request, me)
+        wallet = self._test_wallets.get(topup.rail) if topup is not None else None
+        if topup is None or wallet is None:
+            return self._no_such_topup(request, me)
+        asked = int(topup.asked_units)
+        units = {"all": asked, "half": asked // 2, "double": asked * 2}.get(
+            (await read_form(request)).get("pay", ""), 0
+        )
+        if units:
+            try:
+                await wallet.pay(self._topups.asset_of(topup), topup.address, units)
+            except RailTrouble as trouble:
+                words = f"The test wallet could not pay: {trouble}."
+                return self._pages.render(
+                    request,
+                    "missing.html",
+                    status=502,
+                    me=me,
+                    title="Not paid",
+                    words=words,
+                    back=f"/dashboard/topup/{topup.id}",
+                )
         return RedirectResponse(f"/dashboard/topup/{topup.id}", 303)
 
     async def _open(self, me: Session, coin: str, amount: str) -> str:
