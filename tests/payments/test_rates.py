@@ -34,6 +34,7 @@ class Market:
         self.store = store
         self.fake = fake
         self._clock = clock
+        self.warnings: list[tuple[str, dict[str, object]]] = []
         self.rates = self.made()
 
     @property
@@ -47,7 +48,10 @@ class Market:
         self, sources: tuple[RateSource, ...] = THREE, *, spread: Decimal = Decimal(0), within_s: float = 10
     ) -> Rates:
         settings = PaymentSettings(rates=sources, rates_url=self.fake.url + "/", spread_percent=spread)
-        return Rates(self.store, settings, within_s=within_s)
+        return Rates(self.store, settings, within_s=within_s, warn=self._note)
+
+    def _note(self, event: str, **fields: object) -> None:
+        self.warnings.append((event, fields))
 
     async def now(self, asset: str = "BTC") -> Rate | None:
         return await self.rates.now(asset, self.now_us)
@@ -310,6 +314,25 @@ async def test_binance_is_turned_into_dollars_by_what_the_others_said_a_moment_a
     rate = await market.now()
     assert rate is not None
     assert abs(rate.sources["binance"] - BTC) < BTC // 10**8
+
+
+async def test_the_operator_is_told_once_that_a_coin_has_no_rate_and_once_that_it_has_one_again(market: Market) -> None:
+    await market.rates.refresh(market.now_us)
+    market.fake.manners = {"kraken": "status", "coinbase": "status"}
+    for _ in range(10):
+        market.pass_s(31)
+        await market.rates.refresh(market.now_us)
+    sources = {name: f"{name} answers with status 503" for name in ("kraken", "coinbase")}
+    assert market.warnings == [
+        ("rate_unknown", {"asset": asset, "sources": {**sources, "bitstamp": f"{nanos} nano-dollars"}})
+        for asset, nanos in (("BTC", BTC), ("ETH", 3_120_550_000_000), ("USDT", 999_800_000))
+    ]
+    market.warnings.clear()
+    market.fake.manners.clear()
+    market.pass_s(301)
+    await market.rates.refresh(market.now_us)
+    await market.rates.refresh(market.now_us)
+    assert market.warnings == [("rate_known_again", {"asset": asset}) for asset in ASSETS]
 
 
 async def test_health_tells_of_each_source_and_coin_in_order_also_before_the_first_try(market: Market) -> None:

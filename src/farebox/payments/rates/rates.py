@@ -5,7 +5,7 @@ quote nothing than to guess.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING
 from typing import Final
 
@@ -77,9 +77,19 @@ class SourceHealth(Struct, frozen=True):
 
 
 class Rates:
-    """Asks the sources of the settings, and says what a coin is worth. `within_s`: how long one may take to answer."""
+    """Asks the sources of the settings, and says what a coin is worth.
 
-    def __init__(self, store: Store, settings: PaymentSettings, *, within_s: float = 10.0) -> None:
+    `within_s` is how long a source may take to answer. `warn` logs that nobody can say any more what a coin is worth.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: PaymentSettings,
+        *,
+        within_s: float = 10.0,
+        warn: Callable[..., object] = lambda *_, **__: None,
+    ) -> None:
         self._store = store
         self._sources = tuple(one for one in SOURCES if one.name in settings.rates)
         self._elsewhere = settings.rates_url.rstrip("/")
@@ -89,6 +99,8 @@ class Rates:
         self._turn = asyncio.Lock()
         self._failures: dict[str, int] = {}
         self._due_us: dict[str, int] = {}
+        self._warn = warn
+        self._unknown: set[str] = set()
 
     async def refresh(self, now_us: int) -> None:
         """Ask all sources that are due, at once. A job; as often as one likes, and by several at once.
@@ -107,6 +119,7 @@ class Rates:
             await self._in_dollars([source for source in due if source.in_usdt], told, now_us)
             # in one order, so that two processes never wait for each other's rows
             await self._store.write([_statement(*key, told[key], now_us) for key in sorted(told)])
+            await self._tell(now_us)
 
     async def now(self, asset: str, now_us: int) -> Rate | None:
         """Give what a coin is worth, the spread taken off; None where no quorum of sources says so.
@@ -172,6 +185,19 @@ class Rates:
             except RailTrouble as trouble:
                 told[asset] = trouble
         return told
+
+    async def _tell(self, now_us: int) -> None:
+        """Log once that no quorum says what a coin is worth, and once that there is one again."""
+        for asset in ASSETS:
+            rows = await self._rows(asset)
+            if agree(_fresh(rows, now_us)) is None:
+                if asset not in self._unknown:
+                    said = {one.source: one.error or f"{one.bid_nanos} nano-dollars" for one in rows}
+                    self._warn("rate_unknown", asset=asset, sources=said)
+                self._unknown.add(asset)
+            elif asset in self._unknown:
+                self._warn("rate_known_again", asset=asset)
+                self._unknown.discard(asset)
 
     def _rest(self, source: Source, told: Told, now_us: int) -> None:
         """Leave a source alone for a while: the longer, the more often it has failed in a row."""
