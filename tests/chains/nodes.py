@@ -232,11 +232,12 @@ class Bitcoind(_Node):
 
 
 class Anvil(_Node):
-    """A development chain. `more` are further options."""
+    """A development chain. `more` are further options; blocks that are 2 * `slots` deep are final."""
 
-    def __init__(self, directory: Path, more: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, more: Sequence[str] = (), slots: int = 1) -> None:
         super().__init__(directory)
         self.more = list(more)
+        self.slots = slots
 
     @property
     def url(self) -> str:
@@ -250,7 +251,7 @@ class Anvil(_Node):
         return [
             str(packed) if packed.exists() else str(own),
             *("--host", "127.0.0.1", "--port", str(self.port), "--no-mining", "--quiet", "--threads", "1"),
-            *("--slots-in-an-epoch", "1", "--state", str(self.directory / "state.json")),
+            *("--slots-in-an-epoch", str(self.slots), "--state", str(self.directory / "state.json")),
             *self.more,
         ]
 
