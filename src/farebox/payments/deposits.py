@@ -21,7 +21,7 @@ from farebox.errors import BrokenInvariant
 from farebox.events.news import tell_of_credit
 from farebox.money import format_usd
 from farebox.payments.incidents import opened
-from farebox.payments.intake import QUOTE_GRACE_US, Intake, asset_of, market_rate, state_of
+from farebox.payments.intake import QUOTE_GRACE_US, Intake, asset_of, decimals_known, market_rate, state_of
 from farebox.payments.quoting import value
 from farebox.payments.rails import Asset, Rail, Rate, Sighting
 from farebox.payments.records import (
@@ -161,6 +161,8 @@ class Deposits:
 
     async def _value(self, payment: Payment, now_us: int) -> tuple[int, int, Pricing] | None:
         """Say what a payment is worth by the published rule: nano-dollars, and how many units at the quote's rate."""
+        if not decimals_known(self._rails, payment.rail, payment.asset):
+            return None
         found = await select_topups(self._store, "WHERE id = ?", (payment.topup_id or "",))
         topup = found[0] if found else None
         in_time = (

@@ -25,6 +25,8 @@ from farebox.store.protocol import Statement, Store
 
 QUOTE_GRACE_US: Final = 5 * 60 * US_PER_S
 """A payment seen so soon after its quote has ended still gets the quote's rate: clocks differ, and wallets are slow."""
+_COINS: Final = {"BTC": 8, "BTC-LN": 8, "ETH": 18}
+"""Decimals of coins that have the same wherever they are. A token's are its chain's own: 6 here, 18 there."""
 _SEE: Final = (
     "UPDATE payment SET confirmations = ?, tx = coalesce(?, tx), block = ?, height = ?, changed_at = ?, final = ?, "
     "lost_at = CASE WHEN ? > 0 THEN NULL WHEN state IN ('crediting', 'credited') THEN coalesce(lost_at, ?) END, "
@@ -135,7 +137,13 @@ def asset_of(rails: Mapping[str, Rail], rail_name: str, code: str) -> Asset:
     """Give an asset by its rail; of a rail that is offered no more, what its name tells."""
     rail = rails.get(rail_name)
     known = next((one for one in rail.assets if one.code == code), None) if rail else None
-    return known or Asset(code, code, rail_name, {"BTC": 8, "ETH": 18, "USDT": 6}.get(code, 0))
+    return known or Asset(code, code, rail_name, (_COINS | {"USDT": 6}).get(code, 0))
+
+
+def decimals_known(rails: Mapping[str, Rail], rail_name: str, code: str) -> bool:
+    """Whether units of an asset say how many coins they are: not of a token that is no longer in the settings."""
+    rail = rails.get(rail_name)
+    return code in _COINS or (rail is not None and any(one.code == code for one in rail.assets))
 
 
 async def market_rate(rails: Mapping[str, Rail], rail_name: str, asset: str, now_us: int) -> Rate | None:
