@@ -8,6 +8,10 @@ from farebox.billing.plans import Plans
 from farebox.books.ledger import Ledger
 from farebox.money import NANOS_PER_USD
 from farebox.payments.addresses import Addresses
+from farebox.payments.btcpay import NAME as BTCPAY
+from farebox.payments.btcpay import BtcpayRail
+from farebox.payments.btcpay_api import BtcpayApi
+from farebox.payments.btcpay_watcher import BtcpayWatcher
 from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.coins import CoinRail
 from farebox.payments.deposits import Deposits
@@ -86,6 +90,10 @@ def make_till(
         rails[evm.name] = _evm_rail(settings, evm, store, addresses, rates)
         watchers.append(watcher := EvmWatcher(store, deposits, evm, addresses))
         views[evm.name] = watcher
+    if settings.btcpay.url:
+        api = BtcpayApi(settings.btcpay)
+        rails[BTCPAY] = _btcpay_rail(settings, store, api, rates, warn)
+        watchers.append(BtcpayWatcher(store, deposits, api))
     topups = Topups(
         store,
         deposits,
@@ -114,6 +122,14 @@ def _test_wallets(settings: TillSettings) -> dict[str, TestWallet]:
     if settings.payments.test_wallet:
         wallets |= {evm.name: EvmTestWallet(evm) for evm in settings.evm}
     return wallets
+
+
+def _btcpay_rail(
+    settings: TillSettings, store: Store, api: BtcpayApi, rates: Rates, warn: Callable[..., object]
+) -> BtcpayRail:
+    """Make the rail; Bitcoin that a node of one's own takes already is not offered twice."""
+    chain, lightning = not settings.bitcoin.key, settings.btcpay.lightning
+    return BtcpayRail(store, api, rates, settings.payments, chain=chain, lightning=lightning, warn=warn)
 
 
 def _bitcoin_rail(
