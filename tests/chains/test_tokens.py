@@ -1,0 +1,266 @@
+"""Token payments on a real EVM node, into the real books: whatever the chain or the node does, each counts once."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import pytest
+
+from farebox.errors import RailTrouble
+from farebox.money import NANOS_PER_USD
+from farebox.payments.records import Payment
+from tests.chains.evm import Contract, EvmChain
+from tests.chains.lying import LyingNode, Refusal, lying
+from tests.chains.nodes import Anvil, running
+from tests.chains.room import KEY, Room, open_chain, open_room, settings_of
+
+USDT: Final = 10**6
+NOBODY: Final = "0x" + "de" * 20
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anvil]:
+    """Calls a block final once it is 64 deep."""
+    anvil = Anvil(tmp_path_factory.mktemp("anvil"), slots=32)
+    with running(anvil):
+        yield anvil
+
+
+@pytest.fixture
+async def chain(node: Anvil) -> AsyncIterator[EvmChain]:
+    opened = await open_chain(node.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def token(chain: EvmChain) -> Contract:
+    """A token of this test's own: what other tests left on the chain is nothing to it."""
+    return await chain.token()
+
+
+@pytest.fixture
+async def room(chain: EvmChain, token: Contract, database_url: str) -> AsyncIterator[Room]:
+    """Payments need three confirmations; from $1,000 on the chain has to call them final."""
+    async with open_room(database_url, settings_of(chain.url, token.address)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def liar(chain: EvmChain) -> AsyncIterator[LyingNode]:
+    async with lying(chain.url) as node:
+        yield node
+
+
+@pytest.fixture
+async def doubtful(liar: LyingNode, token: Contract, database_url: str) -> AsyncIterator[Room]:
+    """A room whose node is the lying one."""
+    async with open_room(database_url, settings_of(liar.url, token.address)) as opened:
+        yield opened
+
+
+async def confirmed(room: Room, chain: EvmChain, blocks: int = 3) -> None:
+    """Mine block by block, and look at each."""
+    for _ in range(blocks):
+        await chain.mine()
+        assert await room.go() == ""
+
+
+def one(payments: list[Payment]) -> Payment:
+    (only,) = payments
+    return only
+
+
+# What customers do
+
+
+@pytest.mark.parametrize(
+    ("paid", "ago_s", "stands", "credited"),
+    [
+        ((25,), 0, "credited", 25),
+        ((7,), 0, "credited under", 7),
+        ((60,), 0, "credited over", 60),
+        ((25,), 7200, "credited late", 25),
+        ((20, 5), 0, "credited several", 25),
+        ((20, 20), 7200, "credited over late several", 40),
+    ],
+)
+async def test_what_is_confirmed_is_credited_whatever_was_asked(
+    room: Room, chain: EvmChain, token: Contract, paid: tuple[int, ...], ago_s: int, stands: str, credited: int
+) -> None:
+    topup = await room.ask(25, ago_s=ago_s)
+    assert await room.state(topup) == ("expired" if ago_s else "waiting")
+    for amount in paid:
+        await token.send("transfer", topup.topup.address, amount * USDT)
+        await chain.mine()
+        assert await room.go() == ""
+    assert (await room.state(topup)).startswith("confirming")
+    assert await room.balance() == 0
+    await confirmed(room, chain, 2)
+    assert await room.state(topup) == stands
+    assert await room.balance() == credited * NANOS_PER_USD
+    await confirmed(room, chain, 3)
+    assert await room.balance() == credited * NANOS_PER_USD
+    assert await room.incidents() == []
+
+
+async def test_each_log_of_one_transaction_is_a_payment_of_its_own(
+    room: Room, chain: EvmChain, token: Contract
+) -> None:
+    batch = await chain.deploy("Batch")
+    await token.send("transfer", batch.address, 100 * USDT)
+    his, hers = (await room.ask(10, account=room.bob)).topup.address, (await room.ask(10)).topup.address
+    tx = await batch.send("transfer", token.address, [hers, his, NOBODY, hers], [3 * USDT, 4 * USDT, 5, 6 * USDT])
+    await confirmed(room, chain)
+    assert {(each.ident, each.tx, int(each.units)) for each in await room.payments()} == {
+        (f"{tx}:0", tx, 3 * USDT),
+        (f"{tx}:1", tx, 4 * USDT),
+        (f"{tx}:3", tx, 6 * USDT),
+    }
+    assert (await room.balance(), await room.balance(room.bob)) == (9 * NANOS_PER_USD, 4 * NANOS_PER_USD)
+
+
+async def test_what_a_token_keeps_as_a_fee_is_not_credited(room: Room, chain: EvmChain, token: Contract) -> None:
+    await token.send("setParams", 10, 1000 * USDT)
+    topup = await room.ask(25)
+    await token.send("transfer", topup.topup.address, 25 * USDT)
+    await confirmed(room, chain)
+    assert await token.ask("balanceOf", topup.topup.address) == 24_975_000
+    assert await room.balance() == 24_975_000 * 1000
+    assert await room.state(topup) == "credited"
+
+
+async def test_nothing_else_that_looks_like_a_transfer_is_one(room: Room, chain: EvmChain, token: Contract) -> None:
+    address = (await room.ask(25)).topup.address
+    fake, batch, other = await chain.deploy("Fake"), await chain.deploy("Batch"), await chain.token()
+    await token.send("transfer", batch.address, 100 * USDT)
+    await fake.send("forge", chain.people[0], address, 25 * USDT)
+    await other.send("transfer", address, 25 * USDT)
+    await token.send("transfer", address, 0)
+    reverted = await batch.send("transferAndRevert", token.address, [address], [25 * USDT])
+    await token.send("setBlackListed", chain.people[2], True)  # noqa: FBT003  a contract's argument
+    await token.send("transfer", chain.people[2], 50 * USDT)
+    await chain.mine()
+    frozen = await token.send("transfer", address, 25 * USDT, sender=chain.people[2])
+    await token.send("transfer", NOBODY, 25 * USDT)
+    await confirmed(room, chain)
+    assert [await chain.status(tx) for tx in (reverted, frozen)] == [0, 0]
+    assert await room.payments() == []
+    assert await room.balance() == 0
+
+
+async def test_a_large_payment_waits_until_the_chain_calls_it_final(
+    room: Room, chain: EvmChain, token: Contract
+) -> None:
+    topup = await room.ask(2000)
+    await token.send("transfer", topup.topup.address, 2000 * USDT)
+    await confirmed(room, chain, 5)
+    await chain.mine(59)
+    assert await room.go() == ""
+    assert one(await room.payments()).confirmations == 64
+    assert await room.balance() == 0
+    await confirmed(room, chain, 1)
+    assert await room.balance() == 2000 * NANOS_PER_USD
+    assert one(await room.payments()).final == 1
+
+
+async def test_where_a_chain_names_no_final_block_a_large_payment_waits_for_256(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, token: Contract
+) -> None:
+    async def no_tags(params: list[Any], result: Any) -> Any:
+        if params[0] == "finalized":
+            raise Refusal(-32602, "invalid argument 0: hex string without 0x prefix")
+        return result
+
+    liar.twists["eth_getBlockByNumber"] = no_tags
+    topup = await doubtful.ask(2000)
+    await token.send("transfer", topup.topup.address, 2000 * USDT)
+    await chain.mine(255)
+    assert await doubtful.go() == ""
+    assert one(await doubtful.payments()).confirmations == 255
+    assert await doubtful.balance() == 0
+    await confirmed(doubtful, chain, 1)
+    assert await doubtful.balance() == 2000 * NANOS_PER_USD
+
+
+async def test_a_payment_to_an_address_that_was_made_for_another_chain_is_its_owners(
+    chain: EvmChain, token: Contract, database_url: str
+) -> None:
+    async with open_room(database_url, settings_of(chain.url, token.address)) as ethereum:
+        address = (await ethereum.ask(25)).topup.address
+    other = await chain.token()
+    async with open_room(database_url, settings_of(chain.url, other.address, name="polygon")) as polygon:
+        await other.send("transfer", address, 11 * USDT)
+        await confirmed(polygon, chain)
+        payment = one(await polygon.payments())
+        assert (payment.rail, payment.account_id, payment.topup_id) == ("polygon", polygon.alice, None)
+        assert await polygon.balance() == 11 * NANOS_PER_USD
+
+
+async def test_an_address_made_while_the_watcher_looks_is_not_missed(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, token: Contract
+) -> None:
+    """It is made, and paid to, in the moment in which the node tells its newest block: in that very block."""
+    await doubtful.ask(10)
+    made: list[str] = []
+
+    async def late(params: list[Any], result: Any) -> Any:
+        if params[0] != "latest" or made:
+            return result
+        made.append(await doubtful.addresses.fresh(doubtful.bob, "ethereum", "USDT", KEY, doubtful.now()))
+        await token.send("transfer", made[0], 25 * USDT)
+        await chain.mine()
+        return await liar.true("eth_getBlockByNumber", "latest", False)  # noqa: FBT003  JSON
+
+    liar.twists["eth_getBlockByNumber"] = late
+    assert await doubtful.go() == ""
+    assert one(await doubtful.payments()).address == made[0]
+    await confirmed(doubtful, chain)
+    assert await doubtful.balance(doubtful.bob) == 25 * NANOS_PER_USD
+
+
+# A chain that is not the one, or a token that is not the one
+
+
+async def test_another_chain_than_the_settings_name_counts_for_nothing(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, token: Contract
+) -> None:
+    topup = await doubtful.ask(25)
+    await token.send("transfer", topup.topup.address, 25 * USDT)
+    await chain.mine(4)
+
+    async def other(_params: list[Any], _result: Any) -> Any:
+        return "0x89"
+
+    liar.twists["eth_chainId"] = other
+    told = await doubtful.go()
+    assert told == "ethereum: the node is on chain 137, the configuration says 31337: correct `rpc` or `chain_id`"
+    assert (await doubtful.payments(), await doubtful.incidents()) == ([], ["wrong_chain"])
+    liar.twists.clear()
+    assert await doubtful.go() == ""
+    assert await doubtful.balance() == 25 * NANOS_PER_USD
+
+
+async def test_a_token_that_counts_otherwise_than_the_settings_say_is_refused(
+    chain: EvmChain, token: Contract, database_url: str
+) -> None:
+    wrong = settings_of(chain.url, token.address, decimals=18)
+    async with open_room(database_url, wrong) as room:
+        told = await room.go()
+        assert "has 6 decimals, the configuration says 18: correct `decimals` or `contract`" in told
+        assert await room.incidents() == ["wrong_chain"]
+    async with open_room(database_url, settings_of(chain.url, NOBODY)) as room:
+        assert "there is no token contract at " + NOBODY in await room.go()
+    async with open_room(database_url, settings_of(chain.url, token.address)) as room:
+        assert await room.go() == ""
+
+
+# Nodes that lag, refuse, cut or lie
+
+
+async def test_a_node_that_is_behind_is_not_believed(room: Room, liar: LyingNode, chain: EvmChain) -> None:
+    await chain.mine()
+    assert await room.go() == ""
+    room.ahead_us = 10**6 * 86_400
+    assert "the node is behind: its newest block" in await room.go()
+    room.ahead_us = 0
+    assert await room.go() == ""
