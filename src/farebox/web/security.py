@@ -28,11 +28,15 @@ _HEADERS: Final = {
 
 
 class Guard:
-    """ASGI middleware around all pages. `origin` is the public URL: scheme and host."""
+    """ASGI middleware around all pages. `origin` is the public URL: scheme and host.
 
-    def __init__(self, app: App, origin: str) -> None:
+    `signed` are the paths where no browser sends anything: who sends there proves by a signature who it is.
+    """
+
+    def __init__(self, app: App, origin: str, *, signed: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._origin = origin
+        self._signed = signed
         self._secure = origin.startswith("https://")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +57,8 @@ class Guard:
                 headers.add_vary_header("x-fragment")
             await send(message)
 
-        if scope["method"] not in _SAFE and not self._is_ours(Headers(scope=scope), scope["scheme"]):
+        is_form = scope["method"] not in _SAFE and scope["path"] not in self._signed
+        if is_form and not self._is_ours(Headers(scope=scope), scope["scheme"]):
             words = "This form was sent from another site, so nothing was done. Open the page here and send it again.\n"
             await PlainTextResponse(words, 403)(scope, receive, guarded)
             return

@@ -49,6 +49,7 @@ from farebox.web.offer import Offer
 from farebox.web.pages import Pages
 from farebox.web.passkeys import PasskeyRoom
 from farebox.web.playground import Playground
+from farebox.web.processors import BTCPAY_PATH, Processors
 from farebox.web.public import Public
 from farebox.web.receipts import Receipts
 from farebox.web.receipts_signed import SignedReceipts
@@ -129,7 +130,7 @@ def make_site(
 
     routes = [Route("/static/{version}/{name:path}", assets.serve), *_rooms(kit, assets, name, support_email)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
-    return Guard(app, offer.public_url)
+    return Guard(app, offer.public_url, signed=frozenset({BTCPAY_PATH}))
 
 
 def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Route]:
@@ -157,6 +158,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         LinkedRoom(kit),
         AlertRoom(kit),
         WebhookRoom(kit),
+        Processors(kit),
         Takeout(kit),
         Admin(kit),
     )
