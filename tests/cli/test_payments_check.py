@@ -49,7 +49,7 @@ def test_addresses_are_shown_with_their_paths_before_there_are_any_books(farebox
         f"  m/84h/0h/0h/0/0  {FIRST[0]}",
         f"  m/84h/0h/0h/0/1  {FIRST[1]}",
         "",
-        "ethereum, polygon",
+        "Ethereum, Polygon",
         "  account m/44h/60h/0h (usually), key b112c391",
         "  m/44h/60h/0h/0/0  0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266",
         "  m/44h/60h/0h/0/1  0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
@@ -59,7 +59,7 @@ def test_addresses_are_shown_with_their_paths_before_there_are_any_books(farebox
     keys = farebox("payments", "check", "--json").json["keys"]
     assert [(one["family"], one["chains"], one["path"], one["path_told"], one["books"]) for one in keys] == [
         ("bitcoin", ["Bitcoin"], "m/84h/0h/0h", False, None),
-        ("evm", ["ethereum", "polygon"], "m/44h/60h/0h", False, None),
+        ("evm", ["Ethereum", "Polygon"], "m/44h/60h/0h", False, None),
     ]
     assert [place["address"] for place in keys[0]["addresses"]][:2] == list(FIRST)
     assert len(keys[1]["addresses"]) == 3
@@ -149,17 +149,24 @@ def test_addresses_that_were_used_before_are_found_on_their_chain(farebox: Fareb
         configure(chain("ethereum", CHAIN_ID, unused, node.url), chain("elsewhere", 5, unused, node.url))
         told = farebox("payments", "check", "--online")
         assert told.code == 1
-        assert "ethereum knows nothing of the next 100 addresses, as it should be." in told.out
-        assert f"elsewhere could not be asked: elsewhere: the node is on chain {CHAIN_ID}" in told.out
+        assert "Ethereum knows nothing of the next 100 addresses, as it should be." in told.out
+        assert f"Elsewhere could not be asked: elsewhere: the node is on chain {CHAIN_ID}" in told.out
         configure(chain("ethereum", CHAIN_ID, unused, node.url))
         assert farebox("payments", "check", "--online").code == 0
+        content = "ok    chain Ethereum the node answers, and the next 100 addresses are unused\n"
+        assert content in farebox("doctor").out
         payee = ExtendedKey(unused, "evm").address(60)
         node.ask("eth_sendTransaction", {"from": node.ask("eth_accounts")[0], "to": payee, "value": hex(25 * 10**16)})
         node.mine()
         told = farebox("payments", "check", "--online")
         assert told.code == 1
-        assert f"ethereum: m/44h/60h/7h/0/60  {payee} holds 0.25 ETH\n" in told.out
-        assert "ethereum: USED BEFORE: 1 of the next 100 addresses." in told.out
+        assert f"Ethereum: m/44h/60h/7h/0/60  {payee} holds 0.25 ETH\n" in told.out
+        assert "Ethereum: USED BEFORE: 1 of the next 100 addresses; what lies on one would be credited" in told.out
+        warned = farebox("doctor")
+        assert warned.code == 1
+        assert "FAIL  chain Ethereum 1 of the next 100 addresses were used before\n" in warned.out
+        assert "credited to the customer who gets it" in warned.out
+        assert "chain Ethereum" not in farebox("doctor", "--offline").out
         configure(chain("ethereum", CHAIN_ID, ETHER, node.url))
         (asked,) = farebox("payments", "check", "--online", "--json").json["online"]
         assert len(asked["used"]) == 10

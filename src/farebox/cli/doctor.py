@@ -8,20 +8,22 @@ import click
 
 from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
 from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
+from farebox.cli.payments_online import check_chains
 from farebox.cli.postgres_checks import check_postgres
 
 _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Do not ask the upstreams anything.")
+@click.option("--offline", is_flag=True, help="Do not ask upstreams and chains anything.")
 @common_options
 @pass_invocation
 def doctor(invocation: Invocation, *, offline: bool) -> int:
     """Check everything before opening the doors. Exit code 1 when something would fail.
 
-    It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, and asks every
-    upstream whether it takes its key. It changes nothing, and may run while the server does.
+    It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, asks every upstream
+    whether it takes its key, and EVM chains whether addresses were used before they are given out. It changes nothing,
+    and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
 
@@ -51,7 +53,7 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
         if not offline:
             if sys.stderr.isatty() and not invocation.as_json:
                 click.echo(f"asking {len(config.upstreams)} upstreams …", err=True)
-            for finding in await check_upstreams(config):
+            for finding in (*await check_upstreams(config), *await check_chains(config)):
                 tell(finding)
     if not invocation.as_json:
         click.echo("Something would fail; see above." if failures else "Ready to open the doors.")

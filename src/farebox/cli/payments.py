@@ -7,7 +7,7 @@ import click
 from msgspec import Struct
 
 from farebox.cli.common import Exampled, Invocation, common_options, open_books, pass_invocation, print_json, run
-from farebox.cli.payments_online import Asked, ask, show
+from farebox.cli.payments_online import ask_chains, show
 from farebox.config import Config
 from farebox.errors import ConfigError, StoreUnavailable
 from farebox.payments.addresses import Addresses, Gap
@@ -65,10 +65,11 @@ def payments() -> None:
 @common_options
 @pass_invocation
 def check(invocation: Invocation, count: int, *, online: bool) -> int:
-    """Show the first addresses of each key, to compare with the wallet before going live.
+    """Show the first addresses of each key, to compare with the wallet.
 
-    Coins sent to an address that the wallet does not show are lost to it. Exit code 1 when no key is set, one is wrong,
-    an address in the books is not of its key, or, with --online, one that comes next has been used before.
+    To be done before going live: coins sent to an address that the wallet does not show are lost to it. Exit code 1
+    when no key is set, one is wrong, an address in the books is not of its key, or, with --online, one that comes next
+    has been used before.
     """
     config = invocation.config(secrets=True)
     keys = _keys(config)
@@ -79,7 +80,7 @@ def check(invocation: Invocation, count: int, *, online: bool) -> int:
             "of an account (zpub…, xpub…)"
         )
     told, without = run(_look(config, keys, count))
-    asked = run(_ask(config, told)) if online else None
+    asked = run(ask_chains(config)) if online else None
     if invocation.as_json:
         print_json({"keys": told, "online": asked})
     else:
@@ -100,7 +101,7 @@ def _keys(config: Config) -> list[tuple[ExtendedKey, list[str]]]:
     for chain in config.evm:
         if chain.key:
             key = ExtendedKey(chain.key.reveal(), "evm")
-            found.setdefault(key.fingerprint, (key, []))[1].append(chain.title or chain.name)
+            found.setdefault(key.fingerprint, (key, []))[1].append(chain.title or chain.name.capitalize())
     return list(found.values())
 
 
@@ -118,18 +119,6 @@ async def _look(config: Config, keys: Sequence[tuple[ExtendedKey, list[str]]], c
         shown = [_Place(f"{key.path}/0/{position}", address) for position, address in places if address]
         told.append(_Key(key.family, chains, key.path, "/" in key.origin, key.fingerprint, shown, history))
     return told, without
-
-
-async def _ask(config: Config, told: Sequence[_Key]) -> list[Asked]:
-    """Ask each chain whose own coin is taken about the addresses that come next."""
-    issued = {one.fingerprint: one.books.highest_issued for one in told if one.books}
-    asked = []
-    for chain in config.evm:
-        if chain.key and chain.ether:
-            key = ExtendedKey(chain.key.reveal(), "evm")
-            highest = issued.get(key.fingerprint)
-            asked.append(await ask(chain, key, 0 if highest is None else highest + 1))
-    return asked
 
 
 async def _history(addresses: Addresses, key: ExtendedKey) -> _Books:
