@@ -77,7 +77,7 @@ class Room:
             payments,
             depths=settings.confirmations,
             least_usd=1,
-            write_uri=lambda asset, address, units: ether_uri(address, units, settings.chain_id),  # noqa: ARG005
+            write_uri=lambda _, address, units: ether_uri(address, chain_id=settings.chain_id, wei=units),
         )
         rails = {self.rail.name: self.rail}
         plans = Plans([Plan("pro", 60, 1_000_000, 5, 0)])

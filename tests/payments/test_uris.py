@@ -39,9 +39,9 @@ def test_bitcoin_is_asked_for_as_bip21_says(satoshis: int, label: str, query: st
 
 
 def test_coins_and_tokens_of_evm_chains_are_asked_for_as_eip681_says() -> None:
-    assert ether_uri(PAYEE, 1, 5 * 10**15) == f"ethereum:{PAYEE}@1?value=5000000000000000"
+    assert ether_uri(PAYEE, chain_id=1, wei=5 * 10**15) == f"ethereum:{PAYEE}@1?value=5000000000000000"
     expected = f"ethereum:{TETHER}@137/transfer?address={PAYEE}&uint256=25000000"
-    assert token_uri(TETHER, PAYEE, 137, 25_000_000) == expected
+    assert token_uri(TETHER, PAYEE, chain_id=137, units=25_000_000) == expected
 
 
 @given(st.integers(1, 21 * 10**14), st.text(max_size=30))
@@ -57,8 +57,8 @@ def test_any_amount_is_written_exactly_and_without_an_exponent(satoshis: int, la
 def test_a_camera_reads_the_same_from_the_page(units: int) -> None:
     for text in (
         bitcoin_uri(SEGWIT, units % (21 * 10**14), "Top-up, 25 $"),
-        ether_uri(PAYEE, 11_155_111, units),
-        token_uri(TETHER, PAYEE, 1, units),
+        ether_uri(PAYEE, chain_id=11_155_111, wei=units),
+        token_uri(TETHER, PAYEE, chain_id=1, units=units),
         PAYEE,
     ):
         assert _scan(str(draw_qr(text))) == [text]

@@ -165,8 +165,8 @@ def _evm_rail(settings: TillSettings, evm: EvmSettings, store: Store, addresses:
 
     def write_uri(asset: Asset, address: str, units: int) -> str:
         if asset.code in contracts:
-            return token_uri(contracts[asset.code], address, evm.chain_id, units)
-        return ether_uri(address, evm.chain_id, units)
+            return token_uri(contracts[asset.code], address, chain_id=evm.chain_id, units=units)
+        return ether_uri(address, chain_id=evm.chain_id, wei=units)
 
     return CoinRail(
         evm.name,

@@ -16,12 +16,12 @@ def bitcoin_uri(address: str, satoshis: int, label: str = "") -> str:
     return f"bitcoin:{address}" + (f"?{'&'.join(query)}" if query else "")
 
 
-def ether_uri(address: str, chain_id: int, wei: int) -> str:
+def ether_uri(address: str, *, chain_id: int, wei: int) -> str:
     """Write a payment in a chain's own coin (EIP-681)."""
     return f"ethereum:{address}@{chain_id}?value={wei}"
 
 
-def token_uri(contract: str, address: str, chain_id: int, units: int) -> str:
+def token_uri(contract: str, address: str, *, chain_id: int, units: int) -> str:
     """Write a payment in a token (EIP-681).
 
     Many wallets misread these, some pay the contract itself: show the address alone first.
