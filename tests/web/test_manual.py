@@ -13,7 +13,7 @@ import pytest
 from farebox.billing import bound
 from farebox.billing.pricing import Catalogue, PriceList
 from farebox.books.prices import Prices
-from farebox.clock import DAY_US, US_PER_S
+from farebox.clock import US_PER_S
 from farebox.config import Config, load_config
 from farebox.config.told import offer_of
 from farebox.errors import Refusal
@@ -21,7 +21,7 @@ from farebox.gateway import wire
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import Features
 from farebox.money import format_usd
-from farebox.payments.deposits import CONFIRMED_WITHIN_US
+from farebox.payments.deposits import CONFIRMED_WITHIN_US, SIGHT_HOLDS_US
 from farebox.payments.intake import QUOTE_GRACE_US
 from farebox.payments.rates.rates import APART_PERCENT, QUORUM, USDT_FLOOR_NANOS
 from farebox.payments.rates.sources import FRESH_US
@@ -366,7 +366,7 @@ def test_the_manual_tells_by_which_rule_payments_are_credited(tmp_path: Path) ->
     """With the figures of the code, and those that an operator has set."""
     floor = format_usd(USDT_FLOOR_NANOS)
     assert (QUORUM, FRESH_US, QUOTE_GRACE_US) == (2, 120 * US_PER_S, 300 * US_PER_S)
-    assert CONFIRMED_WITHIN_US == DAY_US
+    assert (CONFIRMED_WITHIN_US, SIGHT_HOLDS_US) == (6 * 3600 * US_PER_S, 3600 * US_PER_S)
     told = (
         "at least two exchanges",
         "Prices older than two minutes do not count",

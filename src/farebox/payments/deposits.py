@@ -38,8 +38,10 @@ from farebox.payments.records import (
 from farebox.payments.settings import FINAL
 from farebox.store.protocol import Statement, Store
 
-CONFIRMED_WITHIN_US: Final = DAY_US
-"""A quote's rate is for payments confirmed within a day: one that is let hang is no way to wait for a better rate."""
+CONFIRMED_WITHIN_US: Final = 6 * 3600 * US_PER_S
+"""A quote's rate is for payments confirmed so soon after it: one that is let hang is no way to wait for a better rate."""
+SIGHT_HOLDS_US: Final = 3600 * US_PER_S
+"""The market's rate as a payment was first seen holds for so long; then the lower of that and the present one counts."""
 RETURN_WITHIN_US: Final = 3600 * US_PER_S
 """A credited payment that is in no block, and may still come back, is waited for so long before it is taken back."""
 _PAGE: Final = 300
@@ -187,7 +189,7 @@ class Deposits:
     async def _market_of(self, payment: Payment, now_us: int) -> Rate | None:
         """Give the rate as the payment was seen; of one seen long ago, the lower of that and the present one."""
         then = payment.rates.market if payment.rates else None
-        if then is not None and now_us - payment.seen_at_us <= CONFIRMED_WITHIN_US:
+        if then is not None and now_us - payment.seen_at_us <= SIGHT_HOLDS_US:
             return then
         now = await market_rate(self._rails, payment.rail, payment.asset, now_us)
         if then is None or now is None:
