@@ -39,9 +39,9 @@ from farebox.payments.settings import FINAL
 from farebox.store.protocol import Statement, Store
 
 CONFIRMED_WITHIN_US: Final = 6 * 3600 * US_PER_S
-"""A quote's rate is for payments confirmed so soon after it: one that is let hang is no way to wait for a better rate."""
+"""A quote's rate is for payments confirmed so soon after it: letting one hang is no way to wait for a better rate."""
 SIGHT_HOLDS_US: Final = 3600 * US_PER_S
-"""The market's rate as a payment was first seen holds for so long; then the lower of that and the present one counts."""
+"""The market's rate as a payment was first seen holds for so long; then the lower of that and today's counts."""
 RETURN_WITHIN_US: Final = 3600 * US_PER_S
 """A credited payment that is in no block, and may still come back, is waited for so long before it is taken back."""
 _PAGE: Final = 300
