@@ -55,7 +55,8 @@ async def _check_the_cast(store: Any, accounts: dict[str, Any]) -> None:
     outcomes = {row[0] for row in await store.fetch("SELECT DISTINCT outcome FROM usage")}
     assert outcomes == {"finished", "client_gone", "upstream_broke", "refused_upstream", "out_of_money"}
     credited = (
-        "SELECT count(*) FROM topup p JOIN transfer t ON t.id = p.transfer_id AND p.amount_nanos = t.amount_nanos"
+        "SELECT count(*) FROM topup p JOIN payment c ON c.topup_id = p.id "
+        "JOIN transfer t ON t.id = c.transfer_id AND p.amount_nanos = t.amount_nanos"
     )
     deposits = "SELECT count(*) FROM transfer WHERE code = 'deposit'"
     assert await store.fetch(credited) == await store.fetch(deposits)

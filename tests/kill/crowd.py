@@ -113,7 +113,7 @@ class Crowd:
             account = self._random.choice(self._accounts[_POOR])
             nanos = self._random.choice((1_000, 200_000, 900_000))
             for _ in range(2):
-                await self._deposit(account, nanos, f"deposit:{who}:{number}")
+                await self._deposit(account, nanos, f"paid:{who}:{number}")
             await asyncio.sleep(pause_s)
 
     async def _deposit(self, account_id: int, nanos: int, name: str) -> None:

@@ -20,6 +20,7 @@ LEFT_OUT: Final = {
     "key_pace",  # how fast a key is used, at this moment
     "failure", "invitation", "announcement", "upstream_switch", "audit_log",  # the operator's
     "delivery",  # copies of what other tables say, for 30 days
+    "watch_key", "watcher", "chain_block", "rate", "incident", "processor_event", "reconciliation",  # the operator's
 }  # fmt: skip
 
 

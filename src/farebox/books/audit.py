@@ -13,6 +13,7 @@ import msgspec
 
 from farebox.billing.pricing import Catalogue
 from farebox.billing.usage import Line, Usage
+from farebox.books.credits import compare_payments
 from farebox.books.days import FIRST, digest_day
 from farebox.books.figures import wrong_sums
 from farebox.books.prices import price_lists
@@ -418,45 +419,11 @@ async def _sums(store: Reading, tell: Progress) -> list[Check]:
     return [breaks.check()]
 
 
-_PAYMENTS: Final = """
-    SELECT t.id, t.account_id, t.state, t.amount_nanos, t.asked_units, t.paid_units, t.transfer_id,
-      r.id, r.credit_account, r.amount_nanos, r.code
-    FROM topup t LEFT JOIN transfer r ON r.id = 'topup:' || t.id WHERE t.id > ? ORDER BY t.id LIMIT ?
-"""
-_UNASKED: Final = """
-    SELECT id FROM transfer WHERE id LIKE 'topup:%' AND substr(id, 7) NOT IN (SELECT id FROM topup) LIMIT 1000
-"""
-
-
 async def _payments(store: Reading) -> list[Check]:
-    """See that each top-up was credited to who asked for it, with what came is worth, and that nothing else came so."""
-    breaks = _Breaks("payments", "top-ups")
-    last = ""
-    while rows := await store.fetch(_PAYMENTS, (last, _PAGE)):
-        for row in rows:
-            if wrong := _wrong_payment(row):
-                breaks.add(f"top-up {row[0]} {wrong}")
-        breaks.rows += len(rows)
-        last = rows[-1][0]
-    for (transfer_id,) in await store.fetch(_UNASKED):
-        breaks.add(f"transfer {transfer_id} credits a top-up that is not there")
+    """See that what came was credited once, to whom it belongs, and that nothing else was credited so."""
+    breaks = _Breaks("payments", "payments")
+    breaks.rows = await compare_payments(store, breaks.add)
     return [breaks.check()]
-
-
-def _wrong_payment(row: Row) -> str | None:
-    """Say what is wrong with a top-up; None when it is right: also one that has its entry, and not yet its mark."""
-    _, account_id, state, amount, asked_units, paid_units, named, entry, account, credited, code = row
-    try:
-        worth = amount * int(paid_units) // int(asked_units)
-    except (ValueError, ZeroDivisionError):
-        return f"was paid {paid_units!r} of {asked_units!r}, which are no amounts"
-    if entry is None:
-        return "is said to be credited, and was not" if state == "credited" and (worth or named) else None
-    if state == "credited" and named != entry:
-        return f"names {named!r} as what credited it"
-    if (account, credited, code) != (f"customer:{account_id}", worth, "deposit"):
-        return f"of account {account_id} is worth {worth}, and {credited} were credited to {account} as {code}"
-    return None
 
 
 def _tell_nobody(_name: str, _done: int, _total: int) -> None:

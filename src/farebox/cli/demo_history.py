@@ -24,6 +24,7 @@ from farebox.clock import DAY_US, US_PER_S
 from farebox.ids import new_request_id
 from farebox.money import NANOS_PER_USD
 from farebox.payments.rails import Quote
+from farebox.payments.records import PAYMENT_COLUMNS, TOPUP_COLUMNS, Payment, Pricing, Topup
 from farebox.payments.simulated import SimulatedRail
 from farebox.store.protocol import Statement, Store
 
@@ -75,11 +76,8 @@ _TRANSFER: Final = (
     "INSERT INTO transfer (id, at, debit_account, credit_account, amount_nanos, code, actor, memo) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_TOPUP: Final = (
-    "INSERT INTO topup (id, account_id, rail, asset, amount_nanos, asked_units, address, rate, state, confirmations, "
-    "needed, paid_units, created_at, ends_at, changed_at, transfer_id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_TOPUP: Final = f"INSERT INTO topup ({TOPUP_COLUMNS}) VALUES ({', '.join('?' * len(Topup.__struct_fields__))})"  # noqa: S608
+_PAYMENT: Final = f"INSERT INTO payment ({PAYMENT_COLUMNS}) VALUES ({', '.join('?' * len(Payment.__struct_fields__))})"  # noqa: S608
 _MOVE: Final = (
     "UPDATE account SET posted_nanos = posted_nanos + ?, topped_up_nanos = topped_up_nanos + ?, plan = ? WHERE id = ?"
 )
@@ -206,21 +204,30 @@ class _Writer:
         return _Entry(((_TRANSFER, gift),), OPENING_NANOS)
 
     def _top_up(self, at_us: int) -> _Entry:
-        """Top up by the simulated rail: its row, and the entry that credits it."""
+        """Top up by the simulated rail: what was asked for, what came, and the entry that credits it."""
         quoted = self._quotes[self._top_ups % len(self._quotes)]
         self._top_ups += 1
         self._balance += quoted.nanos
         topup_id = f"demo{self._account_id:08x}{self._top_ups:08x}"
-        units, quote = str(quoted.quote.units), quoted.quote
+        quote = quoted.quote
+        units, payment_id = str(quote.units), f"{SimulatedRail.name}:{topup_id}"
+        transfer_id = f"deposit:{payment_id}:1"
         began_us, ends_us = at_us - 14 * 60 * US_PER_S, at_us + 16 * 60 * US_PER_S
+        made = msgspec.structs.replace(quote.rate, at=began_us)
+        said = (SimulatedRail.name, quoted.asset)
         topup = (
-            *(topup_id, self._account_id, SimulatedRail.name, quoted.asset, quoted.nanos, units, quote.address),
-            *(quote.rate, "credited", quote.needed, quote.needed, units, began_us, ends_us, at_us, f"topup:{topup_id}"),
+            *(topup_id, self._account_id, *said, quoted.nanos, units, quote.address, "", made.nanos),
+            *(msgspec.json.encode(made).decode(), quote.needed, "credited", began_us, ends_us, at_us),
+        )
+        payment = (
+            *(payment_id, *said, quote.address, units, self._account_id, topup_id, None, None, None, quote.needed),
+            *(quote.needed, "credited", 1, 1, began_us + 60 * US_PER_S, at_us, None, quoted.nanos, units),
+            *(msgspec.json.encode(Pricing(quote=made)).decode(), None, transfer_id),
         )
         parties = ("house:cash", customer_account(self._account_id))
-        memo = f"demo data: {quoted.shown}, {quote.rate}"
-        deposit = (f"topup:{topup_id}", at_us, *parties, quoted.nanos, "deposit", "rail:simulated", memo)
-        return _Entry(((_TOPUP, topup), (_TRANSFER, deposit)), quoted.nanos, quoted.nanos)
+        memo = f"demo data: {quoted.shown}"
+        deposit = (transfer_id, at_us, *parties, quoted.nanos, "deposit", "rail:simulated", memo)
+        return _Entry(((_TOPUP, topup), (_PAYMENT, payment), (_TRANSFER, deposit)), quoted.nanos, quoted.nanos)
 
     def _call(self, call: ToldCall) -> _Entry:
         catalogue = self._prices.at(call.at_us)
@@ -284,7 +291,7 @@ async def _quotes(person: Person) -> list[_Quoted]:
     for number in range(len(rail.assets) * len(person.top_ups_usd)):
         asset = rail.assets[number % len(rail.assets)]
         nanos = person.top_ups_usd[number % len(person.top_ups_usd)] * NANOS_PER_USD
-        quote = await rail.quote(asset, nanos)
+        quote = await rail.quote(0, asset, nanos, 0)
         quoted.append(_Quoted(nanos, asset.code, f"{asset.show(quote.units)} {asset.code}", quote))
     return quoted
 

@@ -65,8 +65,11 @@ PARTS: Final = (
          ("key_id",)),
     Part("money_in", "transfer", _MOVED, ("at", "id"), "credit_account"),
     Part("money_out", "transfer", _MOVED, ("at", "id"), "debit_account"),
-    Part("top_ups", "topup", "rail, asset, amount_nanos, asked_units, paid_units, address, state, created_at, "
-         "changed_at, transfer_id", ("id",)),
+    Part("top_ups", "topup", "rail, asset, amount_nanos, asked_units, address, rate_nanos, pricing, state, created_at, "
+         "ends_at, changed_at", ("id",)),
+    Part("payments", "payment", "rail, asset, address, units, topup_id, tx, block, height, confirmations, needed, "
+         "state, seen_at, changed_at, worth_nanos, taken_nanos, pricing, transfer_id", ("seen_at", "id")),
+    Part("deposit_addresses", "deposit_address", "family, address, rail, asset, created_at, used_at", ("id",)),
     Part("alerts", "alert", "kind, at_nanos, told_at", ("id",)),
     Part("webhooks", "webhook", "url, events, created_at, disabled_at", ("id",)),
     Part("linked_accounts", "identity", "provider, name, created_at", ("id",)),
