@@ -1,13 +1,16 @@
 """Ether on a real EVM node, into the real books: by whatever road it comes, and whatever is undone, it counts once."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import pytest
 
+from farebox.billing.plans import Plan, Plans
 from farebox.clock import US_PER_S
-from farebox.errors import RailTrouble
 from farebox.money import NANOS_PER_USD
+from farebox.payments.chains.evm_watcher import EvmWatcher
+from farebox.payments.deposits import Deposits
 from farebox.payments.records import Payment
 from tests.chains.evm import ETHER, Contract, EvmChain
 from tests.chains.lying import LyingNode, Refusal, lying
@@ -32,6 +35,7 @@ async def chain(anvil: Anvil) -> AsyncIterator[EvmChain]:
     """The chain as it was in the beginning: addresses are the same in all tests, and hold nothing yet."""
     opened = await open_chain(anvil.url)
     fork = await opened.fork()
+    await opened.mine(2)
     yield opened
     await opened.undo(fork)
     await opened.close()
@@ -191,3 +195,404 @@ async def test_gas_that_is_sent_to_a_tokens_address_is_never_credited(chain: Evm
         assert await usd(room) == 25
         assert one(await room.payments()).asset == "USDT"
         assert await room.incidents() == []
+
+
+# What is undone
+
+SHAPES: Final[dict[str, tuple[list[list[int]], list[list[int]]]]] = {
+    "mined again at once": ([[25], []], [[25]]),
+    "mined again in the last block": ([[25], []], [[], [], [25]]),
+    "mined again in another block than before": ([[], [25]], [[25], []]),
+    "gone": ([[25], []], [[]]),
+    "replaced by less": ([[25], []], [[10]]),
+    "replaced by more": ([[25], []], [[40]]),
+    "one of two is gone": ([[10], [20]], [[10], []]),
+    "the first of two is gone": ([[10], [20]], [[20], []]),
+    "two in the other order": ([[10], [20]], [[20], [10]]),
+    "two that become one": ([[10], [20]], [[10, 20], []]),
+    "one that becomes two": ([[10, 20], []], [[20], [10]]),
+    "more comes than before": ([[10], []], [[10], [5], [3]]),
+    "all different": ([[10], [20]], [[7], [8, 9], [40]]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_what_is_undone_before_it_is_credited_counts_as_it_ends(room: Room, chain: EvmChain, shape: str) -> None:
+    first, then = SHAPES[shape]
+    address = await address_of(room)
+    fork = await chain.fork()
+    for block in first:
+        await pay(room, chain, address, block)
+    await chain.undo(fork)
+    await chain.mine(max(0, len(first) + 1 - len(then)))
+    for block in then:
+        await pay(room, chain, address, block)
+    await confirmed(room, chain)
+    paid = sum(sum(block) for block in then)
+    assert await usd(room) == paid
+    assert sum(worth for worth, state in await standing(room) if state == "credited") == paid
+    await later(room, chain)
+    await confirmed(room, chain, 2)
+    assert await usd(room) == paid
+    assert {state for _, state in await standing(room)} <= {"credited"}
+    assert await room.incidents() == []
+
+
+async def later(room: Room, chain: EvmChain) -> None:
+    """Let so much time go by as 64 blocks take on the real chain."""
+    room.ahead_us = 65 * 12 * US_PER_S
+    await chain.rpc.ask("evm_setNextBlockTimestamp", room.now() // US_PER_S)
+
+
+async def pay(room: Room, chain: EvmChain, address: str, block: list[int]) -> None:
+    for amount in block:
+        await chain.send(address, amount * USD)
+    await chain.mine()
+    assert await room.go() == ""
+
+
+async def test_a_payment_that_is_mined_again_in_time_is_never_taken_back(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    fork = await chain.fork()
+    await chain.send(address, 25 * USD)
+    await confirmed(room, chain)
+    assert await usd(room) == 25
+    await chain.undo(fork)
+    await confirmed_longer(room, chain, 5)
+    payment = one(await room.payments())
+    assert (payment.state, payment.confirmations, payment.lost_at_us is None) == ("credited", 0, False)
+    await chain.send(address, 25 * USD)
+    await confirmed(room, chain, 2)
+    payment = one(await room.payments())
+    assert (payment.state, payment.confirmations, payment.lost_at_us) == ("credited", 2, None)
+    assert (await usd(room), payment.epoch, await room.incidents()) == (25, 1, [])
+
+
+async def confirmed_longer(room: Room, chain: EvmChain, blocks: int) -> None:
+    """Mine a branch that is longer than the one undone before it is looked at."""
+    await chain.mine(blocks)
+    assert await room.go() == ""
+
+
+@pytest.mark.parametrize(
+    ("again", "states"),
+    [
+        ([], {(25, "gone")}),
+        ([25], {(25, "credited")}),
+        ([10], {(25, "gone"), (10, "credited")}),
+        ([40], {(25, "credited"), (15, "credited")}),
+    ],
+)
+async def test_what_is_undone_after_it_was_credited_is_taken_back_and_credited_as_it_returns(
+    room: Room, chain: EvmChain, again: list[int], states: set[tuple[int, str]]
+) -> None:
+    address = await address_of(room)
+    fork = await chain.fork()
+    await chain.send(address, 25 * USD)
+    await confirmed(room, chain)
+    assert await usd(room) == 25
+    await chain.undo(fork)
+    await confirmed_longer(room, chain, 5)
+    await later(room, chain)
+    await confirmed(room, chain, 2)
+    assert await usd(room) == 0
+    assert (one(await room.payments()).state, await room.incidents()) == ("gone", ["reversed"])
+    for amount in again:
+        await chain.send(address, amount * USD)
+    await confirmed(room, chain)
+    assert await usd(room) == sum(again)
+    assert {(int(each.units) // USD, each.state) for each in await room.payments()} == states
+
+
+async def test_another_amount_in_the_place_of_a_credited_payment_waits_until_that_was_taken_back(
+    room: Room, chain: EvmChain
+) -> None:
+    address = await address_of(room)
+    fork = await chain.fork()
+    await chain.send(address, 25 * USD)
+    await confirmed(room, chain)
+    await chain.undo(fork)
+    await chain.send(address, 10 * USD)
+    await confirmed_longer(room, chain, 5)
+    assert (await usd(room), await standing(room)) == (25, [(25, "credited")])
+    await later(room, chain)
+    await confirmed(room, chain, 2)
+    assert (await usd(room), await standing(room)) == (10, [(10, "credited")])
+
+
+# What the operator does
+
+
+async def sweep(chain: EvmChain, address: str) -> int:
+    """Send what an address holds, but for what the gas may cost; answers what is left once that is mined."""
+    await chain.rpc.ask("anvil_impersonateAccount", address)
+    held = await chain.balance(address)
+    await chain.send(chain.people[1], held - 6 * 10**15, sender=address)
+    return 6 * 10**15 - 21_000 * 2 * 10**9
+
+
+async def swept(room: Room) -> tuple[bool, str | None]:
+    """Tell whether alice's address is swept, and what it held then."""
+    ((at, left),) = await room.store.fetch("SELECT swept_at, left_units FROM deposit_address")
+    return at is not None, left
+
+
+async def let_all_look(room: Room, chain: EvmChain) -> None:
+    """Let addresses that nothing is expected of have their turn."""
+    room.ahead_us += 3601 * US_PER_S
+    await room.store.write([("UPDATE deposit_address SET looked_at = looked_at - 3700000000", ())])
+    await chain.mine()
+    room.ahead_us = 0
+    assert await room.go() == ""
+
+
+async def test_sweeping_what_is_final_changes_nothing(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    await chain.send(address, 100 * USD)
+    await confirmed(room, chain)
+    await chain.mine(FINAL)
+    await confirmed(room, chain, 1)
+    assert one(await room.payments()).final
+    left = await sweep(chain, address)
+    await let_all_look(room, chain)
+    assert await swept(room) == (False, None)  # it may still be undone
+    await chain.mine(FINAL)
+    await let_all_look(room, chain)
+    assert await swept(room) == (True, str(left))
+    assert await usd(room) == 100
+    assert await room.incidents() == []
+
+
+async def test_sweeping_before_the_end_does_not_stop_what_was_seen_from_being_credited(
+    room: Room, chain: EvmChain
+) -> None:
+    address = await address_of(room)
+    await chain.send(address, 100 * USD)
+    await confirmed(room, chain, 1)
+    await sweep(chain, address)
+    await confirmed(room, chain, 2)
+    assert await usd(room) == 100
+    await chain.mine(FINAL)
+    await confirmed(room, chain, 1)
+    assert one(await room.payments()).final
+    await let_all_look(room, chain)
+    assert (await swept(room))[0]
+    assert await room.incidents() == []
+
+
+async def test_what_was_seen_and_sent_on_before_it_could_be_proved_is_an_incident(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    fork = await chain.fork()
+    await chain.send(address, 100 * USD)
+    await confirmed(room, chain, 1)
+    assert one(await room.payments()).state == "confirming"
+    await chain.undo(fork)
+    await chain.rpc.ask("anvil_setNonce", address, hex(1))  # as if it had come and gone in one block
+    await confirmed_longer(room, chain, 5)
+    assert await room.incidents() == []
+    await chain.mine(FINAL)
+    await let_all_look(room, chain)
+    assert (await swept(room))[0]
+    assert await room.incidents() == ["swept_early"]
+    assert await usd(room) == 0
+
+
+async def test_what_comes_to_a_swept_address_is_told_once_and_not_credited(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    await chain.send(address, 100 * USD)
+    await confirmed(room, chain)
+    await sweep(chain, address)
+    await confirmed(room, chain, 1)
+    await chain.mine(FINAL)
+    await confirmed(room, chain, 1)
+    await let_all_look(room, chain)
+    assert (await swept(room))[0]
+    assert await address_of(room) != address
+    for _ in range(2):
+        await chain.send(address, 5 * USD)
+        await let_all_look(room, chain)
+    assert await room.incidents() == ["stray_payment"]
+    assert await usd(room) == 100
+
+
+async def test_an_address_that_has_sent_is_quoted_no_more(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    await chain.rpc.ask("anvil_setNonce", address, hex(1))  # as EIP-7702 does for an address that delegates
+    await confirmed(room, chain, 1)
+    assert await address_of(room) != address
+
+
+# What nodes do
+
+
+async def test_a_node_that_restarts_is_asked_again_and_nothing_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, database_url: str
+) -> None:
+    node = Anvil(tmp_path_factory.mktemp("restarted"), slots=FINAL // 2)
+    with running(node):
+        chain = await open_chain(node.url)
+        async with open_room(database_url, settings_of(node.url)) as room:
+            address = await address_of(room)
+            await chain.send(address, 25 * USD)
+            await confirmed(room, chain, 2)
+            await chain.close()
+            node.stop()
+            assert "cannot be asked" in await room.go()
+            node.start()
+            chain = await open_chain(node.url)
+            await confirmed(room, chain, 2)
+            assert (await usd(room), one(await room.payments()).confirmations) == (25, 4)
+        await chain.close()
+
+
+def forgetful(liar: LyingNode, chain: EvmChain, keeps: int) -> None:
+    """Let the node have dropped all states but the newest."""
+
+    async def twist(params: list[Any], result: Any) -> Any:
+        block = await liar.true("eth_getBlockByHash", params[1]["blockHash"], False)  # noqa: FBT003  JSON
+        if int(block["number"], 16) <= await chain.height() - keeps:
+            raise Refusal(-32000, "missing trie node 8c1f (path ) state 0x8c1f is not available")
+        return result
+
+    liar.twists["eth_getBalance"] = liar.twists["eth_getTransactionCount"] = twist
+
+
+@pytest.mark.parametrize("keeps", [1, 2, 16])
+async def test_a_node_that_keeps_only_the_newest_states_is_enough_while_it_is_watched(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, keeps: int
+) -> None:
+    forgetful(liar, chain, keeps)
+    topup = await doubtful.ask(2000, "ETH")
+    await chain.send(topup.topup.address, 2000 * USD)
+    await confirmed(doubtful, chain, FINAL)
+    assert await usd(doubtful) == 0
+    await confirmed(doubtful, chain, 1)
+    assert (await usd(doubtful), one(await doubtful.payments()).final) == (2000, 1)
+
+
+async def test_what_came_while_nobody_looked_is_credited_as_deep_as_the_node_can_show(
+    doubtful: Room, liar: LyingNode, chain: EvmChain
+) -> None:
+    address = await address_of(doubtful)
+    await chain.send(address, 25 * USD)
+    await chain.mine(50)
+    forgetful(liar, chain, 2)
+    assert await doubtful.go() == ""
+    assert one(await doubtful.payments()).confirmations == 2
+    await confirmed(doubtful, chain, 1)
+    assert await usd(doubtful) == 25
+
+
+async def test_a_sweep_that_nobody_saw_is_an_incident_where_the_node_forgets(
+    doubtful: Room, liar: LyingNode, chain: EvmChain
+) -> None:
+    address = await address_of(doubtful)
+    await chain.send(address, 100 * USD)
+    await chain.mine()
+    await sweep(chain, address)
+    await chain.mine(FINAL + 20)
+    forgetful(liar, chain, 16)
+    assert await doubtful.go() == ""
+    await chain.mine(FINAL)
+    assert await doubtful.go() == ""
+    assert (await doubtful.incidents(), await usd(doubtful)) == (["swept_early"], 0)
+
+
+async def test_a_balance_that_only_the_newest_block_shows_is_never_credited(
+    doubtful: Room, liar: LyingNode, chain: EvmChain
+) -> None:
+    await address_of(doubtful)
+
+    async def twist(params: list[Any], result: Any) -> Any:
+        block = await liar.true("eth_getBlockByHash", params[1]["blockHash"], False)  # noqa: FBT003  JSON
+        return hex(25 * USD) if int(block["number"], 16) == await chain.height() else result
+
+    liar.twists["eth_getBalance"] = twist
+    await confirmed(doubtful, chain, 8)
+    assert one(await doubtful.payments()).confirmations in {1, 2}
+    liar.twists.clear()
+    await confirmed(doubtful, chain, 1)
+    assert one(await doubtful.payments()).confirmations == 0
+    assert await usd(doubtful) == 0
+
+
+@pytest.mark.parametrize(
+    "method", ["eth_getBalance", "eth_getTransactionCount", "eth_getBlockByNumber", "eth_getBlockByHash"]
+)
+async def test_trouble_with_a_node_credits_nothing_and_loses_nothing(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, method: str
+) -> None:
+    async def refuse(params: list[Any], result: Any) -> Any:  # noqa: ARG001  says no to everything
+        raise Refusal(-32000, "header not found")
+
+    address = await address_of(doubtful)
+    await chain.send(address, 25 * USD)
+    await confirmed(doubtful, chain, 2)
+    liar.twists[method] = refuse
+    await chain.mine(10)
+    trouble = await doubtful.go()
+    assert bool(trouble) is (method != "eth_getBlockByHash")  # which is asked only for what people like to know
+    assert await usd(doubtful) == (0 if trouble else 25)
+    liar.twists.clear()
+    await confirmed(doubtful, chain, 1)
+    assert (await usd(doubtful), one(await doubtful.payments()).confirmations) == (25, 13)
+
+
+async def test_a_node_that_lags_takes_nothing_back(doubtful: Room, liar: LyingNode, chain: EvmChain) -> None:
+    address = await address_of(doubtful)
+    await chain.mine(3)
+    await chain.send(address, 25 * USD)
+    await confirmed(doubtful, chain, 1)
+    liar.lags = 2
+    await doubtful.go()
+    assert one(await doubtful.payments()).confirmations == 1
+    liar.lags = 0
+    await confirmed(doubtful, chain, 2)
+    assert await usd(doubtful) == 25
+
+
+async def test_it_is_asked_for_no_more_than_is_needed(doubtful: Room, liar: LyingNode, chain: EvmChain) -> None:
+    for _ in range(3):
+        await address_of(doubtful)
+    await confirmed(doubtful, chain, 1)
+    liar.asked.clear()
+    await confirmed(doubtful, chain, 1)
+    assert liar.asked.count("eth_getBalance") == 1  # one address; it is kept until it is paid to
+    assert liar.asked.count("eth_getTransactionCount") == 1
+
+
+# What processes do
+
+
+async def test_two_watchers_at_once_credit_once(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    others = [another(room), another(room)]
+    for amount in (10, 5):
+        await chain.send(address, amount * USD)
+        for _ in range(4):
+            await chain.mine()
+            await asyncio.gather(*(other.look(room.now()) for other in others))
+    assert await usd(room) == 15
+    assert await standing(room) == [(10, "credited"), (5, "credited")]
+    for other in others:
+        await other.close()
+
+
+def another(room: Room) -> EvmWatcher:
+    """Make a watcher as another process has it: with deposits of its own."""
+    rails = {room.rail.name: room.rail}
+    plans = Plans([Plan("pro", 60, 1_000_000, 5, 0)])
+    deposits = Deposits(room.store, room.ledger, plans, rails, site="Farebox", public_url="https://f.example")
+    return EvmWatcher(room.store, deposits, room.settings, room.addresses)
+
+
+async def test_days_of_downtime_lose_nothing(room: Room, chain: EvmChain, splitter: Contract) -> None:
+    address = await address_of(room)
+    await confirmed(room, chain, 1)
+    await chain.send(address, 10 * USD)
+    await chain.mine(100)
+    await splitter.send("pay", [address], wei=5 * USD)
+    await chain.mine(700)
+    while "catching up" in await room.go():
+        pass
+    assert (await usd(room), one(await room.payments()).final) == (15, 1)

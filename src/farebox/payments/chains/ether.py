@@ -67,6 +67,14 @@ class _Address(Struct):
     """What it held after that."""
 
 
+class _Sent(Struct):
+    """The first block known by which an address has sent something, and what it held then."""
+
+    height: int
+    block: str
+    left: int
+
+
 class _Find(Struct):
     """A payment whose first block is to be found."""
 
@@ -127,6 +135,8 @@ class EtherReader:
         self._deepest = max((1, *(depth.blocks for depth in settings.confirmations)))
         self._txs: dict[tuple[str, str], str | None] = {}
         """Transactions that were found for payments not final yet, by payment and block."""
+        self._sent: dict[int, _Sent] = {}
+        """Of addresses that have sent, and are not swept yet."""
 
     async def look(self, tip: Block, hashes: Mapping[int, str], now_us: int) -> list[Sighting]:
         """See what came, as of the block `tip`, the newest of the node's branch.
@@ -189,15 +199,26 @@ class EtherReader:
         for one, total in zip(addresses, totals, strict=True):
             one.total, one.top = total, branch.tip.height
         sent = [one for one, nonce in zip(addresses, nonces, strict=True) if nonce and one.swept_at_us is None]
+        await self._read_sent(sent, branch)
+
+    async def _read_sent(self, sent: Sequence[_Address], branch: _Branch) -> None:
+        """Find since when addresses have sent something, and what they held at the last block before, and after."""
         asked = [(one.address, 1, branch.tip.height) for one in sent]
-        for one, height in zip(sent, await self._first(asked, self._node.nonces_at, branch), strict=True):
-            one.sent_at, one.top = height, height - 1
-        after = await self._at([(one.address, one.sent_at or 0) for one in sent], self._node.balances_at, branch)
-        known = [one for one in sent if one.top >= branch.low]
-        before = await self._at([(one.address, one.top) for one in known], self._node.balances_at, branch)
-        for one, left in zip(sent, after, strict=True):
-            one.total, one.left = None, left or 0
-        for one, then in zip(known, before, strict=True):
+        heights = await self._first(asked, self._node.nonces_at, branch)
+        places = [(one.address, height) for one, height in zip(sent, heights, strict=True)]
+        lefts = await self._at(places, self._node.balances_at, branch)
+        known = {one.id: self._sent[one.id] for one in sent if one.id in self._sent}
+        hashes = await branch.hashes([*heights, *(earlier.height for earlier in known.values())])
+        for one, height, left in zip(sent, heights, lefts, strict=True):
+            found = _Sent(height, hashes[height], left or 0)
+            earlier = known.get(one.id, found)
+            if earlier.height < height and hashes[earlier.height] == earlier.block:
+                found = earlier  # the node shows that no more: it has dropped the states of then
+            self._sent[one.id] = found
+            one.sent_at, one.left, one.top, one.total = found.height, found.left, found.height - 1, None
+        known_before = [one for one in sent if one.top >= branch.low]
+        places = [(one.address, one.top) for one in known_before]
+        for one, then in zip(known_before, await self._at(places, self._node.balances_at, branch), strict=True):
             one.total = then
 
     # What to say of it
@@ -394,6 +415,7 @@ class EtherReader:
         assert one.sent_at is not None
         if one.sent_at > branch.final or any(row.id in proved for row in rows):
             return [("UPDATE deposit_address SET used_at = coalesce(used_at, ?) WHERE id = ?", (now_us, one.id))]
+        self._sent.pop(one.id, None)
         statements: list[Statement] = [(_SWEPT, (now_us, now_us, str(one.left), one.id))]
         words = f"{one.address} has sent something in block {one.sent_at}, before what had come to it was final"
         for row in rows:

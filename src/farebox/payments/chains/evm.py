@@ -22,10 +22,12 @@ OLD_BLOCKS: Final = 50
 """A newest block that is older than both, in seconds and in blocks, means that the node is behind."""
 
 _BATCH: Final = 100
+_SPAN: Final = 1000
+"""The most blocks in one range."""
 _DECIMALS: Final = "0x313ce567"
 _BALANCE_OF: Final = "0x70a08231"
 _TOO_MUCH: Final = ("range", "too many", "too large", "size", "limit", "exceed", "more than", "timeout", "timed out")
-_DROPPED: Final = ("missing trie", "prun", "histor", "archive", "state")
+_DROPPED: Final = ("missing trie", "prun", "histor", "archive", "state", "outofrange")
 _T = TypeVar("_T")
 
 
@@ -82,6 +84,7 @@ class EvmNode:
         self._block_s = block_s
         self._name = name
         self._is_sure = False
+        self._span = _SPAN
 
     @property
     def is_sure(self) -> bool:
@@ -111,7 +114,7 @@ class EvmNode:
         ]
         chain_id, syncing, latest = await self._ask_all(calls, check=False)
         self._see_chain(self._sound(chain_id))
-        if not isinstance(syncing, RpcError) and syncing not in {False, None}:  # some hosts do not answer that
+        if isinstance(syncing, dict):  # else it is false, or the host does not answer that
             raise self._trouble("the node is still fetching the chain: wait until it has it all")
         block = self._block(self._sound(latest))
         if block is None:
@@ -172,32 +175,32 @@ class EvmNode:
     ) -> list[Log]:
         """Give the Transfer logs of these contracts to these addresses from height `first` up to the block `last`.
 
-        Only for blocks so deep that they move no more. The range is halved as often as the node finds it too large.
+        Only for blocks so deep that they move no more. Ranges are halved as often as the node finds them too large, and
+        grow again by and by.
         With every range the node has to show the block `last`: one that has not got it would find nothing there.
         """
         if not contracts or not recipients or first > last.height:
             return []
         logs: list[Log] = []
-        waiting = [(first, last.height, some) for some in _parts(recipients, RECIPIENTS)][::-1]
-        while waiting:
-            begin, end, some = waiting.pop()
-            span = {"fromBlock": hex(begin), "toBlock": hex(end), **_transfers(contracts, some)}
-            calls: list[Call] = [("eth_getBlockByNumber", [hex(last.height), False]), ("eth_getLogs", [span])]
-            shown, answer = await self._ask_all(calls)
-            block = self._block(self._sound(shown))
-            if block is None or block.hash != last.hash:
-                raise self._trouble(f"the node has lost block {last.height} while it was read: trying again")
-            if isinstance(answer, RpcError):
-                if begin == end or not _is_too_much(answer):
-                    self._is_sure = False
-                    raise answer
-                middle = (begin + end) // 2
-                waiting += [(middle + 1, end, some), (begin, middle, some)]
-                continue
-            for log in self._logs(answer):
-                if not begin <= log.height <= end:
-                    raise self._trouble(f"asked for logs of {begin} to {end}, the node gave some of {log.height}")
-                logs.append(log)
+        for some in _parts(recipients, RECIPIENTS):
+            begin = first
+            while begin <= last.height:
+                end = min(begin + self._span - 1, last.height)
+                span = {"fromBlock": hex(begin), "toBlock": hex(end), **_transfers(contracts, some)}
+                calls: list[Call] = [("eth_getBlockByNumber", [hex(last.height), False]), ("eth_getLogs", [span])]
+                shown, answer = await self._ask_all(calls)
+                block = self._block(self._sound(shown))
+                if block is None or block.hash != last.hash:
+                    raise self._trouble(f"the node has lost block {last.height} while it was read: trying again")
+                if isinstance(answer, RpcError) and begin < end and _is_too_much(answer):
+                    self._span = (end - begin + 1) // 2
+                    continue
+                found = self._logs(self._sound(answer))
+                if any(not begin <= log.height <= end for log in found):
+                    raise self._trouble(f"asked for logs of {begin} to {end}, the node gave some of other blocks")
+                logs += found
+                begin = end + 1
+                self._span = min(_SPAN, self._span + self._span // 8)
         return logs
 
     async def receipts(self, txs: Sequence[str]) -> dict[str, Receipt | None]:
