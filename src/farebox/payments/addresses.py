@@ -125,6 +125,12 @@ class Addresses:
         behind = -1 if used is None else used
         return Gap(issued, used, run or 0, 0 if issued is None else issued - behind)
 
+    async def created_us(self, key_id: int, position: int) -> int | None:
+        """Tell when the first address at a position or behind it was given out; None where none was."""
+        where = "SELECT min(created_at) FROM deposit_address WHERE key_id = ? AND position >= ?"
+        ((at_us,),) = await self._store.fetch(where, (key_id, position))
+        return None if at_us is None else int(at_us)
+
     async def _unused(self, account_id: int, rail: str, asset: str, key_id: int) -> str:
         rows = await self._store.fetch(
             "SELECT address FROM deposit_address WHERE account_id = ? AND rail = ? AND asset = ? AND key_id = ? "
