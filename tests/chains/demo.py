@@ -61,7 +61,7 @@ async def play(data: Path, port: int) -> int:
     chains = data / "chains"
     bitcoin, anvil = Bitcoind(chains / "bitcoin", ["-persistmempool=1"]), Anvil(chains / "anvil")
     with running(bitcoin), running(anvil):
-        _open_wallet(bitcoin)
+        open_wallet(bitcoin)
         contract = _kept(chains / "token.json") or _keep(chains / "token.json", await _deploy(anvil))
         async with serving_rates() as rates:
             file = data / "payments.toml"
@@ -72,7 +72,7 @@ async def play(data: Path, port: int) -> int:
             return await _mine_until_it_ends(demo, bitcoin, anvil)
 
 
-def _open_wallet(bitcoin: Bitcoind) -> None:
+def open_wallet(bitcoin: Bitcoind) -> None:
     """Make the wallet that pays at the push of a button, and fund it."""
     if BITCOIN_WALLET in bitcoin.ask("listwallets"):
         return

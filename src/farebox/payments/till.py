@@ -81,11 +81,12 @@ def make_till(
         rails[SimulatedRail.name] = SimulatedRail()
         watchers.append(SimulatedWatcher(store, deposits))
     if settings.bitcoin.key:
-        from farebox.payments.chains.bitcoin import BitcoinWatcher
-
         key = ExtendedKey(settings.bitcoin.key.reveal(), "bitcoin", settings.bitcoin.network)
         rails["bitcoin"] = _bitcoin_rail(settings, store, addresses, rates, key)
-        watchers.append(BitcoinWatcher(store, deposits, settings.bitcoin, key, addresses))
+        from farebox.payments.chains.bitcoin import BitcoinWatcher
+
+        watchers.append(bitcoin := BitcoinWatcher(store, deposits, settings.bitcoin, key, addresses))
+        views["bitcoin"] = bitcoin
     for evm in settings.evm:
         rails[evm.name] = _evm_rail(settings, evm, store, addresses, rates)
         watchers.append(watcher := EvmWatcher(store, deposits, evm, addresses))
