@@ -78,8 +78,10 @@ class Intake:
 
     async def _first_sight(self, sighting: Sighting, now_us: int, guard: Statement = ("", ())) -> list[Statement]:
         """Make the statements that write down a payment that was not known."""
-        topup = await self._topup_of(sighting)
-        account_id = topup.account_id if topup else await self._owner(sighting.address)
+        account_id, made_us = await self._owner(sighting.address)
+        is_older = overlaps(sighting.ident, sighting.ident) and sighting.seen_us < made_us - QUOTE_GRACE_US
+        topup = None if is_older else await self._topup_of(sighting)
+        account_id = topup.account_id if topup else None if is_older else account_id
         market = await market_rate(self._rails, sighting.rail, sighting.asset, now_us)
         asset = asset_of(self._rails, sighting.rail, sighting.asset)
         worth = sighting.units * market.nanos // 10**asset.decimals if market else None
@@ -100,6 +102,8 @@ class Intake:
         if not account_id:
             paid = f"{asset.show(sighting.units)} {asset.code}"
             words = f"{paid} came to {sighting.address}, which was given to nobody"
+            if is_older:  # what an address holds tells of all that ever came there
+                words += " then: the key is of an account that was used before. Give the key of a new one"
             statements.append(opened("stray_payment", _id(sighting), words, now_us))
         return statements
 
@@ -128,9 +132,12 @@ class Intake:
         exact = [one for one in held if one.asked_units == str(sighting.units)]
         return next(iter(exact or held or found), None)
 
-    async def _owner(self, address: str) -> int | None:
-        rows = await self._store.fetch("SELECT account_id FROM deposit_address WHERE address = ?", (address,))
-        return int(rows[0][0]) if rows else None
+    async def _owner(self, address: str) -> tuple[int | None, int]:
+        """Give the account that an address was given to, and when."""
+        rows = await self._store.fetch(
+            "SELECT account_id, created_at FROM deposit_address WHERE address = ?", (address,)
+        )
+        return (int(rows[0][0]), int(rows[0][1])) if rows else (None, 0)
 
 
 def asset_of(rails: Mapping[str, Rail], rail_name: str, code: str) -> Asset:
