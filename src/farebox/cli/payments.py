@@ -1,4 +1,4 @@
-"""Payments in coins, for the operator: what to look at before going live."""
+"""Payments in coins, for the operator: what to look at before going live, and all that comes after."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,6 +7,7 @@ import click
 from msgspec import Struct
 
 from farebox.cli.common import Exampled, Invocation, common_options, open_books, pass_invocation, print_json, run
+from farebox.cli.payments_books import COMMANDS
 from farebox.cli.payments_online import ask_chains, show
 from farebox.config import Config
 from farebox.errors import ConfigError, StoreUnavailable
@@ -53,6 +54,10 @@ class _Key(Struct, frozen=True):
 @click.group()
 def payments() -> None:
     """Check and look after payments in coins."""
+
+
+for _command in COMMANDS:
+    payments.add_command(_command)
 
 
 @payments.command(cls=Exampled, examples=("farebox payments check --count 10",))
