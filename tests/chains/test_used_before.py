@@ -12,9 +12,9 @@ async def test_ether_that_came_before_its_address_was_given_out_is_nobodys(anvil
     chain = await open_chain(anvil.url)
     address = KEY.address(0)
     assert address is not None
+    fork = await chain.fork()
     await chain.send(address, ETHER)
     await chain.mine(3)
-    fork = await chain.fork()
     await chain.rpc.ask("evm_increaseTime", HOUR_S)
     await chain.mine(3)
     async with open_room(database_url, settings_of(anvil.url)) as room:
