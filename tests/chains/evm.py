@@ -51,7 +51,6 @@ class EvmChain:
         self.rpc = JsonRpc(url)
         self.url = url
         self.people: list[str] = []
-        self._branches = 0
         self._known: Contracts = json.loads(
             (Path(__file__).parent / "contracts" / "contracts.json").read_text(encoding="utf-8")
         )["contracts"]
@@ -136,10 +135,10 @@ class EvmChain:
 
         The blocks of this branch are never those of another one, even where the same is in them.
         """
+        miner = (await self.rpc.ask("eth_getBlockByNumber", "latest", False))["miner"]  # noqa: FBT003  JSON
         assert await self.rpc.ask("evm_revert", fork)
-        self._branches += 1
         await self.rpc.ask("anvil_dropAllTransactions")
-        await self.rpc.ask("anvil_setCoinbase", "0x" + hashed(f"branch {self._branches}".encode())[:20].hex())
+        await self.rpc.ask("anvil_setCoinbase", "0x" + hashed(f"{miner} {fork}".encode())[:20].hex())
         for one in again:
             await self.rpc.ask("eth_sendRawTransaction", one)
 
