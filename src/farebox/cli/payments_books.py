@@ -125,7 +125,12 @@ def _show_status(told: dict[str, Any]) -> None:
     print_table(
         ("RATES OF", "COIN", ">AGE", "STATE"),
         [
-            (one["source"], one["coin"], "-" if one["age_s"] is None else f"{one['age_s']} s", one["error"] or "well")
+            (
+                one["source"],
+                one["coin"],
+                "-" if one["age_s"] is None else f"{one['age_s']} s",
+                one["error"] or ("well" if one["age_s"] is not None else "not asked yet"),
+            )
             for one in told["rates"]
         ],
     )
