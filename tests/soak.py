@@ -6,6 +6,7 @@ python -m tests.soak races --rounds 200000                              two proc
 python -m tests.soak kill --kills 1000                                  one server over SQLite
 python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
 python -m tests.soak api --examples 2000                                the API as /openapi.json describes it
+python -m tests.soak evm --minutes 10                                   payments on an EVM chain that undoes blocks
 """
 
 import argparse
@@ -16,11 +17,13 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from tests.books.driver import Driver
+from tests.chains import fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
 from tests.kill.harness import Killing
@@ -30,7 +33,7 @@ from tests.races.decisions import Decisions
 from tests.races.node import node, rivals
 from tests.web.explore import explore
 
-_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api")
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api", "evm")
 _ACCOUNTS: Final = 60
 
 
@@ -94,6 +97,24 @@ async def api(examples: int, seed: int) -> str:
     return explored.out.strip().splitlines()[-1]
 
 
+def evm(kind: str, minutes: float, seed: int) -> str:
+    """Live one random life of an EVM chain after the other, until the time is over."""
+    began, seen, lives = time.monotonic(), Counter[str](), 0
+    tell = _progress("seconds", round(minutes * 60))
+    with contextlib.ExitStack() as stack:
+        databases = Databases(lambda: stack.enter_context(Cluster()))
+        while (spent_s := time.monotonic() - began) < minutes * 60:
+            tell(round(spent_s) + 1)
+            with _directory() as directory, databases.fresh(kind, directory) as url:
+                try:
+                    seen += asyncio.run(fuzz_evm.live(url, directory, seed + lives, 150))
+                except BaseException:
+                    print(f"in the life with seed {seed + lives}", file=sys.stderr, flush=True)
+                    raise
+            lives += 1
+    return f"{kind}: {lives} lives of an EVM chain, credited is what each held; {dict(seen)}"
+
+
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="farebox-soak-") as directory:
@@ -123,6 +144,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--examples", type=int, default=1_000)
+    parser.add_argument("--minutes", type=float, default=10, help="how long chains live")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     chosen = parser.parse_args()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a server that was killed
@@ -137,6 +159,9 @@ def main() -> None:
             print(asyncio.run(kill_nodes(chosen.kills, chosen.seed)), flush=True)
         elif what == "api":
             print(asyncio.run(api(chosen.examples, chosen.seed)), flush=True)
+        elif what == "evm":
+            for kind in KINDS if chosen.store == "both" else (chosen.store,):
+                print(evm(kind, chosen.minutes / (2 if chosen.store == "both" else 1), chosen.seed), flush=True)
         elif what == "decisions":
             print(decisions(chosen.decisions, chosen.seed), flush=True)
         else:
