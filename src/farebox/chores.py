@@ -101,15 +101,13 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
     async def reconcile(now_us: int) -> None:
         if await parts.till.reconciler.is_due(now_us, DAY_US):
             for outcome in await parts.till.reconciler.compare(now_us):
-                tell = parts.log.error if outcome.differences or outcome.error else parts.log.info
-                tell(
-                    "payments_reconciled",
-                    rail=outcome.rail,
-                    asset=outcome.asset,
-                    addresses=outcome.looked_at,
-                    differences=len(outcome.differences),
-                    error=outcome.error,
-                )
+                about = {"rail": outcome.rail, "asset": outcome.asset, "addresses": outcome.looked_at}
+                if outcome.error:
+                    parts.log.warning("payments_not_compared", **about, error=outcome.error)
+                elif outcome.differences:
+                    parts.log.error("payments_differ", **about, differences=len(outcome.differences))
+                else:
+                    parts.log.info("payments_compared", **about)
 
     lead(_TEND_S, "tend_topups", parts.till.topups.tend)
     if any(not rail.simulated for rail in parts.till.topups.rails.values()):
