@@ -18,10 +18,12 @@ from farebox.books.ledger import Ledger
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
 from farebox.money import NANOS_PER_USD
+from farebox.payments.chains.evm import as_topic
 from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.chains.rpc import Call, JsonRpc
 from farebox.payments.deposits import Deposits
 from farebox.payments.rails import Sighting
+from farebox.payments.records import Payment
 from farebox.store.protocol import Row, Statement, Store
 from tests.chains.evm import ETHER, Contract, EvmChain
 from tests.chains.nodes import Anvil, running
@@ -224,10 +226,20 @@ class Life:
             assert credited[address, "ETH"] == held, f"ETH of {address}: {credited[address, 'ETH']}, not {held}"
         for account in self.accounts:
             assert await self.room.balance(account) == worth[account], account
+        await self._check_names(payments)
         self.seen["payments"] = len(payments)
         self.seen["reversals"] = (await self.room.incidents()).count("reversed")
         self.seen["crashes"] = self.dice.crashes
         assert set(await self.room.incidents()) <= {"reversed"}, await self.room.incidents()
+
+    async def _check_names(self, payments: Sequence[Payment]) -> None:
+        """See that a transfer that was mined several times is one payment, under one name."""
+        ours = {as_topic(address) for address in self.ether + self.tokens}
+        for tx, names in Counter(one.tx for one in payments if one.asset == "USDT").items():
+            receipt = await self.chain.rpc.ask("eth_getTransactionReceipt", tx)
+            if receipt is not None:
+                logs = [one for one in receipt["logs"] if one["address"] == self.token.address]
+                assert names == sum(one["topics"][2] in ours and int(one["data"], 16) > 0 for one in logs), tx
 
     async def close(self) -> None:
         for watcher in self.watchers:
