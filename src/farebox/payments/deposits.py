@@ -48,9 +48,13 @@ _PAGE: Final = 300
 _DONE: Final = (
     "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
 )
+_TURN: Final = "UPDATE topup SET changed_at = changed_at WHERE id = ?"
+"""Processes that value payments to the same top-up wait for each other here: its quote is good for so much once."""
 _DUE: Final = (
-    "WHERE state IN ('crediting', 'reversing') OR (state = 'credited' AND lost_at IS NOT NULL) "
-    "OR (state = 'confirming' AND (final = 1 OR (needed > 0 AND confirmations >= needed))) ORDER BY seen_at, id LIMIT ?"
+    "WHERE (seen_at, id) > (?, ?) AND (state IN ('crediting', 'reversing') "
+    "OR (state = 'credited' AND lost_at IS NOT NULL) "
+    "OR (state = 'confirming' AND (final = 1 OR (needed > 0 AND confirmations >= needed)))) "
+    "ORDER BY seen_at, id LIMIT ?"
 )
 
 
@@ -108,13 +112,16 @@ class Deposits:
     async def _finish(self, now_us: int) -> None:
         wrong: BrokenInvariant | None = None
         touched: set[str] = set()
-        for payment in await select_payments(self._store, _DUE, (_PAGE,)):
-            try:
-                await self._settle(payment, now_us)
-            except BrokenInvariant as error:  # those behind it must not wait for it
-                wrong = error
-            if payment.topup_id:
-                touched.add(payment.topup_id)
+        last = (-1, "")
+        while due := await select_payments(self._store, _DUE, (*last, _PAGE)):
+            last = (due[-1].seen_at_us, due[-1].id)
+            for payment in due:
+                try:
+                    await self._settle(payment, now_us)
+                except BrokenInvariant as error:  # those behind it must not wait for it
+                    wrong = error
+                if payment.topup_id:
+                    touched.add(payment.topup_id)
         await self._refresh(touched, now_us)
         if wrong is not None:
             raise wrong
@@ -136,8 +143,10 @@ class Deposits:
         if (await find_account(self._store, str(payment.account_id))).status == "closed":
             return await self._set_aside(payment, now_us)
         worth, locked, pricing = payment.worth_nanos, int(payment.locked_units), payment.pricing
+        beside = (payment.topup_id or "", payment.id)
+        others = await select_payments(self._store, "WHERE topup_id = ? AND id <> ?", beside)
         if worth is None:
-            valued = await self._value(payment, now_us)
+            valued = await self._value(payment, others, now_us)
             if valued is None:
                 return payment  # nobody can say what it is worth: it waits, confirmed
             worth, locked, rates = valued
@@ -148,10 +157,12 @@ class Deposits:
         transfer_id = f"deposit:{payment.id}:{payment.epoch + 1}" if amount else payment.transfer_id
         freeze = (
             "UPDATE payment SET state = 'crediting', epoch = epoch + 1, worth_nanos = ?, locked_units = ?, "
-            "pricing = ?, transfer_id = ?, changed_at = ? WHERE id = ? AND state = 'confirming' AND epoch = ?"
+            "pricing = ?, transfer_id = ?, changed_at = ? WHERE id = ? AND state = 'confirming' AND epoch = ? "
+            "AND (SELECT count(*) FROM payment WHERE topup_id = ? AND id <> ? AND epoch > 0) = ?"
         )
         values = (worth, str(locked), pricing, transfer_id, now_us, payment.id, payment.epoch)
-        await self._store.write([(freeze, values)])
+        valued_before = sum(one.epoch > 0 for one in others)
+        await self._store.write([(_TURN, beside[:1]), (freeze, (*values, *beside, valued_before))])
         return await self._again(payment)
 
     async def _set_aside(self, payment: Payment, now_us: int) -> Payment:
@@ -161,7 +172,7 @@ class Deposits:
         await self._store.write([(aside, (now_us, payment.id)), told])
         return await self._again(payment)
 
-    async def _value(self, payment: Payment, now_us: int) -> tuple[int, int, Pricing] | None:
+    async def _value(self, payment: Payment, others: Sequence[Payment], now_us: int) -> tuple[int, int, Pricing] | None:
         """Say what a payment is worth by the published rule: nano-dollars, and how many units at the quote's rate."""
         if not decimals_known(self._rails, payment.rail, payment.asset):
             return None
@@ -174,7 +185,6 @@ class Deposits:
         )
         left = 0
         if topup is not None:
-            others = await select_payments(self._store, "WHERE topup_id = ? AND id <> ?", (topup.id, payment.id))
             most = int(topup.asked_units) * OVER_PERCENT // 100
             left = max(0, most - sum(int(one.locked_units) for one in others))
         return value(
@@ -268,8 +278,8 @@ class Deposits:
             f"{format_usd(taken)} were taken back, {format_usd(lost)} had been spent and are a loss"
         )
         done = (
-            "UPDATE payment SET state = 'gone', lost_at = NULL, taken_nanos = ?, changed_at = ? "
-            "WHERE id = ? AND state = 'reversing' AND epoch = ?"
+            "UPDATE payment SET state = CASE WHEN confirmations > 0 THEN 'confirming' ELSE 'gone' END, lost_at = NULL, "
+            "taken_nanos = ?, changed_at = ? WHERE id = ? AND state = 'reversing' AND epoch = ?"
         )
         await self._store.write(
             [
@@ -283,7 +293,7 @@ class Deposits:
     async def _take(self, payment: Payment, transfer_id: str) -> int:
         """Take back as much as is free; answers how much that was, also if it was done before."""
         amount = payment.taken_nanos or 0
-        while amount:
+        while amount and not await self._booked(transfer_id):
             entry = Transfer(
                 id=transfer_id,
                 debit_account=customer_account(payment.account_id or 0),
@@ -293,9 +303,11 @@ class Deposits:
                 actor=f"rail:{payment.rail}",
                 memo=f"reversed: {self._paid(payment)} has left its chain",
             )
-            if (await self._ledger.post(entry)).refused is None:
-                break
-            amount = min(amount - 1, await self._free(payment))  # spent meanwhile; nothing was moved
+            if (await self._ledger.post(entry)).refused is not None:
+                amount = min(amount - 1, await self._free(payment))  # spent meanwhile; nothing was moved
+        return await self._booked(transfer_id)
+
+    async def _booked(self, transfer_id: str) -> int:
         rows = await self._store.fetch("SELECT amount_nanos FROM transfer WHERE id = ?", (transfer_id,))
         return int(rows[0][0]) if rows else 0
 
@@ -364,7 +376,7 @@ class Deposits:
     async def _topups_by_ids(self, ids: Sequence[str]) -> list[Topup]:
         if not ids:
             return []
-        return await select_topups(self._store, f"WHERE id IN ({placeholders(ids)})", tuple(ids))
+        return await select_topups(self._store, f"WHERE id IN ({placeholders(ids)}) ORDER BY id", tuple(ids))
 
     async def _again(self, payment: Payment) -> Payment:
         return (await payments_by_ids(self._store, [payment.id]))[0]
