@@ -12,6 +12,7 @@ from farebox.payments.btcpay import NAME as BTCPAY
 from farebox.payments.btcpay import BtcpayRail
 from farebox.payments.btcpay_api import BtcpayApi
 from farebox.payments.btcpay_watcher import BtcpayWatcher
+from farebox.payments.chains.bitcoin import BitcoinWatcher
 from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.coins import CoinRail
 from farebox.payments.deposits import Deposits
@@ -83,8 +84,6 @@ def make_till(
     if settings.bitcoin.key:
         key = ExtendedKey(settings.bitcoin.key.reveal(), "bitcoin", settings.bitcoin.network)
         rails["bitcoin"] = _bitcoin_rail(settings, store, addresses, rates, key)
-        from farebox.payments.chains.bitcoin import BitcoinWatcher
-
         watchers.append(bitcoin := BitcoinWatcher(store, deposits, settings.bitcoin, key, addresses))
         views["bitcoin"] = bitcoin
     for evm in settings.evm:
