@@ -22,7 +22,7 @@ from farebox.http.server import HttpServer
 
 STORE: Final = "9CiNzKoANXxmk5ayZngSXrHTiVvvgCrwrpFQd4m2K776"
 KEY: Final = "b6ae05890a3d5bbbd5bd10f0ee2ad9ed7c81d5c5"
-SECRET: Final = "a webhook's own secret"
+SECRET: Final = "4pQm8WnTzv7cLk2YhXb9RsDf"
 RATE: Final = Decimal("64100.5")
 RIGHTS: Final = frozenset({"btcpay.store.cancreateinvoice", "btcpay.store.canviewinvoices"})
 
