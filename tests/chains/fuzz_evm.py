@@ -20,7 +20,7 @@ from farebox.errors import RailTrouble
 from farebox.money import NANOS_PER_USD
 from farebox.payments.chains.evm import as_topic
 from farebox.payments.chains.evm_watcher import EvmWatcher
-from farebox.payments.chains.rpc import Call, JsonRpc
+from farebox.payments.chains.rpc import Call, JsonRpc, RpcError
 from farebox.payments.deposits import Deposits
 from farebox.payments.rails import Sighting
 from farebox.payments.records import Payment
@@ -146,6 +146,8 @@ class Life:
         self.accounts = [room.alice, room.bob]
         self.ether: list[str] = []
         self.tokens: list[str] = []
+        self.lost: list[str] = []
+        """What was undone and not mined again, as it was signed."""
         self._payer = 0
 
     @property
@@ -183,8 +185,12 @@ class Life:
             await self._pay()
         if self.random.random() < 0.08:
             await self._open(self.random.choice(self.accounts), self.random.choice(("ETH", "USDT")))
-        if self.random.random() < 0.02:
-            self.clock_s += 3700  # what was lost before is taken back
+        if self.random.random() < 0.1 and self.seen["deep reorgs"]:
+            self.clock_s += 3700  # what was lost is taken back
+            await self._mine()
+            await self._look(self.random.randrange(len(self.watchers)))
+        if self.lost and self.random.random() < 0.2:
+            await self._send_again(self.lost.pop(self.random.randrange(len(self.lost))))
         if self.random.random() < 0.2 and self.forks:
             await self._undo(
                 self.random.randint(1, 2) if self.random.random() < 0.7 else self.random.randint(3, DEEPEST)
@@ -228,6 +234,7 @@ class Life:
             assert await self.room.balance(account) == worth[account], account
         await self._check_names(payments)
         self.seen["payments"] = len(payments)
+        self.seen["credited again"] = sum(one.epoch > 1 for one in payments if one.state == "credited")
         self.seen["reversals"] = (await self.room.incidents()).count("reversed")
         self.seen["crashes"] = self.dice.crashes
         assert set(await self.room.incidents()) <= {"reversed"}, await self.room.incidents()
@@ -322,6 +329,13 @@ class Life:
         else:
             await self.batch.send("transferAndRevert", self.token.address, [self._anyone()], [10**6], **how)
 
+    async def _send_again(self, tx: str) -> None:
+        try:
+            await self.chain.rpc.ask("eth_sendRawTransaction", tx)
+            self.seen["returns"] += 1
+        except RpcError:
+            self.seen["replaced"] += 1  # its sender has paid something else instead
+
     def _anyone(self) -> str:
         return self.random.choice(self.ether + self.tokens)
 
@@ -347,7 +361,9 @@ class Life:
         self.seen["reorgs"] += 1
         self.seen["deep reorgs"] += depth >= NEEDED
         await self.chain.undo(undone[-1].name)
-        again = [tx for fork in undone for tx in fork.mined if self.random.random() < 0.7]
+        pulled = [tx for fork in undone for tx in fork.mined]
+        again = [tx for tx in pulled if self.random.random() < 0.7]
+        self.lost += [tx for tx in pulled if tx not in again]
         self.random.shuffle(again)
         for left in range(depth, -1, -1):
             count = self.random.randint(0, len(again)) if left else len(again)
