@@ -55,9 +55,9 @@ async def _open_till(config: Config) -> AsyncIterator[tuple[Till, Ledger]]:
 @common_options
 @pass_invocation
 def status(invocation: Invocation) -> None:
-    """Show how watchers and rates are, and how many incidents and stray payments wait.
+    """Show how watchers and rates are, and what waits for you.
 
-    Exits with 1 while anything needs an operator.
+    That is incidents and stray payments. Exits with 1 while anything needs an operator.
     """
     config = invocation.config(secrets=True)
 
@@ -204,7 +204,10 @@ def assign(invocation: Invocation, payment_id: str, who: str, reason: str) -> No
 @common_options
 @pass_invocation
 def addresses(invocation: Invocation) -> None:
-    """List the addresses that money came to, with their paths: what there is to sweep. CSV, or JSON lines."""
+    """List the addresses that money came to, and their paths.
+
+    They are what there is to sweep. CSV, or with --json one object a line.
+    """
     config = invocation.config(secrets=True)
 
     async def work() -> list[DepositAddress]:
