@@ -14,7 +14,7 @@ import msgspec
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
 from farebox.payments.addresses import Addresses
-from farebox.payments.chains.bitcoin_node import MARGIN, NOT_FOUND, RANGE, BitcoinNode, Header, read, sound
+from farebox.payments.chains.bitcoin_node import NOT_FOUND, BitcoinNode, Header, read, sound
 from farebox.payments.chains.rpc import RpcError
 from farebox.payments.deposits import Deposits
 from farebox.payments.keys import ExtendedKey
@@ -24,6 +24,8 @@ from farebox.payments.records import placeholders, unfinished
 from farebox.payments.settings import BitcoinSettings
 from farebox.store.protocol import Store
 
+AHEAD: Final = 10_000
+"""How many addresses are watched beyond the last one given out; with a tenth of them left, so many again."""
 FINAL_DEPTH: Final = 100
 """Confirmations from which a payment is looked at no more. Bitcoin itself lets new coins be spent at that depth; the
 longest branch ever undone had 53 blocks, in 2010."""
@@ -115,9 +117,16 @@ class BitcoinWatcher:
     """See Watcher; `holdings` and `addresses` are for the reconciliation (ChainView)."""
 
     def __init__(
-        self, store: Store, deposits: Deposits, settings: BitcoinSettings, key: ExtendedKey, addresses: Addresses
+        self,
+        store: Store,
+        deposits: Deposits,
+        settings: BitcoinSettings,
+        key: ExtendedKey,
+        addresses: Addresses,
+        *,
+        ahead: int = AHEAD,
     ) -> None:
-        """Raises ValueError for an `rpc` that is no http(s) URL."""
+        """`ahead`: see AHEAD. Raises ValueError for an `rpc` that is no http(s) URL."""
         self.name = _NAME
         self.pause_s = _PAUSE_OF_TESTS_S if settings.network == "regtest" else _PAUSE_S
         self.node = BitcoinNode(settings, key)
@@ -125,6 +134,7 @@ class BitcoinWatcher:
         self._deposits = deposits
         self._key = key
         self._addresses = addresses
+        self._ahead = ahead
         self._descriptor = ""
         self._end = -1
         self._scanned: dict[str, int] | None = None
@@ -167,7 +177,8 @@ class BitcoinWatcher:
         """See that the wallet watches all addresses there are, and many to come. Gives the cursor to go on from."""
         key_id = await self._addresses.find_key(self._key)
         issued = (await self._addresses.gap(key_id)).highest_issued if key_id is not None else None
-        wanted = (-1 if issued is None else issued) + MARGIN
+        last = -1 if issued is None else issued
+        wanted = last + self._ahead // 10
         is_cut_short = cursor.startswith(_IMPORTING)
         if self._end >= wanted and not is_cut_short:
             return cursor
@@ -179,7 +190,7 @@ class BitcoinWatcher:
                 since_s = min(since_s, int(cursor.removeprefix(_IMPORTING)))
             since_s = min(since_s, await self._issued_since_s(key_id, end, since_s))
             await self._store.write([(_SET_CURSOR, (self.name, f"{_IMPORTING}{since_s}"))])
-            end = max(end, wanted - MARGIN + RANGE)
+            end = max(end, last + self._ahead)
             await self.node.watch(self._descriptor, end, since_s)
             cursor = ""  # what lay there already has come in behind it
             await self._store.write([(_SET_CURSOR, (self.name, cursor))])
@@ -308,7 +319,7 @@ class BitcoinWatcher:
         return [one.address for one in await self._addresses.all_of("bitcoin")]
 
     async def holdings(self, asset: str, addresses: Sequence[str]) -> dict[str, Holding]:  # noqa: ARG002
-        """Give what came to addresses as deep as is final: what lies there; where more came, by the wallet's word, that.
+        """Give what came to addresses as deep as is final: what lies there; where the wallet knows of more, that.
 
         What lies there is read from all coins there are, without the wallet, for all addresses at once: minutes.
         """

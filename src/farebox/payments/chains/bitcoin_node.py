@@ -19,10 +19,6 @@ METHODS: Final = (
     *("listsinceblock", "gettransaction", "getreceivedbyaddress"),
 )
 """All that is ever asked: what `rpcwhitelist` must allow."""
-RANGE: Final = 10_000
-"""Addresses that are watched beyond the last one given out, when there is to be more room."""
-MARGIN: Final = 1_000
-"""With less room than this, there is to be more."""
 NOT_FOUND: Final = -5
 _ON_STARTUP: Final = (True,)
 _WATCH_ONLY: Final = (True, True, None, False, True, True)
