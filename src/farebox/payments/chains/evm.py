@@ -347,11 +347,11 @@ class EvmNode:
         )
 
     def _logs(self, told: Any) -> list[Log]:
-        """Read a list of logs; those that are marked as taken back do not count."""
-        logs = [self._fields(one) for one in self._list(told)]
-        return [self._log(fields) for fields in logs if fields.get("removed") in {None, False}]
+        return [self._log(self._fields(one)) for one in self._list(told)]
 
     def _log(self, fields: dict[str, Any]) -> Log:
+        if fields.get("removed"):
+            raise self._trouble("the node gave a log that it has taken back: trying again")
         return Log(
             contract="0x" + self._bytes(fields.get("address"), 20).hex(),
             topics=tuple(self._hash(one) for one in self._list(fields.get("topics"))),
@@ -373,7 +373,7 @@ class EvmNode:
             block=self._hash(fields.get("blockHash")),
             height=self._number(fields.get("blockNumber")),
             succeeded=self._number(fields.get("status")) == 1,
-            logs=tuple(self._log(self._fields(one)) for one in self._list(fields.get("logs"))),
+            logs=tuple(self._logs(fields.get("logs"))),
         )
 
     def _list(self, told: Any) -> list[Any]:
