@@ -392,6 +392,8 @@ async def test_what_was_seen_and_sent_on_before_it_could_be_proved_is_an_inciden
     assert await room.incidents() == []
     await chain.mine(FINAL)
     await let_all_look(room, chain)
+    assert (one(await room.payments()).state, await swept(room)) == ("gone", (False, None))
+    await let_all_look(room, chain)
     assert (await swept(room))[0]
     assert await room.incidents() == ["swept_early"]
     assert await usd(room) == 0

@@ -47,6 +47,7 @@ _SWEPT: Final = (
     "UPDATE deposit_address SET swept_at = ?, used_at = coalesce(used_at, ?), left_units = ? "
     "WHERE id = ? AND swept_at IS NULL"
 )
+_UNCREDITED: Final = ("seen", "confirming")
 _Ask = Callable[[Sequence[tuple[str, str]]], Awaitable[list[int | None]]]
 
 
@@ -164,7 +165,8 @@ class EtherReader:
         fresh = {find.address.id for find in placed if find.row is None or find.row.state == "gone"}
         proved = {f"{self._rail}:{one.ident}" for one in sightings if one.final}
         await self._write(addresses, rows, branch, fresh, proved, now_us)
-        return sightings
+        hopeless = [row for one in addresses for row in _unproved(one, rows.get(one.address, []), branch, proved)]
+        return sightings + [self._told(row, -1) for row in hopeless if row.state in _UNCREDITED]
 
     # What there is to look at
 
@@ -250,15 +252,19 @@ class EtherReader:
         """
         assert find.address.total is not None
         since = row.lost_at_us or (row.changed_at_us if row.confirmations == 0 else now_us)
-        in_parts = row.state in {"seen", "confirming"} and find.address.total > find.start
+        in_parts = row.state in _UNCREDITED and find.address.total > find.start
         gone = in_parts or now_us - since >= LOST_BLOCKS * self._block_us
+        return self._told(row, -1 if gone else 0)
+
+    def _told(self, row: Payment, confirmations: int) -> Sighting:
+        """Tell of a payment that is in no block."""
         return Sighting(
             rail=self._rail,
             ident=row.ident,
             asset=self._coin,
             address=row.address,
             units=int(row.units),
-            confirmations=-1 if gone else 0,
+            confirmations=confirmations,
             seen_us=row.seen_at_us,
         )
 
@@ -314,7 +320,7 @@ class EtherReader:
         needed, deep = find.row.needed, branch.tip.height - find.height + 1
         if find.height <= branch.final:
             return min(branch.final, find.address.top)
-        if find.row.state in {"seen", "confirming"} and 0 < needed <= deep:
+        if find.row.state in _UNCREDITED and 0 < needed <= deep:
             return min(branch.tip.height - needed + 1, find.address.top)
         return None
 
@@ -400,8 +406,7 @@ class EtherReader:
             if one.swept_at_us is not None:
                 statements += self._stray(one, now_us)
             elif one.sent_at is not None and one.id not in fresh:
-                own = [row for row in rows.get(one.address, []) if row.state != "gone"]
-                statements += self._sweep(one, own, branch, proved, now_us)
+                statements += self._sweep(one, rows.get(one.address, []), branch, proved, now_us)
         if statements:
             await self._store.write(statements)
 
@@ -412,18 +417,19 @@ class EtherReader:
 
         What was seen there and never can be proved, since it left again too soon, is for somebody to look at.
         """
-        assert one.sent_at is not None
-        if one.sent_at > branch.final or any(row.id in proved for row in rows):
-            return [("UPDATE deposit_address SET used_at = coalesce(used_at, ?) WHERE id = ?", (now_us, one.id))]
-        self._sent.pop(one.id, None)
-        statements: list[Statement] = [(_SWEPT, (now_us, now_us, str(one.left), one.id))]
+        statements: list[Statement] = [
+            ("UPDATE deposit_address SET used_at = coalesce(used_at, ?) WHERE id = ?", (now_us, one.id))
+        ]
         words = f"{one.address} has sent something in block {one.sent_at}, before what had come to it was final"
-        for row in rows:
-            if not row.final:
-                why = (
-                    f"{words}: a payment of {row.units} wei cannot be proved any more. Look at it, and book it by hand"
-                )
-                statements.append(opened("swept_early", row.id, why, now_us, one.account_id))
+        hopeless = _unproved(one, rows, branch, proved)
+        for row in hopeless:
+            why = f"{words}: a payment of {row.units} wei cannot be proved any more. Look at it, and book it by hand"
+            statements.append(opened("swept_early", row.id, why, now_us, one.account_id))
+        is_deep = one.sent_at is not None and one.sent_at <= branch.final
+        if not is_deep or any(row.id in proved or (row in hopeless and row.state in _UNCREDITED) for row in rows):
+            return statements  # first they have to be taken in as final, or as gone
+        self._sent.pop(one.id, None)
+        statements.append((_SWEPT, (now_us, now_us, str(one.left), one.id)))
         if one.total is None and not rows:
             why = f"{words}, and before it was seen. Look at what it has sent, and book it by hand"
             statements.append(opened("swept_early", f"{self._rail}:{one.address}", why, now_us, one.account_id))
@@ -446,6 +452,13 @@ class EtherReader:
             "Look at it, and book it by hand"
         )
         return [held, opened("stray_payment", f"{self._rail}:{one.address}", words, now_us, one.account_id)]
+
+
+def _unproved(one: _Address, rows: Sequence[Payment], branch: _Branch, proved: set[str]) -> list[Payment]:
+    """Give the payments to an address that left it again before they could be proved, and now never can be."""
+    if one.sent_at is None or one.sent_at > branch.final:
+        return []
+    return [row for row in rows if row.state != "gone" and not row.final and row.id not in proved]
 
 
 def _span(row: Payment) -> tuple[int, int]:
