@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from farebox.cli.btcpay_checks import check_btcpay
 from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
 from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
 from farebox.cli.payments_online import check_chains
@@ -15,15 +16,15 @@ _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Do not ask upstreams and chains anything.")
+@click.option("--offline", is_flag=True, help="Do not ask upstreams, chains and processors anything.")
 @common_options
 @pass_invocation
 def doctor(invocation: Invocation, *, offline: bool) -> int:
     """Check everything before opening the doors. Exit code 1 when something would fail.
 
     It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, asks every upstream
-    whether it takes its key, and EVM chains whether addresses were used before they are given out. It changes nothing,
-    and may run while the server does.
+    whether it takes its key, EVM chains whether addresses were used before they are given out, and a BTCPay Server
+    whether it can be worked with. It changes nothing, and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
 
@@ -53,7 +54,8 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
         if not offline:
             if sys.stderr.isatty() and not invocation.as_json:
                 click.echo(f"asking {len(config.upstreams)} upstreams …", err=True)
-            for finding in (*await check_upstreams(config), *await check_chains(config)):
+            asked = (*await check_upstreams(config), *await check_chains(config), *await check_btcpay(config))
+            for finding in asked:
                 tell(finding)
     if not invocation.as_json:
         click.echo("Something would fail; see above." if failures else "Ready to open the doors.")

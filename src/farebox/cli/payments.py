@@ -80,6 +80,8 @@ def check(invocation: Invocation, count: int, *, online: bool) -> int:
     keys = _keys(config)
     if not keys:
         name = config.source.name if config.source else "the configuration (there is no file)"
+        if config.btcpay.url:
+            raise ConfigError(f"{name}: no key is set. BTCPay Server has its own wallet: `farebox doctor` asks it")
         raise ConfigError(
             f"{name}: no key is set, so no coins are taken. Set key in [bitcoin] or [[evm]] to the extended public key "
             "of an account (zpub…, xpub…)"
