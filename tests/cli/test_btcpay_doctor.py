@@ -19,7 +19,7 @@ def configure(url: str) -> None:
 
 
 def told(farebox: Farebox, *more: str) -> list[str]:
-    return [line for line in farebox("doctor", *more).out.splitlines() if "btcpay" in line]
+    return [line for line in farebox("doctor", *more).out.splitlines() if line[6:].startswith("btcpay ")]
 
 
 async def test_the_doctor_asks_a_btcpay_server(farebox: Farebox) -> None:
