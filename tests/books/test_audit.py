@@ -1,13 +1,11 @@
 """The audit finds every kind of tampering, names it, and finds nothing in books that are sound."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
-import asyncpg
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -17,7 +15,7 @@ from farebox.accounts.keys import change_key, find_key
 from farebox.billing.ledger import Transfer
 from farebox.billing.usage import Line, Usage
 from farebox.books import audit as module
-from farebox.books.audit import Check, audit
+from farebox.books.audit import audit
 from farebox.books.days import close_days
 from farebox.books.ledger import credit, debit
 from farebox.books.prices import pin_prices
@@ -27,8 +25,8 @@ from farebox.ids import new_request_id
 from farebox.store.open import open_store
 from farebox.store.protocol import Row
 from farebox.store.schema import Dialect, triggers
-from farebox.store.urls import is_postgres
 from tests.books.shop import MODELS, Shop, open_shop
+from tests.books.tampering import Tamper, broken, tamper_with
 from tests.cluster import Cluster, run
 from tests.databases import Databases, name_of, on_postgresql, on_sqlite, sqlite_path
 
@@ -61,7 +59,6 @@ def written(databases: Databases, database_kind: str, tmp_path_factory: pytest.T
         async with open_shop(url, alice_nanos=10**12) as shop:
             erin = await shop.person("erin@example.com", 10**9)
             await limit(shop, erin)
-            await top_ups(shop)
             for _ in range(4):
                 await a_day(shop)
                 await shop.call(erin, 300, 20)
@@ -92,22 +89,6 @@ async def limit(shop: Shop, account_id: int) -> None:
     """Let the account's key spend a dollar a month."""
     key = await find_key(shop.store, str(shop.keys[account_id]))
     await change_key(shop.store, key, "limited", Rules(limit_nanos=10**9, resets="monthly"), shop.now_us)
-
-
-async def top_ups(shop: Shop) -> None:
-    """One that was paid twice over and credited, and one that nobody has paid."""
-    insert = (
-        "INSERT INTO topup (id, account_id, rail, asset, amount_nanos, asked_units, address, rate, state, needed, "
-        "paid_units, created_at, ends_at, changed_at, transfer_id) VALUES (?, ?, '', '', 1000, '7', ?, '', ?, 1, ?, "
-        "0, 0, 0, ?)"
-    )
-    await shop.ledger.post(credit("topup:t1", shop.bob, 2_000, code="deposit", actor="test", memo=""))
-    await shop.store.write(
-        [
-            (insert, ("t1", shop.bob, "a", "credited", "14", "topup:t1")),
-            (insert, ("t2", shop.bob, "b", "waiting", "0", None)),
-        ]
-    )
 
 
 async def a_day(shop: Shop) -> None:
@@ -172,52 +153,9 @@ async def short(shop: Shop) -> None:
     assert (await shop.ledger.settle(settle)).shortfall_nanos == priced.cost_nanos - 1_000
 
 
-Tamper = Callable[..., None]
-
-
 @pytest.fixture
 def tamper(used: Shop, request: pytest.FixtureRequest) -> Tamper:
-    """Change the books as somebody would who knows SQL and may do anything there, and tidies up after."""
-    if is_postgres(used.url):
-        return partial(bend_postgres, request.getfixturevalue("cluster"), name_of(used.url))
-    return partial(bend_sqlite, sqlite_path(used.url))
-
-
-def bend_sqlite(path: Path, *statements: str) -> None:
-    """Without triggers, checks and foreign keys."""
-    connection = apsw.Connection(str(path))
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-    triggers = {str(name): str(sql) for name, sql in rows}
-    for pragma in ("foreign_keys = OFF", "ignore_check_constraints = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-    for name in triggers:
-        connection.execute(f"DROP TRIGGER {name}")
-    for statement in statements:
-        connection.execute(statement)
-    for name, sql in triggers.items():
-        if not any(name in statement for statement in statements):
-            connection.execute(sql)
-    connection.close()
-
-
-def bend_postgres(cluster: Cluster, database: str, *statements: str) -> None:
-    """Without triggers and foreign keys; a CHECK that is in the way goes, and comes back for new rows only."""
-    script = "; ".join(["SET session_replication_role = replica", *statements])
-    checks = cluster.fetch(_CHECKS, database=database)
-    try:
-        cluster.execute(script, database=database)
-    except asyncpg.CheckViolationError as error:
-        ((table, definition),) = [check[1:] for check in checks if check[0] == error.constraint_name]
-        drop = f"ALTER TABLE {table} DROP CONSTRAINT {error.constraint_name}"
-        bring_back = f"ALTER TABLE {table} ADD CONSTRAINT {error.constraint_name} {definition} NOT VALID"
-        cluster.execute(f"{drop}; {script}; {bring_back}", database=database)
-
-
-_CHECKS = "SELECT conname, conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'"
-
-
-def broken(checks: list[Check]) -> set[str]:
-    return {check.name for check in checks if not check.ok}
+    return tamper_with(used.url, request)
 
 
 OLD = "(SELECT request_id FROM usage WHERE charged_nanos > 0 ORDER BY at LIMIT 1)"
@@ -332,12 +270,6 @@ SOLD = '"input":7500000000'
         ("UPDATE usage_day SET day = day - 9 WHERE account_id = 3", {"day sums"}),
         ("UPDATE session_day SET charged_nanos = 0 WHERE agent = 'a'", {"day sums"}),
         ("DELETE FROM session_day WHERE agent = ''", {"day sums"}),
-        ("UPDATE topup SET account_id = 3 WHERE id = 't1'", {"payments"}),
-        ("UPDATE topup SET paid_units = '7' WHERE id = 't1'", {"payments"}),
-        ("UPDATE topup SET transfer_id = NULL WHERE id = 't1'", {"payments"}),
-        ("UPDATE topup SET state = 'credited', paid_units = '7' WHERE id = 't2'", {"payments"}),
-        ("UPDATE topup SET asked_units = 'none' WHERE id = 't1'", {"payments"}),
-        ("DELETE FROM topup WHERE id = 't1'", {"payments"}),
         ("UPDATE run SET stopped_at = 5", {"live holds"}),
     ],
 )

@@ -1,10 +1,14 @@
 """A counter at which scripted payments come in: the real deposits over a real store; rail, chain and clock are ours."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+import pytest
+
 from farebox.accounts.accounts import Account, create_account, find_account
+from farebox.billing.ledger import Posted, Transfer
 from farebox.billing.plans import Plan, Plans
 from farebox.books.ledger import Ledger, debit
 from farebox.clock import US_PER_S
@@ -68,6 +72,21 @@ class ScriptedRail:
         return ""
 
 
+class Died(Exception):
+    """What a process raises in place of being killed: nothing in the gateway catches it."""
+
+
+class _Dying(Ledger):
+    def __init__(self, store: Store, entry: str) -> None:
+        super().__init__(store)
+        self._entry = entry
+
+    def post(self, transfer: Transfer) -> asyncio.Future[Posted]:
+        if transfer.id.startswith(self._entry):
+            raise Died
+        return super().post(transfer)
+
+
 class Desk:
     """Alice and bob are customers. Webhooks hear of alice's money."""
 
@@ -122,6 +141,11 @@ class Desk:
 
     async def tell(self, *sightings: Sighting) -> None:
         await self.deposits.apply(sightings, self.now_us)
+
+    async def die_before(self, entry: str, *sightings: Sighting) -> None:
+        """Tell sightings to a process that dies before it posts an entry whose id begins so."""
+        with pytest.raises(Died):
+            await self.another(self.store, _Dying(self.store, entry)).apply(sightings, self.now_us)
 
     async def pay(self, usd: int, confirmations: int = 9, ident: str = "p1", account: int = 0) -> Topup:
         """Ask for a top-up in BTC and pay it exactly."""
