@@ -43,6 +43,11 @@ class ModelChain:
         self.states.append(State(block, held, sent, list(paid)))
         self.all[block.hash] = self.states[-1]
 
+    def received(self, address: str, deep: int = 1) -> int:
+        """Give what had come to an address, so many blocks deep, before it sent something."""
+        seen = self.states[: len(self.states) - min(deep, len(self.states)) + 1]
+        return next(state.held.get(address, 0) for state in reversed(seen) if not state.sent.get(address))
+
     def undo(self, depth: int) -> list[tuple[str, int]]:
         """Undo blocks; answers what had been paid in them."""
         undone, self.states = self.states[-depth:], self.states[:-depth]

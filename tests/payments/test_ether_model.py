@@ -23,10 +23,11 @@ NEEDED: Final = 3
 class Run:
     """Random payments, reorgs, and looks of two watchers; after each step nothing may be credited that is not there."""
 
-    def __init__(self, room: Room, seed: int, deepest: int, keeps: int) -> None:
+    def __init__(self, room: Room, seed: int, deepest: int, keeps: int, *, sweeps: bool) -> None:
         self.random = random.Random(seed)
         self.room = room
         self.deepest = deepest
+        self.sweeps = sweeps
         self.now_us = room.now()
         self.chain = ModelChain(self.now_us)
         self.nodes = [ModelNode(self.chain, keeps), ModelNode(self.chain, keeps)]
@@ -52,7 +53,9 @@ class Run:
                 self.chain.mine([again.pop() for _ in range(self.random.randint(0, len(again)))])
             self.chain.mine(again)
         paid = [(self.random.choice(self.addresses), self._wei()) for _ in range(self.random.choice((0, 0, 1, 1, 2)))]
-        self.chain.mine(paid)
+        sweep = self.random.choice(self.addresses) if self.sweeps and self.random.random() < 0.03 else ""
+        self.seen["sweeps"] += bool(sweep)
+        self.chain.mine([one for one in paid if one[0] != sweep], sweep)
         waiting: list[list[Sighting]] = []
         for node, reader in zip(self.nodes, self.readers, strict=True):
             if self.random.random() < 0.5:
@@ -97,12 +100,12 @@ class Run:
     async def check_no_more_than_there_is(self) -> None:
         """What is credited is in a block as deep as it had to be."""
         for address, wei in (await self.credited("crediting", "credited", "reversing")).items():
-            held = self.chain.states[-min(NEEDED, len(self.chain.states))].held.get(address, 0)
-            assert wei <= held, (address, wei, held)
+            came = self.chain.received(address, NEEDED)
+            assert wei <= came, (address, wei, came)
 
     async def check_all(self) -> None:
-        held = {address: self.chain.states[-1].held.get(address, 0) for address in self.addresses}
-        assert await self.credited("credited") == held
+        came = {address: self.chain.received(address) for address in self.addresses}
+        assert await self.credited("credited") == came
         for account, address in zip((self.room.alice, self.room.bob), self.addresses, strict=True):
             mine = [one for one in await self.room.payments() if one.address == address and one.state == "credited"]
             assert await self.room.balance(account) == sum(one.worth_nanos or 0 for one in mine)
@@ -115,17 +118,17 @@ def worth(payment: Payment) -> bool:
 
 @pytest.mark.parametrize("seed", [1, 2, 3, random.SystemRandom().getrandbits(32)])
 @pytest.mark.parametrize(
-    ("deepest", "keeps"),
-    [(NEEDED - 1, 10**9), (FINALIZED - 1, 10**9), (FINALIZED - 1, 6)],
-    ids=["shallow", "deep", "pruned"],
+    ("deepest", "keeps", "sweeps"),
+    [(NEEDED - 1, 10**9, False), (FINALIZED - 1, 10**9, False), (FINALIZED - 1, 6, False), (NEEDED - 1, 10**9, True)],
+    ids=["shallow", "deep", "pruned", "swept"],
 )
 async def test_what_is_credited_is_what_the_chain_holds(
-    databases: Databases, tmp_path: Path, seed: int, deepest: int, keeps: int
+    databases: Databases, tmp_path: Path, seed: int, deepest: int, keeps: int, *, sweeps: bool
 ) -> None:
     settings = settings_of("http://127.0.0.1:9", needed=NEEDED)
     with databases.fresh("sqlite", tmp_path) as url:
         async with open_room(url, settings) as room:
-            run = Run(room, seed, deepest, keeps)
+            run = Run(room, seed, deepest, keeps, sweeps=sweeps)
             await run.begin()
             for _ in range(120):
                 await run.step()
