@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from farebox.billing.ledger import Transfer, customer_account
 from farebox.books.business import Sales
 from farebox.clock import DAY_US, day_of
 from farebox.store.protocol import Statement
 from tests.stage import Stage
-from tests.web.browse import mails_to
+from tests.web.browse import enter, mails_to
 from tests.web.operators import OPERATOR, books_hold, dollars, enter_admin, table, written
 
 # money by hand
@@ -224,6 +225,52 @@ async def test_what_was_spent_is_not_taken_back(stage: Stage) -> None:
     assert page.status == 422
     assert "nothing was moved: only $0.00 is free" in page.words
     assert len(await written(stage, "ledger.reverse.refused")) == 1
+
+
+async def test_the_reverse_of_a_deposit_takes_back_the_plan_it_had_earned(stage: Stage) -> None:
+    """Also where the process died before it said so; and the customer reads all of it, with the reasons."""
+    browser = await enter_admin(stage)
+    money = f"/admin/customers/{stage.bob.account_id}/money"
+    page = await browser.submit(await browser.get(money), money, kind="deposit", amount="500", reason="wire of May")
+    _, _, form = page.form(money)
+    await browser.post(money, form)
+    plan = "SELECT plan FROM account WHERE id = ?"
+    ((earned,),) = await stage.rows(plan, stage.bob.account_id)
+    entry = f"operator:{form['id']}"
+    for _ in range(2):
+        assert (await browser.post("/admin/ledger/entry", {"id": entry, "reason": "it bounced"})).status == 200
+        ((left,),) = await stage.rows(plan, stage.bob.account_id)
+        assert left != earned
+        await stage.gateway.store.write([("UPDATE account SET plan = ? WHERE id = ?", (earned, stage.bob.account_id))])
+    bob = await enter(stage, stage.bob.email)
+    told = (await bob.get("/dashboard/transactions")).words
+    assert "wire of May" in told
+    assert "deposit undone" in told
+    assert "it bounced" in told
+
+
+async def test_what_operators_and_chains_move_is_told_with_its_reason(stage: Stage) -> None:
+    """Refunds, credits and debits, and a payment that was undone: each with words of its own."""
+    browser = await enter_admin(stage)
+    money = f"/admin/customers/{stage.bob.account_id}/money"
+    for kind in ("refund", "credit", "debit"):
+        reason = f"because of {kind}"
+        page = await browser.submit(await browser.get(money), money, kind=kind, amount="5", reason=reason)
+        _, _, form = page.form(money)
+        await browser.post(money, form)
+    undone = Transfer(
+        id="reversal:bitcoin:ab:0:2",
+        debit_account=customer_account(stage.bob.account_id),
+        credit_account="house:cash",
+        amount_nanos=10**9,
+        code="deposit",
+        actor="rail:bitcoin",
+        memo="reversed: 0.00001 BTC on Bitcoin has left its chain",
+    )
+    await stage.gateway.ledger.post(undone)
+    told = (await (await enter(stage, stage.bob.email)).get("/dashboard/transactions")).words
+    for words in ("because of refund", "because of credit", "because of debit", "payment undone", "has left its chain"):
+        assert words in told
 
 
 # the audit log

@@ -53,10 +53,21 @@ class ByHand:
         return posted_now
 
     async def reverse(self, by: Operator, entry: JournalLine, reason: str) -> str:
-        """Take an entry back by another one, at most once. Answers its id. Raises InvalidRequest."""
+        """Take an entry back by another one, at most once; what a deposit had earned goes with it. Answers its id.
+
+        Raises InvalidRequest.
+        """
         transfer = reverse_of(entry, actor_of(by), reason)
         facts = {"entry": transfer.id, "reverses": entry.id, "amount_usd": decimal_usd(entry.amount_nanos)}
-        await self._book(by, "ledger.reverse", transfer, facts, reason)
+        account_id = customer_id(transfer.debit_account) or customer_id(transfer.credit_account)
+        if account_id is None or transfer.code != "deposit":
+            await self._book(by, "ledger.reverse", transfer, facts, reason)
+            return transfer.id
+        before = await find_account(self._store, str(account_id))
+        if not await self._book(by, "ledger.reverse", transfer, facts, reason):
+            change = -transfer.amount_nanos if customer_id(transfer.debit_account) else transfer.amount_nanos
+            before = await before_deposit(self._store, account_id, change)
+        await follow_top_ups(self._store, before, self._plans)
         return transfer.id
 
     async def _book(self, by: Operator, action: str, transfer: Transfer, facts: dict[str, str], reason: str) -> bool:

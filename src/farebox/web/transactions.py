@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from farebox.accounts.sessions import Session
 from farebox.books.beancount import write_beancount
+from farebox.books.corrections import is_reverse
 from farebox.books.statement import Mark, StatementLine, page_of_statement, whole_statement
 from farebox.clock import day_of, iso
 from farebox.money import decimal_usd
@@ -41,7 +42,7 @@ class Transactions:
         before = Mark.read(request.query_params.get("before", ""))
         page = await page_of_statement(self._store, me.account_id, before, _PAGE)
         return self._pages.render(
-            request, "transactions.html", me=me, lines=page.lines, older=page.older, newest=before is None
+            request, "transactions.html", me=me, lines=page.lines, kind_of=_kind_of, older=page.older, newest=not before
         )
 
     async def export(self, request: Request, me: Session) -> Response:
@@ -54,6 +55,13 @@ class Transactions:
         headers = {"content-disposition": f'attachment; filename="farebox-{day_of(self._clock())}.beancount"'}
         text = write_beancount(lines, self._pages.site_name)
         return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
+
+
+def _kind_of(line: StatementLine) -> str:
+    """Name a movement for people: one that takes a deposit back is of the deposit's code, and is none."""
+    if line.mark.id.startswith("reversal:"):
+        return "payment undone"
+    return f"{line.code} undone" if is_reverse(line.mark.id) else line.code
 
 
 async def _rows(lines: AsyncIterator[StatementLine]) -> AsyncIterator[Mapping[str, Cell]]:
