@@ -38,8 +38,9 @@ class LyingNode:
         """So many more requests are answered, then connections are cut without an answer."""
         self.cut_halfway = False
         """... or in the middle of it."""
-        self.single_only = False
-        """It refuses batches."""
+        self.most_batch: int | None = None
+        """The most calls in one request; more is refused as a whole, in the words of `batch_error`."""
+        self.batch_error = (-32600, "batch too large")
         self.twists: dict[str, Twist] = {}
         """By method: what becomes of its results."""
         self.asked: list[str] = []
@@ -54,8 +55,8 @@ class LyingNode:
                 exchange.break_off(reset=True)
                 return
             self.cut_after -= 1
-        if isinstance(body, list) and self.single_only:
-            answer: Any = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "no batches"}}
+        if isinstance(body, list) and self.most_batch is not None and len(body) > self.most_batch:
+            answer: Any = {"jsonrpc": "2.0", "id": None, "error": Refusal(*self.batch_error).error}
         elif isinstance(body, list):
             answer = [await self._answer(call) for call in body]
         else:

@@ -444,6 +444,22 @@ async def test_logs_that_nobody_asked_for_count_for_nothing(
     assert len(await doubtful.payments()) == 2
 
 
+@pytest.mark.parametrize("most", [0, 1, 7])
+async def test_a_node_that_takes_few_calls_at_once_or_one_is_asked_that_way(
+    doubtful: Room, liar: LyingNode, chain: EvmChain, token: Contract, most: int
+) -> None:
+    liar.most_batch = most
+    topup = await doubtful.ask(25)
+    await token.send("transfer", topup.topup.address, 25 * USDT)
+    await chain.mine(20)
+    assert await doubtful.go() == ""
+    assert await doubtful.balance() == 25 * NANOS_PER_USD
+    liar.most_batch, liar.batch_error = 0, (-32005, "rate limit exceeded")
+    asked = len(liar.asked)
+    assert most < 2 or "rate limit exceeded" in await doubtful.go()
+    assert len(liar.asked) == asked
+
+
 # Days of downtime, and restarts
 
 

@@ -22,6 +22,7 @@ OLD_BLOCKS: Final = 50
 """A newest block that is older than both, in seconds and in blocks, means that the node is behind."""
 
 _BATCH: Final = 100
+"""The most calls in one request; less where a node refuses so many."""
 _SPAN: Final = 1000
 """The most blocks in one range."""
 _DECIMALS: Final = "0x313ce567"
@@ -85,6 +86,7 @@ class EvmNode:
         self._name = name
         self._is_sure = False
         self._span = _SPAN
+        self._batch = _BATCH
 
     @property
     def is_sure(self) -> bool:
@@ -278,12 +280,22 @@ class EvmNode:
             if check and not self._is_sure:
                 await self.check_chain()
             answers: list[Any] = []
-            for some in _parts(calls, _BATCH):
-                answers += await self._rpc.ask_all(some)
+            while len(answers) < len(calls):
+                answers += await self._ask_some(calls[len(answers) : len(answers) + self._batch])
         except RailTrouble:
             self._is_sure = False
             raise
         return answers
+
+    async def _ask_some(self, calls: Sequence[Call]) -> list[Any]:
+        """Ask the first of these calls: all of them, unless the node refuses so many in one request."""
+        try:
+            return await self._rpc.ask_all(calls)
+        except RpcError as refused:  # the batch as a whole: a no to one call stands in the place of its answer
+            if len(calls) == 1 or _is_too_fast(refused):
+                raise
+            self._batch = len(calls) // 2
+            return await self._ask_some(calls[: self._batch])
 
     def _see_chain(self, told: Any) -> None:
         chain_id = self._number(told)
@@ -410,6 +422,11 @@ def _is_dropped(error: RpcError) -> bool:
     """Whether a node has the block, but only the newest states: each says so in its own way."""
     words = error.words.lower()
     return any(one in words for one in _DROPPED)
+
+
+def _is_too_fast(error: RpcError) -> bool:
+    """Whether a node has been asked too often, which passes by itself."""
+    return error.code in {429, -32005, -32029} or "rate" in error.words.lower()
 
 
 def _is_too_much(error: RpcError) -> bool:
