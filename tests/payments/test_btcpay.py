@@ -330,3 +330,51 @@ async def test_a_crash_before_the_cursor_is_written_loses_and_doubles_nothing(
     await room.look()
     assert (await room.unheard(), await room.state(told)) == (0, "credited")
     assert await room.balance() == worth(invoice.total)
+
+
+async def test_server_and_books_are_compared_day_by_day(room: Room) -> None:
+    """Paid, half paid, late and unpaid agree; what came since yesterday waits; what the books lack is told."""
+    for coins in (None, "0.0002", "0.001", None):
+        _, invoice = await room.ask()
+        room.fake.settle(invoice, room.fake.pay(invoice, coins))
+    told, lightning = await room.ask(10, "BTC-LN")
+    room.fake.pay(lightning)
+    _, unpaid = await room.ask()
+    foreign = FakeInvoice({**unpaid.asked, "metadata": {"orderId": "shop-7"}}, RATE, room.now_us // US_PER_S)
+    room.fake.invoices[foreign.id] = foreign
+    room.fake.settle(foreign, room.fake.pay(foreign))
+    await room.later()
+    reconciler = room.till.reconciler
+    chain, ln = await reconciler.compare(room.now_us)
+    assert (chain.differences, chain.looked_at, chain.chain_units) == ((), 4, 2 * 39002 + 20_000 + 100_000)
+    assert (ln.differences, ln.looked_at, ln.chain_units) == ((), 1, 15600)
+    await room.later(DAY_S)
+    await room.till.topups.tend(room.now_us)
+    late = room.fake.pay(unpaid, "0.0003")
+    room.fake.settle(unpaid, late)
+    assert [one.differences for one in await reconciler.compare(room.now_us)] == [(), ()]
+    payment = (await room.told(told.topup.id)).payments[0]
+    forgotten = [
+        ("DELETE FROM payment WHERE id = ?", (payment.id,)),
+        ("DELETE FROM topup WHERE id = ?", (told.topup.id,)),
+    ]
+    await room.store.write(forgotten)
+    room.pass_s(2 * DAY_S)
+    await room.look()
+    chain, ln = await reconciler.compare(room.now_us)
+    assert (chain.differences, chain.looked_at) == ((), 5)
+    assert ln.differences == (f"{lightning.destination} on Lightning holds 0.000156 BTC-LN, the books know of 0 there",)
+    assert [kind for kind, _ in await room.incidents()] == ["difference"]
+
+
+async def test_a_payment_that_the_server_takes_back_behind_our_back_is_a_difference(room: Room) -> None:
+    _, invoice = await room.ask()
+    payment = room.fake.pay(invoice)
+    room.fake.settle(invoice, payment)
+    await room.later()
+    room.fake.drop(invoice, payment)
+    outcome, _ = await room.till.reconciler.compare(room.now_us)
+    assert len(outcome.differences) == 1
+    room.fake.is_down = True
+    outcome, _ = await room.till.reconciler.compare(room.now_us)
+    assert "cannot be asked" in outcome.error

@@ -21,6 +21,8 @@ from farebox.payments.uris import bitcoin_uri
 from farebox.store.protocol import Store
 
 NAME: Final = "btcpay"
+ORDER: Final = "farebox-"
+"""How the order ids of our invoices begin: a store may have others."""
 BITCOIN: Final = Asset("BTC", "Bitcoin", "Bitcoin", 8)
 BY_LIGHTNING: Final = Asset("BTC-LN", "Bitcoin", "Lightning", 8)
 """Also in satoshis: what is less than one of a payment is not counted."""
@@ -79,7 +81,7 @@ class BtcpayRail:
         try:
             invoice = await self._api.create_invoice(
                 amount_nanos,
-                f"farebox-{secrets.token_hex(8)}",
+                f"{ORDER}{secrets.token_hex(8)}",
                 wanted,
                 lasts_minutes=self._settings.quote_minutes,
                 speed=_speed(amount_nanos)[0],

@@ -11,6 +11,7 @@ from farebox.payments.addresses import Addresses
 from farebox.payments.btcpay import NAME as BTCPAY
 from farebox.payments.btcpay import BtcpayRail
 from farebox.payments.btcpay_api import BtcpayApi
+from farebox.payments.btcpay_view import BtcpayView
 from farebox.payments.btcpay_watcher import BtcpayWatcher
 from farebox.payments.chains.bitcoin import BitcoinWatcher
 from farebox.payments.chains.evm_watcher import EvmWatcher
@@ -94,6 +95,7 @@ def make_till(
         api = BtcpayApi(settings.btcpay)
         rails[BTCPAY] = _btcpay_rail(settings, store, api, rates, warn)
         watchers.append(BtcpayWatcher(store, deposits, api))
+        views[BTCPAY] = BtcpayView(store, api)
     topups = Topups(
         store,
         deposits,
