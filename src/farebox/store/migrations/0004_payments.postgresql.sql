@@ -62,7 +62,8 @@ INSERT INTO topup
 SELECT id, account_id, rail, asset, amount_nanos, asked_units, address,
   CASE asset WHEN 'BTC' THEN 100000000000000 WHEN 'ETH' THEN 4000000000000 ELSE 1000000000 END,
   '{"nanos":' || CASE asset WHEN 'BTC' THEN 100000000000000 WHEN 'ETH' THEN 4000000000000 ELSE 1000000000 END || ',"at":' || created_at || ',"spread_ppm":0,"sources":{"simulated":' || CASE asset WHEN 'BTC' THEN 100000000000000 WHEN 'ETH' THEN 4000000000000 ELSE 1000000000 END || '}}',
-  needed, state, created_at, ends_at, changed_at FROM topup_then;
+  needed, CASE WHEN EXISTS (SELECT 1 FROM transfer r WHERE r.id = 'topup:' || topup_then.id) THEN 'credited' ELSE state END,
+  created_at, ends_at, changed_at FROM topup_then;
 
 CREATE TABLE payment (                          -- what came, as its rail sees it; never deleted
   id            TEXT COLLATE "C" PRIMARY KEY,               -- "rail:identity": the identity is the rail's own, for ever the same
@@ -103,7 +104,7 @@ SELECT t.rail || ':' || t.id, t.rail, t.asset, t.address, t.paid_units, t.accoun
   CASE WHEN t.state = 'credited' OR r.id IS NOT NULL THEN 1 ELSE 0 END, t.changed_at, t.changed_at,
   CASE WHEN t.state = 'credited' OR r.id IS NOT NULL THEN coalesce(r.amount_nanos, 0) END,
   CASE WHEN t.state = 'credited' OR r.id IS NOT NULL THEN t.paid_units ELSE '0' END,
-  CASE WHEN t.state = 'credited' OR r.id IS NOT NULL THEN n.pricing END, r.id
+  CASE WHEN t.state = 'credited' OR r.id IS NOT NULL THEN '{"quote":' || n.pricing || '}' END, r.id
 FROM topup_then t JOIN topup n ON n.id = t.id LEFT JOIN transfer r ON r.id = 'topup:' || t.id
 WHERE t.state IN ('seen', 'confirming', 'credited');
 DROP TABLE topup_then;
