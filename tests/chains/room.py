@@ -30,6 +30,9 @@ from tests.payments.wallets import ABOUT, wallet, written
 
 XPUB: Final = written(wallet(ABOUT).derive("m/44h/60h/0h"), "xpub")
 KEY: Final = ExtendedKey(XPUB, "evm")
+USDT: Final = 10**6
+NOBODY: Final = "0x" + "de" * 20
+"""An address that was given to no customer."""
 RATES: Final = {"USDT": NANOS_PER_USD, "ETH": 4000 * NANOS_PER_USD}
 
 
@@ -178,3 +181,15 @@ async def open_room(database_url: str, settings: EvmSettings) -> AsyncIterator[R
 
 async def open_chain(url: str) -> EvmChain:
     return await EvmChain(url).open()
+
+
+async def confirmed(room: Room, chain: EvmChain, blocks: int = 3) -> None:
+    """Mine block by block, and look at each."""
+    for _ in range(blocks):
+        await chain.mine()
+        assert await room.go() == ""
+
+
+def one(payments: list[Payment]) -> Payment:
+    (only,) = payments
+    return only
