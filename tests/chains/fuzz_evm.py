@@ -16,7 +16,7 @@ from farebox.billing.ledger import Transfer
 from farebox.billing.plans import Plan, Plans
 from farebox.books.ledger import Ledger
 from farebox.clock import US_PER_S
-from farebox.errors import RailTrouble
+from farebox.errors import RailTrouble, StoreUnavailable
 from farebox.money import NANOS_PER_USD
 from farebox.payments.chains.evm import as_topic
 from farebox.payments.chains.evm_watcher import EvmWatcher
@@ -263,6 +263,8 @@ class Life:
             self.watchers[index] = make_watcher(self.room, self.dice)
         except RailTrouble:  # a branch that is shorter than the one read before, or changes meanwhile
             self.seen["troubles"] += 1
+        except StoreUnavailable:  # PostgreSQL has ended one of two writes that waited for each other
+            self.seen["deadlocks"] += 1
 
     async def _certainly(self, watcher: EvmWatcher) -> None:
         chance, self.dice.chance = self.dice.chance, 0
