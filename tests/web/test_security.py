@@ -16,6 +16,8 @@ CANARY: Final = "xylophone-canary-7391"
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CHANGE_NOTHING: Final = {"/admin/viewing/end", "/admin/upstreams/{name}/test"}
 """Forms of operators that need no proof of the last minutes."""
+SIGNED: Final = {"/webhooks/btcpay"}
+"""Where no browser sends anything: a signature tells who does (tests/payments/test_btcpay_webhooks.py)."""
 ALICES: Final = (
     "SELECT id, email, plan, status, role, verified_at FROM account WHERE id = ?",
     "SELECT * FROM api_key WHERE account_id = ? ORDER BY id",
@@ -299,6 +301,18 @@ async def test_forms_from_other_sites_do_nothing(
     assert len(rows) == allowed
     if not allowed:
         assert "Content-Security-Policy".lower() in dict(page.headers)
+
+
+async def test_no_route_takes_what_another_site_sends_unless_it_asks_for_a_signature(stage: Stage) -> None:
+    browser = browser_of(stage)
+    tried = set()
+    for route in routes(stage):
+        for method in (route.methods or set()) - {"GET", "HEAD"}:
+            path = re.sub(r"\{\w+(?::\w+)?\}", "1", route.path)
+            page = await browser.send(method, path, b"", {"sec-fetch-site": "cross-site"})
+            assert page.status == (404 if route.path in SIGNED else 403), f"{method} {path}"
+            tried.add(route.path)
+    assert tried > SIGNED
 
 
 GARBAGE: Final = (
