@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from farebox.money import NANOS_PER_USD
+from farebox.payments.reconcile import Reconciler
 from tests.chains.evm import Contract, EvmChain
 from tests.chains.lying import LyingNode, Refusal
 from tests.chains.room import KEY, NOBODY, USDT, Room, confirmed, one, open_room, settings_of
@@ -156,6 +157,48 @@ async def test_an_address_made_while_the_watcher_looks_is_not_missed(
     assert one(await doubtful.payments()).address == made[0]
     await confirmed(doubtful, chain)
     assert await doubtful.balance(doubtful.bob) == 25 * NANOS_PER_USD
+
+
+# Chain and books compared
+
+
+async def test_chain_and_books_agree_until_something_came_that_was_never_seen(
+    room: Room, chain: EvmChain, token: Contract
+) -> None:
+    """What is swept afterwards is no difference; what is hidden from the watcher is one."""
+    await chain.mine(70)
+    reconciler = Reconciler(room.store, {"ethereum": room.watcher}, {"ethereum": room.rail.assets[1:]})
+    first, second = (await room.ask(25)).topup.address, (await room.ask(25, account=room.bob)).topup.address
+    for address in (first, second, second):
+        await token.send("transfer", address, 25 * USDT)
+    await confirmed(room, chain)
+    (early,) = await reconciler.compare(room.now())
+    assert (early.looked_at, early.chain_units, early.differences, early.error) == (0, 0, (), "")
+    await chain.mine(70)
+    assert await room.go() == ""
+    (agreed,) = await reconciler.compare(room.now())
+    assert (agreed.looked_at, agreed.chain_units, agreed.books_units) == (2, 75 * USDT, 75 * USDT)
+    assert (agreed.differences, agreed.error) == ((), "")
+
+    await chain.rpc.ask("anvil_setBalance", first, hex(10**18))
+    await chain.rpc.ask("anvil_impersonateAccount", first)
+    await token.send("transfer", chain.people[0], 25 * USDT, sender=first)
+    await chain.mine(70)
+    assert await room.go() == ""
+    (swept,) = await reconciler.compare(room.now())
+    assert (swept.chain_units, swept.differences) == (50 * USDT, ())
+
+    await token.send("transfer", second, 1)
+    await room.store.write([("DELETE FROM deposit_address WHERE address = ?", (second,))])
+    await chain.mine()
+    assert await room.go() == ""
+    await room.addresses.fresh(room.bob, "ethereum", "USDT", KEY, room.now())
+    await chain.mine(70)
+    assert await room.go() == ""
+    (hidden,) = await reconciler.compare(room.now())
+    assert len(hidden.differences) == 1
+    assert f"{second} on ethereum holds 50.000001 USDT, the books know of 50 there" in hidden.differences
+    assert await room.incidents() == ["difference"]
 
 
 # A chain that is not the one, or a token that is not the one
