@@ -7,6 +7,7 @@ python -m tests.soak kill --kills 1000                                  one serv
 python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
 python -m tests.soak api --examples 2000                                the API as /openapi.json describes it
 python -m tests.soak evm --minutes 10                                   payments on an EVM chain that undoes blocks
+python -m tests.soak bitcoin --minutes 10                               payments in Bitcoin, whose blocks are undone
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.books.driver import Driver
-from tests.chains import fuzz_evm
+from tests.chains import fuzz_bitcoin, fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
 from tests.kill.harness import Killing
@@ -33,7 +34,7 @@ from tests.races.decisions import Decisions
 from tests.races.node import node, rivals
 from tests.web.explore import explore
 
-_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api", "evm")
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api", "evm", "bitcoin")
 _ACCOUNTS: Final = 60
 
 
@@ -97,8 +98,9 @@ async def api(examples: int, seed: int) -> str:
     return explored.out.strip().splitlines()[-1]
 
 
-def evm(kind: str, minutes: float, seed: int) -> str:
-    """Live one random life of an EVM chain after the other, until the time is over."""
+def chain(what: str, kind: str, minutes: float, seed: int) -> str:
+    """Live one random life of a chain after the other, until the time is over."""
+    live = {"evm": fuzz_evm.live, "bitcoin": fuzz_bitcoin.live}[what]
     began, seen, lives = time.monotonic(), Counter[str](), 0
     tell = _progress("seconds", round(minutes * 60))
     with contextlib.ExitStack() as stack:
@@ -107,12 +109,12 @@ def evm(kind: str, minutes: float, seed: int) -> str:
             tell(round(spent_s) + 1)
             with _directory() as directory, databases.fresh(kind, directory) as url:
                 try:
-                    seen += asyncio.run(fuzz_evm.live(url, directory, seed + lives, 150))
+                    seen += asyncio.run(live(url, directory, seed + lives, 150))
                 except BaseException:
                     print(f"in the life with seed {seed + lives}", file=sys.stderr, flush=True)
                     raise
             lives += 1
-    return f"{kind}: {lives} lives of an EVM chain, credited is what each held; {dict(seen)}"
+    return f"{kind}: {lives} lives of {what}, credited is what each chain held; {dict(seen)}"
 
 
 @contextlib.contextmanager
@@ -159,9 +161,9 @@ def main() -> None:
             print(asyncio.run(kill_nodes(chosen.kills, chosen.seed)), flush=True)
         elif what == "api":
             print(asyncio.run(api(chosen.examples, chosen.seed)), flush=True)
-        elif what == "evm":
+        elif what in {"evm", "bitcoin"}:
             for kind in KINDS if chosen.store == "both" else (chosen.store,):
-                print(evm(kind, chosen.minutes / (2 if chosen.store == "both" else 1), chosen.seed), flush=True)
+                print(chain(what, kind, chosen.minutes / (2 if chosen.store == "both" else 1), chosen.seed), flush=True)
         elif what == "decisions":
             print(decisions(chosen.decisions, chosen.seed), flush=True)
         else:
