@@ -597,4 +597,36 @@ async def test_days_of_downtime_lose_nothing(room: Room, chain: EvmChain, splitt
     await chain.mine(700)
     while "catching up" in await room.go():
         pass
-    assert (await usd(room), one(await room.payments()).final) == (15, 1)
+    assert await usd(room) == 15
+    assert [each.final for each in await room.payments()] == [1]  # 700 blocks ago they are one
+
+
+async def test_what_came_in_several_blocks_while_nobody_looked_is_several_payments(room: Room, chain: EvmChain) -> None:
+    address = await address_of(room)
+    await confirmed(room, chain, 1)
+    txs = []
+    for amount in (10, 5, 7):
+        txs.append(await chain.send(address, amount * USD))
+        await chain.mine(2)
+    await confirmed(room, chain, 1)
+    assert [(each.tx, int(each.units) // USD, each.confirmations) for each in await room.payments()] == [
+        (txs[0], 10, 7),
+        (txs[1], 5, 5),
+        (txs[2], 7, 3),
+    ]
+    assert await usd(room) == 22
+
+
+async def test_what_an_address_held_before_it_was_given_out_is_not_part_of_what_is_paid(
+    room: Room, chain: EvmChain
+) -> None:
+    first = await address_of(room)
+    await chain.rpc.ask("anvil_setBalance", first, hex(1000 * USD))
+    await chain.mine()
+    await room.store.write([("UPDATE deposit_address SET created_at = ?", (room.now() + 400 * US_PER_S,))])
+    await chain.rpc.ask("evm_setNextBlockTimestamp", room.now() // US_PER_S + 500)
+    await chain.send(first, 25 * USD)
+    room.ahead_us = 500 * US_PER_S
+    await confirmed(room, chain)
+    assert await usd(room) == 25
+    assert await room.incidents() == ["stray_payment"]

@@ -6,13 +6,14 @@ equation: from then on it is read at the last block before, as long as anything 
 is swept, and nothing that comes to it is credited by itself.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import RailTrouble
+from farebox.payments.chains.branch import Branch
 from farebox.payments.chains.evm import Block, EvmNode
 from farebox.payments.incidents import opened
 from farebox.payments.intervals import interval, interval_ident, missing
@@ -32,6 +33,7 @@ _USED_BLOCKS: Final = 100
 """Addresses that may be swept are asked about more often: nodes keep the states of about 128 blocks."""
 _MOST_OPEN: Final = 2000
 _MOST_IDLE: Final = 500
+_MOST_PARTS: Final = 8
 _PAGE: Final = 500
 _OPEN: Final = (
     "SELECT id, address, account_id, swept_at, left_units FROM deposit_address WHERE rail = ? AND asset = ? "
@@ -41,14 +43,13 @@ _OPEN: Final = (
 )
 _IDLE: Final = (
     "SELECT id, address, account_id, swept_at, left_units FROM deposit_address WHERE rail = ? AND asset = ? "
-    "AND (looked_at <= ? OR (looked_at <= ? AND used_at IS NOT NULL AND swept_at IS NULL)) ORDER BY looked_at LIMIT ?"
+    "AND looked_at <= ? AND (looked_at <= ? OR (used_at IS NOT NULL AND swept_at IS NULL)) ORDER BY looked_at LIMIT ?"
 )
 _SWEPT: Final = (
     "UPDATE deposit_address SET swept_at = ?, used_at = coalesce(used_at, ?), left_units = ? "
     "WHERE id = ? AND swept_at IS NULL"
 )
 _UNCREDITED: Final = ("seen", "confirming")
-_Ask = Callable[[Sequence[tuple[str, str]]], Awaitable[list[int | None]]]
 
 
 class _Address(Struct):
@@ -86,39 +87,6 @@ class _Find(Struct):
     height: int | None = None
     block: str = ""
     seen_us: int = 0
-
-
-class _Branch:
-    """The branch that ends with `tip`: hashes by height, those that are not known asked of the node."""
-
-    def __init__(self, node: EvmNode, tip: Block, hashes: Mapping[int, str], final: int, low: int) -> None:
-        self._node = node
-        self._hashes = {**hashes, tip.height: tip.hash}
-        self.tip = tip
-        self.final = final
-        """Up to here nothing is taken back any more."""
-        self.low = low
-        """The deepest block where it matters whether something had come already."""
-        self._asked = False
-
-    async def hashes(self, heights: Sequence[int]) -> dict[int, str]:
-        unknown = sorted({height for height in heights if height not in self._hashes})
-        if unknown:
-            self._asked = True
-            for height, block in zip(unknown, await self._node.blocks(unknown), strict=True):
-                if block is None:
-                    raise RailTrouble(f"the node has not got block {height}, below block {self.tip.height}")
-                self._hashes[height] = block.hash
-        return {height: self._hashes[height] for height in heights}
-
-    async def check(self) -> None:
-        """See that what was asked by height was of this branch. Raises RailTrouble."""
-        if self._asked:
-            (now,) = await self._node.blocks([self.tip.height])
-            if now is None or now.hash != self.tip.hash:
-                raise RailTrouble(
-                    f"the chain moved at block {self.tip.height} while it was read: the next look will do"
-                )
 
 
 class EtherReader:
@@ -175,7 +143,7 @@ class EtherReader:
         own = (self._rail, self._coin)
         open_ones = await self._store.fetch(_OPEN, (*own, *own, now_us - _OPEN_US, *own, _MOST_OPEN))
         used = min(_IDLE_US, _USED_BLOCKS * self._block_us)
-        idle = await self._store.fetch(_IDLE, (*own, now_us - _IDLE_US, now_us - used, _MOST_IDLE))
+        idle = await self._store.fetch(_IDLE, (*own, now_us - used, now_us - _IDLE_US, _MOST_IDLE))
         return [_Address(*row) for row in {row[0]: row for row in [*idle, *open_ones]}.values()]
 
     async def _rows(self, addresses: Sequence[str]) -> dict[str, list[Payment]]:
@@ -187,13 +155,13 @@ class EtherReader:
                 rows.setdefault(row.address, []).append(row)
         return rows
 
-    async def _branch(self, tip: Block, hashes: Mapping[int, str]) -> _Branch:
+    async def _branch(self, tip: Block, hashes: Mapping[int, str]) -> Branch:
         finalized = await self._node.finalized()
         deep = tip.height - max(FINAL_BLOCKS, self._deepest)
         final = deep + 1 if finalized is None else min(finalized, tip.height)
-        return _Branch(self._node, tip, hashes, final, max(0, deep))
+        return Branch(self._node, tip, hashes, final, max(0, deep))
 
-    async def _read(self, addresses: Sequence[_Address], branch: _Branch) -> None:
+    async def _read(self, addresses: Sequence[_Address], branch: Branch) -> None:
         """Read totals at the tip; of those that have sent, at the last block before."""
         names = [one.address for one in addresses]
         totals = await self._node.balances(names, branch.tip.hash)
@@ -203,12 +171,12 @@ class EtherReader:
         sent = [one for one, nonce in zip(addresses, nonces, strict=True) if nonce and one.swept_at_us is None]
         await self._read_sent(sent, branch)
 
-    async def _read_sent(self, sent: Sequence[_Address], branch: _Branch) -> None:
+    async def _read_sent(self, sent: Sequence[_Address], branch: Branch) -> None:
         """Find since when addresses have sent something, and what they held at the last block before, and after."""
         asked = [(one.address, 1, branch.tip.height) for one in sent]
-        heights = await self._first(asked, self._node.nonces_at, branch)
+        heights = await branch.first(asked, self._node.nonces_at)
         places = [(one.address, height) for one, height in zip(sent, heights, strict=True)]
-        lefts = await self._at(places, self._node.balances_at, branch)
+        lefts = await branch.at(places, self._node.balances_at)
         known = {one.id: self._sent[one.id] for one in sent if one.id in self._sent}
         hashes = await branch.hashes([*heights, *(earlier.height for earlier in known.values())])
         for one, height, left in zip(sent, heights, lefts, strict=True):
@@ -220,7 +188,7 @@ class EtherReader:
             one.sent_at, one.left, one.top, one.total = found.height, found.left, found.height - 1, None
         known_before = [one for one in sent if one.top >= branch.low]
         places = [(one.address, one.top) for one in known_before]
-        for one, then in zip(known_before, await self._at(places, self._node.balances_at, branch), strict=True):
+        for one, then in zip(known_before, await branch.at(places, self._node.balances_at), strict=True):
             one.total = then
 
     # What to say of it
@@ -272,30 +240,55 @@ class EtherReader:
         start, end = _span(row)
         return _Find(one, start, end, row, row.height if row.block else None, row.block or "")
 
-    async def _place(self, wanted: Sequence[_Find], branch: _Branch) -> list[_Find]:
+    async def _place(self, wanted: Sequence[_Find], branch: Branch) -> list[_Find]:
         """Find the first block of each payment: the one it was in before if that still holds, else by halving."""
         remembered = [one for one in wanted if one.height is not None and one.height <= one.address.top]
         hashes = await branch.hashes([one.height or 0 for one in remembered])
         sound = [one for one in remembered if hashes[one.height or 0] == one.block]
         contradicted = await self._contradicted(sound, branch)
         settled = {id(one) for one in sound} - contradicted
-        searched = [one for one in wanted if id(one) not in settled]
+        known = [one for one in wanted if one.row is not None]
+        fresh = await self._parted([one for one in wanted if one.row is None], branch)
+        searched = [one for one in known if id(one) not in settled]
         for one in searched:
             one.height = None
-        searched = [one for one in searched if one.address.total is not None]
+        searched = [one for one in searched + fresh if one.height is None and one.address.total is not None]
         asked = [(one.address.address, one.end, one.address.top) for one in searched]
-        heights = await self._first(asked, self._node.balances_at, branch)
-        hashes = await branch.hashes(heights)
-        for one, height in zip(searched, heights, strict=True):
-            one.height, one.block = height, hashes[height]
-        fresh = [one for one in searched if one.row is None]
+        for one, height in zip(searched, await branch.first(asked, self._node.balances_at), strict=True):
+            one.height = height
+        hashes = await branch.hashes([one.height or 0 for one in searched + fresh])
+        for one in searched + fresh:
+            one.block = hashes[one.height or 0]
         for one, block in zip(fresh, await self._node.blocks([one.height or 0 for one in fresh]), strict=True):
             if block is None or block.hash != one.block:
                 raise RailTrouble(f"the chain moved at block {one.height} while it was read: the next look will do")
             one.seen_us = block.at_us
-        return list(wanted)
+        return known + fresh
 
-    async def _contradicted(self, finds: Sequence[_Find], branch: _Branch) -> set[int]:
+    async def _parted(self, finds: Sequence[_Find], branch: Branch) -> list[_Find]:
+        """Part what has come on top by the blocks that it came in, each a payment with a moment of its own.
+
+        So what came long ago is never taken for part of what somebody pays now. What came in more blocks than anybody
+        pays in between two looks is one payment at last.
+        """
+        parted: list[_Find] = []
+        left = list(finds)
+        for _ in range(_MOST_PARTS):
+            asked = [(one.address.address, one.start + 1, one.address.top) for one in left]
+            heights = await branch.first(asked, self._node.balances_at)
+            places = [(one.address.address, height) for one, height in zip(left, heights, strict=True)]
+            rest: list[_Find] = []
+            for one, height, total in zip(left, heights, await branch.at(places, self._node.balances_at), strict=True):
+                end = one.end if total is None else min(total, one.end)
+                if end <= one.start:
+                    raise RailTrouble(f"the node gives two balances of {one.address.address} in block {height}")
+                parted.append(_Find(one.address, one.start, end, None, height))
+                if end < one.end:
+                    rest.append(_Find(one.address, end, one.end, None))
+            left = rest
+        return parted + left
+
+    async def _contradicted(self, finds: Sequence[_Find], branch: Branch) -> set[int]:
         """Prove once more what is about to be credited, or to be looked at no more, at a block as deep as that needs.
 
         A node that has dropped the state of that block is asked for a newer one; the total at the tip is known anyhow.
@@ -306,14 +299,14 @@ class EtherReader:
         for newer in (0, max(0, branch.tip.height - LOST_BLOCKS + 1)):
             keys = list(open_ones)
             places = [(asked[key][0], min(max(asked[key][1] or 0, newer), open_ones[key].address.top)) for key in keys]
-            totals = await self._at(places, self._node.balances_at, branch)
+            totals = await branch.at(places, self._node.balances_at)
             for key, held in zip(keys, totals, strict=True):
                 if held is not None:
                     find = open_ones.pop(key)
                     wrong |= {key} if held < find.end else set()
         return wrong
 
-    def _proof(self, find: _Find, branch: _Branch) -> int | None:
+    def _proof(self, find: _Find, branch: Branch) -> int | None:
         """Give the block at which a payment has to be proved now, if any: the newest that is as deep as it needs."""
         assert find.row is not None
         assert find.height is not None
@@ -324,7 +317,7 @@ class EtherReader:
             return min(branch.tip.height - needed + 1, find.address.top)
         return None
 
-    async def _sighting(self, find: _Find, branch: _Branch) -> Sighting:
+    async def _sighting(self, find: _Find, branch: Branch) -> Sighting:
         assert find.height is not None
         row = find.row
         tx = row.tx if row is not None and row.tx and row.block == find.block else await self._tx(find)
@@ -358,39 +351,13 @@ class EtherReader:
             self._txs[key] = next((one.tx for one in exact or paid), None)
         return self._txs[key]
 
-    # Asking for many at once
-
-    async def _first(self, asked: Sequence[tuple[str, int, int]], ask: _Ask, branch: _Branch) -> list[int]:
-        """Find, for each address, the first block by which a number is reached that is reached by the block given.
-
-        By halving, all at once. Blocks whose state the node has dropped count as before it: that it is known to be so
-        deep is then said of fewer blocks than it might be, never of more.
-        """
-        lows = [min(branch.low, top) for _, _, top in asked]
-        highs = [top for _, _, top in asked]
-        while wanting := [index for index in range(len(asked)) if lows[index] < highs[index]]:
-            places = [(asked[index][0], (lows[index] + highs[index]) // 2) for index in wanting]
-            numbers = await self._at(places, ask, branch)
-            for index, (_, middle), number in zip(wanting, places, numbers, strict=True):
-                if number is not None and number >= asked[index][1]:
-                    highs[index] = middle
-                else:
-                    lows[index] = middle + 1
-        return highs
-
-    async def _at(self, places: Sequence[tuple[str, int]], ask: _Ask, branch: _Branch) -> list[int | None]:
-        if not places:
-            return []
-        hashes = await branch.hashes([height for _, height in places])
-        return await ask([(address, hashes[height]) for address, height in places])
-
     # What it writes down
 
     async def _write(
         self,
         addresses: Sequence[_Address],
         rows: Mapping[str, Sequence[Payment]],
-        branch: _Branch,
+        branch: Branch,
         fresh: set[int],
         proved: set[str],
         now_us: int,
@@ -411,7 +378,7 @@ class EtherReader:
             await self._store.write(statements)
 
     def _sweep(
-        self, one: _Address, rows: Sequence[Payment], branch: _Branch, proved: set[str], now_us: int
+        self, one: _Address, rows: Sequence[Payment], branch: Branch, proved: set[str], now_us: int
     ) -> list[Statement]:
         """Say that an address is swept, once that is as deep as anything that came before it, and that was taken in.
 
@@ -454,7 +421,7 @@ class EtherReader:
         return [held, opened("stray_payment", f"{self._rail}:{one.address}", words, now_us, one.account_id)]
 
 
-def _unproved(one: _Address, rows: Sequence[Payment], branch: _Branch, proved: set[str]) -> list[Payment]:
+def _unproved(one: _Address, rows: Sequence[Payment], branch: Branch, proved: set[str]) -> list[Payment]:
     """Give the payments to an address that left it again before they could be proved, and now never can be."""
     if one.sent_at is None or one.sent_at > branch.final:
         return []
