@@ -42,7 +42,7 @@ format: $(VENV)/.dev  ## Format the code
 bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half an hour; QUICK=1 for a minute)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
-soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, api, evm (SOAK="races --rounds 5000" for one)
+soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, api, evm, bitcoin (SOAK="races --rounds 5000" for one)
 	@bash tests/install.sh
 	bash tests/chains/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)
