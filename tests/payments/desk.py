@@ -88,7 +88,7 @@ class _Dying(Ledger):
 
 
 class Desk:
-    """Alice and bob are customers. Webhooks hear of alice's money."""
+    """Alice and bob are customers."""
 
     def __init__(self, url: str, store: Store, rail: ScriptedRail | None = None) -> None:
         self.url = url
@@ -106,10 +106,14 @@ class Desk:
         return Deposits(store, ledger, PLANS, rails, site="Farebox", public_url="https://f.example")
 
     async def move_in(self) -> None:
-        self.alice = (await create_account(self.store, "alice@example.com", "free", self.now_us)).id
-        self.bob = (await create_account(self.store, "bob@example.com", "free", self.now_us)).id
+        self.alice, self.bob = await self.customer("alice"), await self.customer("bob")
+
+    async def customer(self, name: str) -> int:
+        """Open an account whose owner has a webhook."""
+        account = await create_account(self.store, f"{name}@example.com", "free", self.now_us)
         hook = _HOOK.format("BYTEA" if self.store.shared else "BLOB")
-        await self.store.write([(hook, (self.alice,))])
+        await self.store.write([(hook, (account.id,))])
+        return account.id
 
     async def ask(self, usd: int, asset: str = "BTC", account: int = 0) -> Topup:
         topup_id = await self.topups.open(account or self.alice, f"{RAIL}:{asset}", usd * USD, self.now_us)

@@ -98,7 +98,10 @@ async def follow_top_ups(store: Store, before: Account, plans: Plans) -> Account
 
 
 async def before_deposit(store: Store, account_id: int, amount_nanos: int) -> Account:
-    """Give an account as it was before a deposit that is in it already: its process may have died before it said so."""
+    """Give an account as it was before a deposit that is in it already: its process may have died before it said so.
+
+    Of one that was taken back, the amount is below zero.
+    """
     now = await find_account(store, str(account_id))
     return msgspec.structs.replace(now, topped_up_nanos=now.topped_up_nanos - amount_nanos)
 

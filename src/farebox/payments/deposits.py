@@ -265,12 +265,11 @@ class Deposits:
         """Book the reverse: what is free is taken from the customer, what has been spent is the house's loss."""
         assert payment.account_id is not None
         assert payment.worth_nanos is not None
-        before = await find_account(self._store, str(payment.account_id))
-        reversal_id = f"reversal:{payment.id}:{payment.epoch}"
-        taken = await self._take(payment, reversal_id)
+        taken = await self._take(payment, f"reversal:{payment.id}:{payment.epoch}")
         lost = payment.worth_nanos - taken
         if lost:
             await self._post(payment, _house(f"loss:{payment.id}:{payment.epoch}", payment, lost, back=False))
+        before = await before_deposit(self._store, payment.account_id, -taken)
         await follow_top_ups(self._store, before, self._plans)
         paid = self._paid(payment)
         words = (
@@ -337,7 +336,7 @@ class Deposits:
         rows = await self._store.fetch(
             "SELECT id FROM topup WHERE state = 'waiting' AND ends_at <= ? UNION "
             "SELECT t.id FROM payment p JOIN topup t ON t.id = p.topup_id WHERE p.changed_at > ? "
-            "AND p.changed_at > t.changed_at",
+            "AND p.changed_at >= t.changed_at",
             (now_us, now_us - DAY_US),
         )
         await self._refresh((str(row[0]) for row in rows), now_us)

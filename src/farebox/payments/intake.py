@@ -55,7 +55,8 @@ class Intake:
         statements: list[Statement] = []
         contested: list[Sighting] = []
         moved: list[str] = []
-        for sighting in sorted(sightings, key=lambda one: (one.address, one.ident)):  # all lock rows in one order
+        last = {_id(one): one for one in sightings}  # of what is told twice, the later word counts
+        for sighting in sorted(last.values(), key=lambda one: (one.address, one.ident)):  # all lock rows in one order
             row = known.get(_id(sighting))
             if sighting.units <= 0 or (row is not None and not _differs(row, sighting)):
                 continue
