@@ -11,6 +11,7 @@ from farebox.errors import InvalidRequest, RailTrouble
 from farebox.money import NANOS_PER_USD
 from farebox.payments.btcpay_api import BtcpayApi, Denied, OddAnswer
 from farebox.payments.btcpay_check import EVENTS, check
+from farebox.payments.rails import Sighting
 from farebox.payments.records import select_topups
 from farebox.secret import Secret
 from tests.payments.btcpay_room import NOON_S, Room, btcpay_room, settings_of, worth
@@ -196,12 +197,28 @@ async def test_a_method_that_the_store_does_not_offer_is_told_in_words(room: Roo
     assert (await room.ask())[0].topup.asset == "BTC"
 
 
-async def test_lightning_money_of_a_server_that_left_the_settings_keeps_its_worth(room: Room) -> None:
-    """Satoshis stay satoshis: never whole coins."""
-    _, invoice = await room.ask(25, "BTC-LN")
-    deposits = room.till.deposits
-    assert deposits.asset_of("gone", "BTC-LN").decimals == 8
-    assert invoice.total < 1
+async def test_what_left_the_settings_keeps_its_worth_or_has_none(room: Room) -> None:
+    """Satoshis stay satoshis without the rail that made them; units of a token that nobody knows wait, uncredited."""
+    told, _ = await room.ask(25, "BTC-LN")
+
+    async def came(ident: str, asset: str) -> int:
+        sighting = Sighting(
+            rail="gone",
+            ident=ident,
+            asset=asset,
+            address=told.topup.address,
+            units=10_000,
+            confirmations=1,
+            final=True,
+            seen_us=room.now_us,
+            topup_id=told.topup.id,
+        )
+        await room.till.deposits.apply([sighting], room.now_us)
+        return await room.balance()
+
+    assert await came("token", "USDC") == 0
+    assert [one.state for one in await room.payments()] == ["confirming"]
+    assert await came("satoshis", "BTC-LN") == worth(Decimal("0.0001"))
 
 
 HOOK: Final = "https://f.example/webhooks/btcpay"

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from farebox.config.locate import Path
 from farebox.config.reader import Reader, show
+from farebox.http.client import read_origin
 from farebox.http.errands import read_target
 from farebox.payments.keys import fault_in_key
 from farebox.payments.rates.rates import QUORUM
@@ -67,7 +68,9 @@ def _check_chain(reader: Reader, path: Path, chain: EvmSettings, before: set[str
 
 
 def _check_btcpay(reader: Reader, btcpay: BtcpaySettings) -> None:
-    if urlsplit(btcpay.url).scheme not in {"http", "https"}:
+    try:
+        read_origin(btcpay.url)
+    except ValueError:
         reader.problem(("btcpay", "url"), f'is {show(btcpay.url)}; it must be a URL such as "https://btcpay.example"')
     for name, value in (
         ("store", btcpay.store),
