@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import pytest
+from msgspec import structs
 
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import US_PER_S
@@ -630,3 +631,12 @@ async def test_what_an_address_held_before_it_was_given_out_is_not_part_of_what_
     await confirmed(room, chain)
     assert await usd(room) == 25
     assert await room.incidents() == ["stray_payment"]
+
+
+async def test_addresses_stay_watched_when_ether_is_offered_no_more(chain: EvmChain, database_url: str) -> None:
+    async with open_room(database_url, settings_of(chain.url)) as room:
+        address = await address_of(room)
+    async with open_room(database_url, structs.replace(settings_of(chain.url), ether=False)) as room:
+        await chain.send(address, 25 * USD)
+        await confirmed(room, chain)
+        assert await usd(room) == 25

@@ -67,7 +67,7 @@ class EvmWatcher:
             await self._deposits.apply(await self._tokens.look(step, now_us), now_us)
             await self._heads.done(step, now_us)
             if step.is_last:
-                if self._settings.ether and step.top.hash == tip.hash:
+                if step.top.hash == tip.hash:
                     await self._deposits.apply(await self._ether.look(tip, step.hashes, now_us), now_us)
                 return Tip(tip.height, tip.hash, tip.at_us)
         raise RailTrouble(f"{self.name}: catching up: blocks up to {step.top.height} of {tip.height} are read")
