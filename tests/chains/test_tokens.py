@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from farebox.accounts.accounts import create_account
 from farebox.money import NANOS_PER_USD
 from farebox.payments.reconcile import Reconciler
 from tests.chains.evm import Contract, EvmChain
@@ -135,6 +136,36 @@ async def test_a_payment_to_an_address_that_was_made_for_another_chain_is_its_ow
         payment = one(await polygon.payments())
         assert (payment.rail, payment.account_id, payment.topup_id) == ("polygon", polygon.alice, None)
         assert await polygon.balance() == 11 * NANOS_PER_USD
+
+
+@pytest.mark.parametrize(("together", "many"), [(3, 2000), (500, 2)])
+async def test_any_number_of_addresses_is_watched(
+    room: Room, chain: EvmChain, token: Contract, monkeypatch: pytest.MonkeyPatch, together: int, many: int
+) -> None:
+    """In several filters, or, when they are too many, by none."""
+    monkeypatch.setattr("farebox.payments.chains.evm.RECIPIENTS", together)
+    monkeypatch.setattr("farebox.payments.chains.evm.MANY_RECIPIENTS", many)
+    batch = await chain.deploy("Batch")
+    await token.send("transfer", batch.address, 100 * USDT)
+    accounts = [(await create_account(room.store, f"{n}@example.com", "pro", room.now())).id for n in range(10)]
+    addresses = [await room.addresses.fresh(one, "ethereum", "USDT", KEY, room.now()) for one in accounts]
+    assert await room.go() == ""
+    await batch.send("transfer", token.address, [*addresses, NOBODY], [*range(1, 11), 5])
+    await confirmed(room, chain)
+    assert [await room.balance(one) for one in accounts] == [amount * 1000 for amount in range(1, 11)]
+    assert len(await room.payments()) == 10
+
+
+async def test_payments_in_a_token_that_is_taken_no_more_are_still_followed(
+    chain: EvmChain, token: Contract, database_url: str
+) -> None:
+    async with open_room(database_url, settings_of(chain.url, token.address)) as room:
+        topup = await room.ask(25)
+        await token.send("transfer", topup.topup.address, 25 * USDT)
+        await confirmed(room, chain, 1)
+    async with open_room(database_url, settings_of(chain.url)) as room:
+        await confirmed(room, chain, 2)
+        assert one(await room.payments()).confirmations == 3
 
 
 async def test_an_address_made_while_the_watcher_looks_is_not_missed(

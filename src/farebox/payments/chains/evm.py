@@ -17,6 +17,8 @@ TRANSFER: Final = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df52
 """Topic of `Transfer(address indexed from, address indexed to, uint256 value)` (ERC-20)."""
 RECIPIENTS: Final = 500
 """Addresses in one filter: nodes limit entries for a position, and hosted ones the size of what they are sent."""
+MANY_RECIPIENTS: Final = 2000
+"""With more, all transfers in a block are less to ask for than the filters are."""
 OLD_S: Final = 600
 OLD_BLOCKS: Final = 50
 """A newest block that is older than both, in seconds and in blocks, means that the node is behind."""
@@ -156,13 +158,14 @@ class EvmNode:
     async def transfers_in(
         self, blocks: Sequence[Block], contracts: Sequence[str], recipients: Sequence[str]
     ) -> list[Log]:
-        """Give the Transfer logs of these contracts to these addresses in these very blocks.
+        """Give the Transfer logs of these contracts to these addresses, if not to others as well, in these very blocks.
 
         Raises RailTrouble when the node has not got one of them: nothing can be said then about any.
         """
         if not contracts or not recipients:
             return []
-        asked = [(block, some) for block in blocks for some in _parts(recipients, RECIPIENTS)]
+        parts = _parts(recipients, RECIPIENTS) if len(recipients) <= MANY_RECIPIENTS else [()]
+        asked = [(block, some) for block in blocks for some in parts]
         calls = [("eth_getLogs", [{"blockHash": block.hash, **_transfers(contracts, some)}]) for block, some in asked]
         logs: list[Log] = []
         for (block, _), answer in zip(asked, await self._ask_all(calls), strict=True):
@@ -405,7 +408,8 @@ def as_topic(address: str) -> str:
 
 
 def _transfers(contracts: Sequence[str], recipients: Iterable[str]) -> dict[str, Any]:
-    return {"address": list(contracts), "topics": [TRANSFER, None, [as_topic(one) for one in recipients]]}
+    topics = [as_topic(one) for one in recipients]
+    return {"address": list(contracts), "topics": [TRANSFER, None, topics] if topics else [TRANSFER]}
 
 
 def _at(block_hash: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Tokens:
         else:
             logs = await self._node.transfers_between(step.first, step.top, contracts, list(recipients.values()))
         ours = [log for log in logs if self._counts(log, recipients)]
-        rows = [row for row in await unfinished(self._store, self._settings.name) if row.asset in self._codes.values()]
+        rows = [row for row in await unfinished(self._store, self._settings.name) if row.asset != self._settings.coin]
         if not ours and not rows:
             return []
         depth = _Depth(step.top.height, await self._node.finalized())
