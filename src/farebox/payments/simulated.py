@@ -22,9 +22,9 @@ class SimulatedRail:
     name: str = "simulated"
     simulated: bool = True
     assets: tuple[Asset, ...] = (
-        Asset("BTC", "Bitcoin", "Bitcoin (simulated)", 8),
-        Asset("ETH", "Ether", "Ethereum (simulated)", 18),
-        Asset("USDT", "Tether", "Ethereum (simulated)", 6),
+        Asset("BTC", "Bitcoin", "Bitcoin", 8),
+        Asset("ETH", "Ether", "Ethereum", 18),
+        Asset("USDT", "Tether", "Ethereum", 6),
     )
 
     async def why_not(self, asset: Asset, now_us: int) -> str:  # noqa: ARG002  there is always some

@@ -1,6 +1,6 @@
 """Add funds: choose amount and coin, see what to pay and where, watch it arrive."""
 
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -10,7 +10,9 @@ from farebox.accounts.accounts import find_account
 from farebox.accounts.sessions import Session
 from farebox.errors import InvalidRequest, NotFound, RailTrouble
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
-from farebox.payments.records import Topup
+from farebox.payments.btcpay import NAME as BTCPAY
+from farebox.payments.rails import Asset, Rail
+from farebox.payments.records import OVER_PERCENT, Topup
 from farebox.payments.simulated import simulated_payment
 from farebox.web.kit import Kit
 from farebox.web.qr import draw_qr
@@ -59,6 +61,7 @@ class TopupRoom:
             account=await find_account(self._store, str(me.account_id)),
             offers=await self._topups.offers(self._clock()),
             topups=[await self._topups.tell(one, self._clock()) for one in await self._topups.all_of(me.account_id)],
+            unasked=[(one, self._topups.asset_paid(one)) for one in await self._topups.unasked(me.account_id)],
             presets=_PRESETS,
             most=self._topups.most_nanos,
             amount=amount,
@@ -71,7 +74,7 @@ class TopupRoom:
         if topup is None:
             return self._no_such_topup(request, me)
         told = await self._topups.tell(topup, self._clock())
-        asset = told.asset
+        asset, due = told.asset, told.missing_units or int(topup.asked_units)
         rail = self._topups.rails.get(topup.rail)
         return self._pages.render(
             request,
@@ -81,12 +84,23 @@ class TopupRoom:
             topup=topup,
             coin=asset,
             now=self._clock(),
+            rail=rail,
             simulated=rail is not None and rail.simulated,
             test_wallet=topup.rail in self._test_wallets,
-            qr=draw_qr(topup.address) if topup.is_open else None,
-            due=told.missing_units or int(topup.asked_units),
+            coin_can_be_sent=topup.rail != BTCPAY,
+            gone=any(one.state == "gone" for one in told.payments),
+            over_percent=OVER_PERCENT,
+            due=due,
             again=decimal_usd(topup.amount_nanos),
+            **self._codes(rail, asset, topup, due),
         )
+
+    def _codes(self, rail: Rail | None, asset: Asset, topup: Topup, due: int) -> dict[str, Any]:
+        """Draw what a wallet reads. Of tokens the bare address first: many wallets misread the other (EIP-681)."""
+        uri = rail.uri(asset, topup.address, due) if rail is not None else topup.address
+        if "/transfer?" in uri:
+            return {"qr": draw_qr(topup.address), "qr_with_amount": draw_qr(uri)}
+        return {"qr": draw_qr(uri), "qr_with_amount": None}
 
     async def simulate(self, request: Request, me: Session) -> Response:
         """Pay a top-up of the simulated rail: all, half or double of it."""

@@ -1,0 +1,143 @@
+"""What the page of a top-up says in each state that a payment can be in, also when it is asked for anew."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from farebox.money import NANOS_PER_USD
+from farebox.payments.simulated import simulated_payment
+from tests.stage import OpenStage, Stage
+from tests.web.browse import Browser, Page, enter
+
+EMAIL = "alice@example.com"
+SIMULATED = "[payments]\nsimulated = true\n"
+ASKED = 25_000
+"""Satoshis of 25 dollars."""
+AGES_US = 26 * 3600 * 1_000_000
+
+
+class Scene:
+    """Alice with a top-up of 25 dollars in Bitcoin, and a network that does what it is told."""
+
+    def __init__(self, stage: Stage, browser: Browser, topup_id: str) -> None:
+        self.stage = stage
+        self.browser = browser
+        self.topup_id = topup_id
+        self.later_us = 0
+
+    async def see(self, units: int, confirmations: int, ident: str = "first", **changed: Any) -> None:
+        till, now = self.stage.parts.till, self.stage.gateway.clock() + self.later_us
+        topup = await till.topups.find(self.stage.alice.account_id, self.topup_id)
+        seen = replace(simulated_payment(topup, units, now), ident=ident, confirmations=confirmations, **changed)
+        await till.deposits.apply([seen], now)
+
+    async def page(self) -> Page:
+        page = await self.browser.get(f"/dashboard/topup/{self.topup_id}")
+        assert page.status == 200
+        assert page.faults() == []
+        return page
+
+
+async def open_scene(stage: Stage) -> Scene:
+    browser = await enter(stage, EMAIL)
+    page = await browser.submit(
+        await browser.get("/dashboard/topup"), "/dashboard/topup", amount="25", coin="simulated:BTC"
+    )
+    return Scene(stage, browser, page.path.rpartition("/")[2])
+
+
+async def test_each_of_several_payments_has_its_line(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        await scene.see(10_000, 5, "first", tx="f1rst")
+        await scene.see(20_000, 0, "second", tx="s3c0nd")
+        page = await scene.page()
+        lines = page.rows("Payments")
+        assert [line[1:4] for line in lines] == [
+            ["0.0001 BTC", "credited", "$10.00"],
+            ["0.0002 BTC", "seen", "–"],
+        ]
+        assert "You paid more than asked" in page.words
+        await scene.see(20_000, 5, "second", tx="s3c0nd")
+        page = await scene.page()
+        assert "$30.00 were added to your balance" in page.words
+        assert len([link for link in page.links() if "/dashboard/receipts/" in link]) == 2
+
+
+async def test_what_is_missing_can_be_sent_while_the_quote_holds(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        await scene.see(10_000, 5)
+        page = await scene.page()
+        assert "0.00015 less than asked" in page.words
+        assert "the rest can be sent to the same address" in page.words
+        assert "Send exactly 0.00015 BTC" in page.words
+        await stage.gateway.store.write([("UPDATE topup SET ends_at = created_at + 1", ())])
+        page = await scene.page()
+        assert "the rest can be sent" not in page.words
+        assert "Send exactly" not in page.words
+
+
+async def test_a_late_payment_says_that_it_is_one(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        scene.later_us = AGES_US
+        await scene.see(ASKED, 5)
+        assert "It came after the quote had ended, so the market's rate counts" in (await scene.page()).words
+        listed = await scene.browser.get("/dashboard/topup")
+        assert "late" in listed.words
+
+
+async def test_a_payment_that_was_replaced_is_told_as_such(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        await scene.see(ASKED, 0)
+        await scene.see(ASKED, -1)
+        page = await scene.page()
+        assert "replaced or dropped" in page.rows("Payments")[0][2]
+        assert "Waiting for your payment" in page.words
+        await stage.gateway.store.write([("UPDATE topup SET ends_at = 1, created_at = 0", ())])
+        assert "replaced or dropped before it was confirmed" in (await scene.page()).words
+
+
+async def test_a_payment_that_left_its_chain_is_told_by_page_and_mail_and_taken_back(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        before, _ = await stage.balance(stage.alice)
+        await scene.see(ASKED, 5)
+        assert (await stage.balance(stage.alice))[0] - before == 25 * NANOS_PER_USD
+        await scene.see(ASKED, -1)
+        assert (await stage.balance(stage.alice))[0] == before
+        page = await scene.page()
+        assert "Undone by its network" in page.words
+        assert "undone" in page.rows("Payments")[0][2]
+        mails = await stage.rows("SELECT subject FROM outbox WHERE recipient = ? ORDER BY id", EMAIL)
+        assert "was undone" in mails[-1][0]
+        await scene.see(ASKED, 5)
+        assert "$25.00 were added to your balance" in (await scene.page()).words
+        assert (await stage.balance(stage.alice))[0] - before == 25 * NANOS_PER_USD
+
+
+async def test_a_payment_nobody_had_asked_for_is_listed(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        insert = (
+            "INSERT INTO payment (id, rail, asset, address, units, account_id, confirmations, needed, state, epoch, "
+            "final, seen_at, changed_at) "
+            "VALUES ('simulated:old', 'simulated', 'BTC', 'an old address', '1000', ?, 1, 2, 'confirming', 0, 1, 1, 1)"
+        )
+        await stage.gateway.store.write([(insert, (stage.alice.account_id,))])
+        page = await scene.browser.get("/dashboard/topup")
+        assert page.rows("Payments without a quote")[0][1].startswith("0.00001 BTC")
+
+
+@pytest.mark.parametrize("amount", ["0.5", "20000"])
+async def test_an_amount_out_of_bounds_says_the_bounds_of_its_coin(open_stage: OpenStage, amount: str) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        page = await scene.browser.submit(
+            await scene.browser.get("/dashboard/topup"), "/dashboard/topup", amount=amount, coin="simulated:ETH"
+        )
+        assert page.status == 422
+        assert "an amount in ETH is from $1 to $10,000" in page.words
