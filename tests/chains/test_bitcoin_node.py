@@ -2,8 +2,9 @@
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,7 +13,7 @@ from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble, WrongChain
 from farebox.payments.chains.bitcoin import satoshis
 from farebox.payments.chains.bitcoin_node import METHODS, Chain, Header, why_behind
-from farebox.payments.chains.rpc import JsonRpc
+from farebox.payments.chains.rpc import Call, JsonRpc, RpcError
 from farebox.secret import Secret
 from tests.chains.bitcoin_room import AHEAD, Keys, Room, changed, close_wallets, open_room
 from tests.chains.nodes import PAYER, Bitcoind, running
@@ -189,22 +190,21 @@ async def test_a_method_that_is_forbidden_is_told_and_nothing_concluded(
         assert await room.state_now(told) == "seen"
 
 
-class Behind:
-    """A wallet whose view of the chain stays at an older block than its node's."""
+class Lying(JsonRpc):
+    """A wallet that says other things of transactions than it knows."""
 
-    def __init__(self, wallet: JsonRpc, block: str) -> None:
-        self._wallet = wallet
-        self._block = block
+    lie: Callable[[Any], Any]
 
-    async def ask(self, method: str, *params: Any) -> Any:
-        return await self._wallet.ask(method, *params)
+    async def ask_all(self, calls: Sequence[Call]) -> list[Any]:
+        answers = await super().ask_all(calls)
+        return [self.lie(one) if call[0] == "gettransaction" else one for call, one in zip(calls, answers, strict=True)]
 
-    async def ask_all(self, calls: Sequence[tuple[str, list[Any]]]) -> list[Any]:
-        answers = await self._wallet.ask_all(calls)
-        return [{**one, "lastprocessedblock": {"hash": self._block, "height": 1}} for one in answers]
 
-    async def close(self) -> None:
-        await self._wallet.close()
+def _let_wallet_lie(room: Room, lie: Callable[[Any], Any]) -> None:
+    settings = room.settings
+    wallet = Lying(f"{settings.rpc}/wallet/{settings.wallet}", settings.rpc_user, settings.rpc_password.reveal())
+    wallet.lie = lie
+    room.watcher.node.wallet = wallet
 
 
 async def test_nothing_is_concluded_while_the_wallet_is_at_another_block_than_its_node(room: Room) -> None:
@@ -212,7 +212,35 @@ async def test_nothing_is_concluded_while_the_wallet_is_at_another_block_than_it
     room.node.send(told.topup.address, ASKED)
     room.node.mine()
     old = room.node.ask("getblockhash", 1)
-    room.watcher.node.wallet = Behind(room.watcher.node.wallet, old)  # type: ignore[assignment]
+    _let_wallet_lie(room, lambda told: {**told, "lastprocessedblock": {"hash": old, "height": 1}})
+    assert "do not agree on what is in the chain" in await room.go()
+    assert await room.payments() == []
+
+
+async def test_what_the_wallet_calls_gone_is_not_while_the_node_has_it(room: Room) -> None:
+    told = await room.ask(50)
+    room.node.send(told.topup.address, ASKED)
+    room.node.mine()
+    await room.look()
+    assert await room.satoshis() == ASKED
+    for lie in (
+        lambda _: RpcError("gettransaction", -5, "Invalid or non-wallet transaction id"),
+        lambda told: {**told, "confirmations": 0, "blockhash": None},
+        lambda told: {**told, "confirmations": -1, "blockhash": None},
+    ):
+        _let_wallet_lie(room, lie)
+        assert "do not agree on what is in the chain" in await room.go()
+    assert await room.satoshis() == ASKED
+    assert [(one.state, one.lost_at_us) for one in await room.payments()] == [("credited", None)]
+
+
+async def test_a_block_that_is_on_no_branch_that_counts_confirms_nothing(room: Room) -> None:
+    told = await room.ask(50)
+    room.node.send(told.topup.address, ASKED)
+    (stale,) = room.node.mine()
+    room.node.undo(1)
+    room.node.mine_only()
+    _let_wallet_lie(room, lambda told: {**told, "confirmations": 7, "blockhash": stale})
     assert "do not agree on what is in the chain" in await room.go()
     assert await room.payments() == []
 
@@ -312,3 +340,9 @@ def test_amounts_are_read_exactly() -> None:
     for wrong in ("1", None, 0.1, Decimal("0.000000001")):
         with pytest.raises(RailTrouble):
             satoshis(wrong)
+
+
+def test_operators_are_told_to_allow_the_methods_that_are_asked() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "top-ups.md").read_text()
+    line = next(one for one in text.splitlines() if one.startswith("rpcwhitelist="))
+    assert set(line.partition(":")[2].split(",")) == set(METHODS)

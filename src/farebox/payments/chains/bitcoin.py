@@ -32,7 +32,7 @@ longest branch ever undone had 53 blocks, in 2010."""
 _NAME: Final = "bitcoin"
 _ASSET: Final = "BTC"
 _COIN: Final = 10**8
-_TRIES: Final = 20
+_TRIES: Final = 10
 _AGAIN_S: Final = 0.05
 _PAUSE_S: Final = 10.0
 _PAUSE_OF_TESTS_S: Final = 1.0
