@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Farebox
 from tests.payments.fake_btcpay import KEY, SECRET, STORE, serving_btcpay
 
@@ -41,6 +43,33 @@ async def test_the_doctor_asks_a_btcpay_server(farebox: Farebox) -> None:
         assert "cannot be asked" in line
 
 
-async def test_addresses_of_a_btcpay_server_are_its_own(farebox: Farebox) -> None:
+def test_addresses_of_a_btcpay_server_are_its_own(farebox: Farebox) -> None:
     configure("http://127.0.0.1:9")
     assert "BTCPay Server has its own wallet" in farebox("payments", "check").err
+
+
+def test_commands_that_ask_nobody_need_no_secrets(farebox: Farebox) -> None:
+    """The files of the secrets may belong to the server alone; that they are named is seen all the same."""
+    configure("http://127.0.0.1:9")
+    Path("key").unlink()
+    Path("webhook").unlink()
+    assert "no database" in farebox("account", "list").err
+    assert "btcpay.api_key" in farebox("payments", "status").err
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ('url = "https://u:p@x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url is"),
+        ('url = "x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url is"),
+        ('url = "https://x.example"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.store is missing"),
+        ('url = "https://x.example"\nstore = "a"\nwebhook_secret = "s"', "btcpay.api_key is missing"),
+        (
+            'url = "https://x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = ""',
+            "btcpay.webhook_secret is missing",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_told_by_its_line(farebox: Farebox, written: str, problem: str) -> None:
+    Path("farebox.toml").write_text(f"[btcpay]\n{written}\n")
+    assert problem in farebox("config", "check").err + farebox("account", "list").err

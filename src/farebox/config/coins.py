@@ -1,6 +1,6 @@
 """Checks of what is said about payments: keys, depths, names, and what must never be said of real coins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,14 +23,18 @@ def check_payments(
     bitcoin: BitcoinSettings | None,
     chains: Sequence[tuple[Path, EvmSettings]],
     btcpay: BtcpaySettings | None,
+    btcpay_said: Mapping[str, object],
 ) -> None:
-    """Tell the reader what is wrong. A table is None when it was wrong in itself."""
+    """Tell the reader what is wrong. A table is None when it was wrong in itself.
+
+    `btcpay_said` is that table as it was written: its secrets are known to be there though they may not be read.
+    """
     if bitcoin is not None and bitcoin.key:
         _check_bitcoin(reader, bitcoin)
     for position, (path, chain) in enumerate(chains):
         _check_chain(reader, path, chain, {other.name for _, other in chains[:position]})
     if btcpay is not None and btcpay.url:
-        _check_btcpay(reader, btcpay)
+        _check_btcpay(reader, btcpay, btcpay_said)
     if payments is not None:
         _check_amounts(reader, payments)
         if payments.test_wallet:
@@ -67,17 +71,13 @@ def _check_chain(reader: Reader, path: Path, chain: EvmSettings, before: set[str
     _check_depths(reader, (*path, "confirmations"), chain.confirmations)
 
 
-def _check_btcpay(reader: Reader, btcpay: BtcpaySettings) -> None:
+def _check_btcpay(reader: Reader, btcpay: BtcpaySettings, said: Mapping[str, object]) -> None:
     try:
         read_origin(btcpay.url)
     except ValueError:
         reader.problem(("btcpay", "url"), f'is {show(btcpay.url)}; it must be a URL such as "https://btcpay.example"')
-    for name, value in (
-        ("store", btcpay.store),
-        ("api_key", btcpay.api_key),
-        ("webhook_secret", btcpay.webhook_secret),
-    ):
-        if not value:
+    for name in ("store", "api_key", "webhook_secret"):
+        if not said.get(name):
             reader.problem(("btcpay", name), "is missing; BTCPay Server shows it in the settings of the store")
 
 

@@ -165,7 +165,8 @@ def _read_tables(
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     providers = _read_providers(reader, tables.get("sign_in", []))
     chains = _read_list(reader, "evm", tables.get("evm", [])) if tables.get("evm", []) != [] else []
-    check_payments(reader, read.get(PaymentSettings), read.get(BitcoinSettings), chains, read.get(BtcpaySettings))
+    coins, said = (read.get(PaymentSettings), read.get(BitcoinSettings), chains), tables.get("btcpay", {})
+    check_payments(reader, *coins, read.get(BtcpaySettings), said)
     database = read.get(DatabaseSettings)
     server = read.get(ServerSettings)
     place = _place_of_books(reader, database, base) if database else None
