@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+from collections import Counter
 from itertools import permutations
 
 import pytest
 
 from farebox.accounts.accounts import set_status
 from farebox.books.audit import audit
-from farebox.books.ledger import Ledger, credit
+from farebox.books.ledger import Ledger, credit, debit
 from farebox.payments.intervals import interval_ident
 from farebox.payments.settings import FINAL, Depth
 from farebox.store.open import open_store
@@ -75,6 +76,33 @@ async def test_processes_that_tell_the_same_at_once_credit_once(desk: Desk) -> N
     assert await desk.mails() == [CREDITED] * 20
     assert await desk.hooks() == 20
     await sound(desk)
+
+
+async def test_processes_that_take_back_at_once_while_money_is_spent_book_each_once(desk: Desk) -> None:
+    """What is free changes between their looks: entry and loss still come to what the payment was worth."""
+    other = await open_store(desk.url, plans=PLANS, clock=lambda: desk.now_us)
+    try:
+        both = (desk.deposits, desk.another(other, Ledger(other)))
+        topup = await desk.ask(1000)
+        for confirmations in (9, -1, 10, -1):
+            said = [desk.sees(topup, 50_000, confirmations, f"p{number}") for number in range(12)]
+            told = [one.apply(random.sample(said, len(said)), desk.now_us) for one in both]
+            await asyncio.gather(*told, *(spend(desk, f"{confirmations}:{number}") for number in range(6)))
+            await desk.tend(deposits=both)
+            await sound(desk)
+    finally:
+        await other.close()
+    assert {(one.state, one.epoch) for one in await desk.payments()} == {("gone", 4)}
+    assert Counter(await desk.mails()) == {CREDITED: 24, UNDONE: 24}
+
+
+async def spend(desk: Desk, tag: str) -> None:
+    """Spend what is free, if anything is."""
+    await asyncio.sleep(0)
+    free = (await desk.account()).free_nanos
+    if free:
+        await desk.ledger.post(debit(f"{tag} {desk.now_us}", desk.alice, free, actor="test", memo=""))
+    desk.now_us += 1
 
 
 class TestWorth:
