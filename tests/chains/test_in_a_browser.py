@@ -43,12 +43,13 @@ async def test_a_payment_from_the_test_wallet_is_seen_credited_and_spent(
     page = window.page
     choice = page.get_by_role("radio", name=re.compile(rf"{coin}.*{network}", re.DOTALL))
     await page.goto("/dashboard/topup")
-    while await choice.is_disabled():  # until its watcher has looked for the first time
+    while not await choice.count() or await choice.is_disabled():  # until its watcher has looked for the first time
         await page.reload()
     await page.get_by_label("Amount in US dollars").fill("20")
     await choice.check()
     await page.get_by_role("button", name="Continue").click()
     await expect(page.get_by_text("Waiting for your payment")).to_be_visible()
+    await expect(page.get_by_text(re.compile(r"1\d:\d\d left,"))).to_be_visible()
     await page.get_by_role("button", name="Pay from the test wallet").click()
     node = bitcoind if coin == "BTC" else anvil
     credited = page.locator("#topup").get_by_text(re.compile("added to your balance"))

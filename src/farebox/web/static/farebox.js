@@ -38,6 +38,21 @@ export function toast(words) {
 function enhance(root) {
   for (const source of root.querySelectorAll("[data-copy]")) addCopy(source);
   for (const chart of root.querySelectorAll(".chart")) readable(chart);
+  for (const time of root.querySelectorAll("time[data-countdown]")) countDown(time);
+}
+
+// How long something is held, next to until when; it stops with its element, which a newer one may replace.
+function countDown(time) {
+  const left = document.createElement("strong");
+  left.className = "left";
+  time.before(left, " ");
+  const tick = () => {
+    const seconds = Math.max(0, Math.round((new Date(time.dateTime) - Date.now()) / 1000));
+    left.textContent = seconds ? `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")} left,` : "over,";
+    if (seconds && (time.isConnected || !tick.shown)) setTimeout(tick, 1000);
+    tick.shown = time.isConnected;
+  };
+  tick();
 }
 
 function addCopy(source) {
