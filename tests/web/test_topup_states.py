@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.money import NANOS_PER_USD
+from farebox.payments.rails import Asset
 from farebox.payments.simulated import simulated_payment
 from tests.stage import OpenStage, Stage
 from tests.web.browse import Browser, Page, enter
@@ -59,6 +60,8 @@ async def test_each_of_several_payments_has_its_line(open_stage: OpenStage) -> N
             ["0.0002 BTC", "seen", "–"],
         ]
         assert "You paid more than asked" in page.words
+        assert "It came in 2 payments; each is credited by itself" in page.words
+        assert "2 payments" in (await scene.browser.get("/dashboard/topup")).words
         await scene.see(20_000, 5, "second", tx="s3c0nd")
         page = await scene.page()
         assert "$30.00 were added to your balance" in page.words
@@ -141,3 +144,58 @@ async def test_an_amount_out_of_bounds_says_the_bounds_of_its_coin(open_stage: O
         )
         assert page.status == 422
         assert "an amount in ETH is from $1 to $10,000" in page.words
+
+
+async def test_a_payment_just_after_its_quote_is_told_to_have_its_rate(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        scene.later_us = 33 * 60 * 1_000_000
+        await scene.see(ASKED, 5)
+        page = await scene.page()
+        assert "It came after the quote had ended, but soon enough for its rate to count" in page.words
+        assert "$25.00 were added" in page.words
+
+
+async def test_a_confirmed_payment_that_nobody_can_price_says_so(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_rate(*_: object) -> None:
+        return None
+
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        scene.later_us = AGES_US
+        monkeypatch.setattr("farebox.payments.simulated.SimulatedRail.rate", no_rate)
+        await scene.see(ASKED, 1, final=True)
+        page = await scene.page()
+        assert "confirmed. It is credited as soon as it is known what BTC is worth" in page.words
+
+
+async def test_the_address_of_a_quote_that_has_ended_can_still_be_read(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        scene = await open_scene(stage)
+        await stage.gateway.store.write([("UPDATE topup SET ends_at = 1, created_at = 0", ())])
+        page = await scene.page()
+        ((address,),) = await stage.rows("SELECT address FROM topup")
+        assert f"Address {address} It stays watched" in page.words
+
+
+async def test_what_is_not_to_be_had_says_why_and_the_first_that_is_stands_chosen(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def why_not(_: object, asset: Asset, _now_us: int) -> str:
+        return "" if asset.code in had else "nobody can say what it is worth"
+
+    async with open_stage(SIMULATED) as stage:
+        monkeypatch.setattr("farebox.payments.simulated.SimulatedRail.why_not", why_not)
+        had = {"ETH", "USDT"}
+        browser = await enter(stage, EMAIL)
+        page = await browser.get("/dashboard/topup")
+        coins = {one.get("value"): one for one in page.find("input", name="coin")}
+        assert coins["simulated:BTC"].get("disabled") is not None
+        assert [name for name, one in coins.items() if one.get("checked") is not None] == ["simulated:ETH"]
+        assert "nobody can say what it is worth" in page.words
+        refused = await browser.post("/dashboard/topup", {"amount": "25", "coin": "simulated:BTC"})
+        assert refused.status == 422
+        had = set()
+        assert "None of these is to be had just now" in (await browser.get("/dashboard/topup")).words

@@ -11,8 +11,9 @@ from farebox.accounts.sessions import Session
 from farebox.errors import InvalidRequest, NotFound, RailTrouble
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
 from farebox.payments.btcpay import NAME as BTCPAY
+from farebox.payments.intake import QUOTE_GRACE_US
 from farebox.payments.rails import Asset, Rail
-from farebox.payments.records import OVER_PERCENT, Topup
+from farebox.payments.records import OVER_PERCENT, Payment, Topup
 from farebox.payments.simulated import simulated_payment
 from farebox.web.kit import Kit
 from farebox.web.qr import draw_qr
@@ -53,19 +54,20 @@ class TopupRoom:
                 error = str(refused)
             else:
                 return RedirectResponse(f"/dashboard/topup/{topup_id}", 303)
+        offers = await self._topups.offers(self._clock())
         return self._pages.render(
             request,
             "topup.html",
             status=422 if error else 200,
             me=me,
             account=await find_account(self._store, str(me.account_id)),
-            offers=await self._topups.offers(self._clock()),
+            offers=offers,
+            chosen=next((one.id for one in offers if not one.why_not and coin in {"", one.id}), ""),
             topups=[await self._topups.tell(one, self._clock()) for one in await self._topups.all_of(me.account_id)],
             unasked=[(one, self._topups.asset_paid(one)) for one in await self._topups.unasked(me.account_id)],
             presets=_PRESETS,
             most=self._topups.most_nanos,
             amount=amount,
-            coin=coin,
             error=error,
         )
 
@@ -89,6 +91,8 @@ class TopupRoom:
             test_wallet=topup.rail in self._test_wallets,
             coin_can_be_sent=topup.rail != BTCPAY,
             gone=any(one.state == "gone" for one in told.payments),
+            unpriced=any(_is_unpriced(one) for one in told.payments),
+            at_market=any(one.counts and one.seen_at_us > topup.ends_at_us + QUOTE_GRACE_US for one in told.payments),
             over_percent=OVER_PERCENT,
             due=due,
             again=decimal_usd(topup.amount_nanos),
@@ -160,3 +164,9 @@ class TopupRoom:
         return self._pages.render(
             request, "missing.html", status=404, me=me, title="No such top-up", words=words, back="/dashboard/topup"
         )
+
+
+def _is_unpriced(payment: Payment) -> bool:
+    """Whether a payment is confirmed, and only waits until somebody can say what it is worth."""
+    deep = bool(payment.final) or 0 < payment.needed <= payment.confirmations
+    return payment.state == "confirming" and deep
