@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble, WrongChain
-from farebox.payments.chains.bitcoin import satoshis
+from farebox.payments.chains.bitcoin import BitcoinWatcher, satoshis
 from farebox.payments.chains.bitcoin_node import METHODS, Chain, Header, why_behind
 from farebox.payments.chains.rpc import Call, JsonRpc, RpcError
 from farebox.secret import Secret
@@ -282,6 +283,34 @@ async def test_a_wallet_that_was_lost_is_made_anew_and_finds_what_came(room: Roo
         assert await anew.satoshis() == ASKED + 7_000
         assert [one.state for one in await anew.payments() if one.tx == waiting] == ["seen"]
         assert await anew.incidents() == []
+
+
+async def test_a_wallet_that_is_made_anew_reads_blocks_since_the_first_address_was_given_out(
+    tmp_path: Path, keys: Keys, database_url: str
+) -> None:
+    """Two days ago an address was given out and paid to, then the node lost its wallet before anybody looked."""
+    then_s = int(time.time()) - 2 * 86_400
+    node = Bitcoind(tmp_path, [f"-mocktime={then_s}"])
+    settings = keys.settings(node)
+    with running(node):
+        async with open_room(database_url, settings, node) as room:
+            await _give_out(room, range(1))
+            await room.store.write([("UPDATE deposit_address SET created_at = ?", (then_s * US_PER_S,))])
+            await _pay_to(room, 0)
+            node.more = []
+            node.restart()
+            node.mine(12, to=node.payer("getnewaddress"))
+            await room.look()
+            assert await room.satoshis() == ASKED
+
+
+async def test_an_import_that_the_node_refuses_is_told_and_not_taken_for_done(room: Room) -> None:
+    watcher = BitcoinWatcher(room.store, room.deposits, room.settings, room.key, room.addresses, ahead=2_000_000)
+    for _ in range(2):
+        with pytest.raises(RailTrouble, match="does not watch the key's addresses: Range is too large"):
+            await watcher.look(room.now())
+    await watcher.close()
+    assert await room.go() == ""
 
 
 async def test_addresses_of_a_key_that_was_changed_stay_watched(room: Room, keys: Keys, database_url: str) -> None:
