@@ -8,11 +8,13 @@ from itertools import permutations
 import pytest
 
 from farebox.accounts.accounts import set_status
+from farebox.billing.ledger import Posted, Transfer
 from farebox.books.audit import audit
 from farebox.books.ledger import Ledger, credit, debit
 from farebox.payments.intervals import interval_ident
 from farebox.payments.settings import FINAL, Depth
 from farebox.store.open import open_store
+from farebox.store.protocol import Store
 from tests.payments.desk import HOUR_US, PLANS, RAIL, USD, Desk
 
 CREDITED = "Your balance at Farebox was topped up"
@@ -371,6 +373,25 @@ class TestUndone:
         assert entries[f"loss:{RAIL}:p1:2"][2] == 70 * USD
         await sound(desk)
 
+    async def test_a_process_that_stood_still_takes_nothing_once_all_is_booked_as_a_loss(self, desk: Desk) -> None:
+        """It means to take what was free when it looked; then all was spent, another one settled it, and money came."""
+        await desk.pay(100)
+        update = "UPDATE payment SET state = 'reversing', epoch = 2, taken_nanos = worth_nanos, confirmations = -1"
+        await desk.store.write([(update, ())])
+        still = Still(desk.store)
+        slow = asyncio.create_task(desk.another(desk.store, still).finish(desk.now_us))
+        await still.stands.wait()
+        await desk.spend(100 * USD)
+        await desk.tend()
+        await desk.ledger.post(credit("gift", desk.alice, 300 * USD, code="promotion", actor="test", memo=""))
+        still.goes_on.set()
+        await slow
+        assert await desk.balance() == 300 * USD
+        assert sum(nanos for name, (*_, nanos) in (await desk.entries()).items() if ":p1:2" in name) == 100 * USD
+        assert (await desk.payment()).taken_nanos == 0
+        assert await desk.mails() == [CREDITED, UNDONE]
+        await sound(desk)
+
     async def test_how_much_was_taken_back_is_what_the_books_say(self, desk: Desk) -> None:
         """A crash after the entry, which was of less than was meant; meanwhile there is money again."""
         await desk.pay(100)
@@ -385,3 +406,19 @@ class TestUndone:
         assert (await desk.entries())[f"loss:{RAIL}:p1:2"][2] == 70 * USD
         assert (await desk.payment()).taken_nanos == 30 * USD
         await sound(desk)
+
+
+class Still(Ledger):
+    """That of a process which stands still before it posts anything."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.stands, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    def post(self, transfer: Transfer) -> asyncio.Future[Posted]:
+        async def post() -> Posted:
+            self.stands.set()
+            await self.goes_on.wait()
+            return await super(Still, self).post(transfer)
+
+        return asyncio.ensure_future(post())

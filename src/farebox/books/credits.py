@@ -1,8 +1,9 @@
 """Payments and their entries, compared: each was credited, taken back and credited again as its row says, once each.
 
 For payment P, `deposit:P:N` (odd N) gives it to the customer and `reversal:P:N` (even N) takes it back;
-what could not be taken back is the house's, as `loss:P:N`, and what of that returns is `found:P:N`. Those credited
-before there were rows of payments have `topup:T` in place of `deposit:P:1`.
+what could not be taken back is the house's, as `loss:P:N` (or as `reversal:P:N`, where it was all of it and that is how
+it turned out), and what of that returns is `found:P:N`. Those credited before there were rows of payments have
+`topup:T` in place of `deposit:P:1`.
 """
 
 from collections.abc import Callable
@@ -179,6 +180,8 @@ class _Life:
     def _return(self, epoch: int, *, pending: bool) -> tuple[str | None, str]:
         entry = self._take(f"reversal:{self._payment.id}:{epoch}")
         loss = self._take(f"loss:{self._payment.id}:{epoch}")
+        if entry is not None and loss is None and customer_id(entry.debit_account) is None:
+            entry, loss = None, entry  # all of it had been spent by then, and its loss has taken the id
         taken, lost = (one.amount_nanos if one else 0 for one in (entry, loss))
         self._given = taken
         if taken + lost > self._worth or (taken + lost < self._worth and (loss is not None or not pending)):

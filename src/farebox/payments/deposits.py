@@ -265,9 +265,9 @@ class Deposits:
         """Book the reverse: what is free is taken from the customer, what has been spent is the house's loss."""
         assert payment.account_id is not None
         assert payment.worth_nanos is not None
-        taken = await self._take(payment, f"reversal:{payment.id}:{payment.epoch}")
+        taken, booked = await self._take(payment, f"reversal:{payment.id}:{payment.epoch}")
         lost = payment.worth_nanos - taken
-        if lost:
+        if lost > booked:
             await self._post(payment, _house(f"loss:{payment.id}:{payment.epoch}", payment, lost, back=False))
         before = await before_deposit(self._store, payment.account_id, -taken)
         await follow_top_ups(self._store, before, self._plans)
@@ -289,26 +289,32 @@ class Deposits:
             ]
         )
 
-    async def _take(self, payment: Payment, transfer_id: str) -> int:
-        """Take back as much as is free; answers how much that was, also if it was done before."""
-        amount = payment.taken_nanos or 0
-        while amount and not await self._booked(transfer_id):
-            entry = Transfer(
-                id=transfer_id,
-                debit_account=customer_account(payment.account_id or 0),
-                credit_account="house:cash",
-                amount_nanos=amount,
-                code="deposit",
-                actor=f"rail:{payment.rail}",
-                memo=f"reversed: {self._paid(payment)} has left its chain",
-            )
-            if (await self._ledger.post(entry)).refused is not None:
-                amount = min(amount - 1, await self._free(payment))  # spent meanwhile; nothing was moved
-        return await self._booked(transfer_id)
+    async def _take(self, payment: Payment, transfer_id: str) -> tuple[int, int]:
+        """Take back as much as is free, once; answers how much that was, and how much was booked as a loss instead.
 
-    async def _booked(self, transfer_id: str) -> int:
-        rows = await self._store.fetch("SELECT amount_nanos FROM transfer WHERE id = ?", (transfer_id,))
-        return int(rows[0][0]) if rows else 0
+        Where all has been spent meanwhile, the loss has the entry's own id: another process that still means to take
+        something finds the id in use, also once there is money again.
+        """
+        amount, customer = payment.taken_nanos or 0, customer_account(payment.account_id or 0)
+        taking = Transfer(
+            id=transfer_id,
+            debit_account=customer,
+            credit_account="house:cash",
+            amount_nanos=amount,
+            code="deposit",
+            actor=f"rail:{payment.rail}",
+            memo=f"reversed: {self._paid(payment)} has left its chain",
+        )
+        while amount:
+            find = "SELECT debit_account, amount_nanos FROM transfer WHERE id = ?"
+            for debited, booked in await self._store.fetch(find, (transfer_id,)):
+                return (int(booked), 0) if debited == customer else (0, int(booked))
+            if (await self._ledger.post(taking)).refused is not None:  # spent meanwhile, or posted by another process
+                left = min(taking.amount_nanos - 1, await self._free(payment))
+                taking = msgspec.structs.replace(taking, amount_nanos=left)
+                if not left:
+                    taking = _house(transfer_id, payment, payment.worth_nanos or 0, back=False)
+        return 0, 0
 
     async def _free(self, payment: Payment) -> int:
         account = await find_account(self._store, str(payment.account_id))
