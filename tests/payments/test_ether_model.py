@@ -116,7 +116,7 @@ def worth(payment: Payment) -> bool:
     return payment.worth_nanos == int(payment.units) * RATES["ETH"] // 10**18
 
 
-@pytest.mark.parametrize("seed", [1, random.SystemRandom().getrandbits(32)])
+@pytest.mark.parametrize("seed", [1, random.SystemRandom().getrandbits(32)], ids=["kept", "any"])
 @pytest.mark.parametrize(
     ("deepest", "keeps", "sweeps"),
     [(NEEDED - 1, 10**9, False), (FINALIZED - 1, 10**9, False), (FINALIZED - 1, 6, False), (NEEDED - 1, 10**9, True)],
