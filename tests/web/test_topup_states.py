@@ -76,6 +76,7 @@ async def test_what_is_missing_can_be_sent_while_the_quote_holds(open_stage: Ope
         assert "0.00015 less than asked" in page.words
         assert "the rest can be sent to the same address" in page.words
         assert "Send exactly 0.00015 BTC" in page.words
+        assert "Worth $15.00" in page.words
         await stage.gateway.store.write([("UPDATE topup SET ends_at = created_at + 1", ())])
         page = await scene.page()
         assert "the rest can be sent" not in page.words

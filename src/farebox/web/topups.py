@@ -12,6 +12,7 @@ from farebox.errors import InvalidRequest, NotFound, RailTrouble
 from farebox.money import NANOS_PER_USD, decimal_usd, parse_usd
 from farebox.payments.btcpay import NAME as BTCPAY
 from farebox.payments.intake import QUOTE_GRACE_US
+from farebox.payments.quoting import worth
 from farebox.payments.rails import Asset, Rail
 from farebox.payments.records import OVER_PERCENT, Payment, Topup
 from farebox.payments.simulated import simulated_payment
@@ -95,6 +96,7 @@ class TopupRoom:
             at_market=any(one.counts and one.seen_at_us > topup.ends_at_us + QUOTE_GRACE_US for one in told.payments),
             over_percent=OVER_PERCENT,
             due=due,
+            due_nanos=min(topup.amount_nanos, worth(due, topup.rate_nanos, asset.decimals)),
             again=decimal_usd(topup.amount_nanos),
             **self._codes(rail, asset, topup, due),
         )
