@@ -149,9 +149,8 @@ class Life:
         except Crash:
             await self.watchers[index].close()
             self.watchers[index] = make_watcher(self.room, self.dice)
-        except RailTrouble as trouble:  # the other reads old blocks just now, or the chain does not hold still
+        except RailTrouble:  # the other reads old blocks just now, or the chain does not hold still
             self.seen["troubles"] += 1
-            self.seen[str(trouble).partition(" of ")[0].partition(" at ")[0]] += 1
 
     # Customers
 
