@@ -327,6 +327,21 @@ async def test_addresses_of_a_key_that_was_changed_stay_watched(room: Room, keys
         assert [await later.satoshis(), await later.satoshis(later.bob)] == [ASKED, 7_000]
 
 
+async def test_what_lies_at_addresses_of_an_earlier_key_is_found_without_the_wallet(
+    room: Room, keys: Keys, database_url: str
+) -> None:
+    await room.look()
+    await _give_out(room, range(1))
+    await _pay_to(room, 0)
+    async with open_room(database_url, keys.settings(room.node), room.node) as later:
+        await later.look()
+        (address,) = await later.watcher.addresses("BTC")
+        assert await later.watcher.received([address]) == {address: 0}
+        assert await later.watcher.scan([address]) == {address: ASKED}
+        room.node.mine(100, to=room.node.payer("getnewaddress"))
+        assert len((await later.compare()).differences) == 1
+
+
 async def test_an_import_that_was_cut_short_is_done_again(room: Room) -> None:
     told = await room.ask(50)
     room.node.send(told.topup.address, ASKED)

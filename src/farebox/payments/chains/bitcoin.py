@@ -14,7 +14,7 @@ import msgspec
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
 from farebox.payments.addresses import Addresses
-from farebox.payments.chains.bitcoin_node import NOT_FOUND, BitcoinNode, Header, read, sound
+from farebox.payments.chains.bitcoin_node import NOT_FOUND, WALLET_ERROR, BitcoinNode, Header, read, sound
 from farebox.payments.chains.rpc import RpcError
 from farebox.payments.deposits import Deposits
 from farebox.payments.keys import ExtendedKey
@@ -344,10 +344,16 @@ class BitcoinWatcher:
         return units
 
     async def received(self, addresses: Sequence[str], depth: int = 1) -> dict[str, int]:
-        """Give the satoshis that ever came to addresses with so many confirmations, as the wallet says."""
+        """Give the satoshis that ever came to addresses with so many confirmations, as the wallet says.
+
+        It knows of nothing at addresses of an earlier key, if it was made anew since.
+        """
         calls = [("getreceivedbyaddress", [address, depth]) for address in addresses]
         answers = await self.node.wallet.ask_all(calls)
-        return {one: satoshis(sound(answer)) for one, answer in zip(addresses, answers, strict=True)}
+        return {
+            one: 0 if _is_foreign(answer) else satoshis(sound(answer))
+            for one, answer in zip(addresses, answers, strict=True)
+        }
 
 
 def satoshis(amount: Any) -> int:
@@ -382,3 +388,8 @@ def _is_there(answer: Any) -> bool:
             raise answer
         return False
     return True
+
+
+def _is_foreign(answer: Any) -> bool:
+    """Whether the wallet says that an address is none of its own."""
+    return isinstance(answer, RpcError) and answer.code == WALLET_ERROR and "not found in wallet" in answer.words

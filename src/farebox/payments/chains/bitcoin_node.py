@@ -20,6 +20,7 @@ METHODS: Final = (
 )
 """All that is ever asked: what `rpcwhitelist` must allow."""
 NOT_FOUND: Final = -5
+WALLET_ERROR: Final = -4
 _ON_STARTUP: Final = (True,)
 _WATCH_ONLY: Final = (True, True, None, False, True, True)
 """No private keys, blank, no passphrase, addresses may be used again, of descriptors, loaded when the node starts."""
