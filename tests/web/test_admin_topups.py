@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from farebox.money import NANOS_PER_USD
 from farebox.payments.incidents import opened
 from farebox.payments.rails import Sighting
@@ -92,6 +94,21 @@ async def test_topups_are_listed_by_state_with_what_came(open_stage: OpenStage) 
         assert "customer 2" not in page.words
         assert "None is reversed." in (await browser.get(f"{HERE}?state=reversed")).words
         assert (await browser.get(f"{HERE}?state=nonsense&before=x")).status == 200
+
+
+async def test_the_entry_of_a_payment_is_not_reversed_by_hand(open_stage: OpenStage) -> None:
+    async with open_stage(SIMULATED) as stage:
+        topups, now = stage.parts.till.topups, stage.gateway.clock()
+        first = await topups.open(stage.alice.account_id, "simulated:BTC", 10 * NANOS_PER_USD, now)
+        paid = simulated_payment(await topups.find(stage.alice.account_id, first), 10_000, now)
+        await see(stage, replace(paid, confirmations=5))
+        ((entry,),) = await stage.rows("SELECT transfer_id FROM payment")
+        before = await stage.balance(stage.alice)
+        browser = await enter_admin(stage)
+        page = await browser.post("/admin/ledger/entry", {"id": entry, "reason": "a mistake"})
+        assert page.status == 422
+        assert "undone when its chain does: debit the customer instead" in page.words
+        assert await stage.balance(stage.alice) == before
 
 
 async def test_addresses_that_money_came_to_are_given_as_a_file(open_stage: OpenStage) -> None:

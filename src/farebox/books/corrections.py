@@ -19,6 +19,7 @@ Kind = Literal["deposit", "credit", "promotion", "refund", "debit"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _REVERSE: Final = "reverse:"
+_OF_PAYMENTS: Final = ("deposit:", "reversal:", "loss:", "found:")
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -62,6 +63,10 @@ def reverse_of(entry: JournalLine, actor: str, reason: str) -> Transfer:
         raise InvalidRequest("a charge is never taken back: give the customer a refund")
     if is_reverse(entry.id):
         raise InvalidRequest("this is a reverse itself: credit or debit the customer instead")
+    if entry.id.startswith(_OF_PAYMENTS):
+        raise InvalidRequest(
+            "this entry is of a payment, and undone when its chain does: debit the customer instead"
+        )
     return Transfer(
         id=reverse_id(entry.id),
         debit_account=entry.credit_account,

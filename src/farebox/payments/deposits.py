@@ -246,7 +246,8 @@ class Deposits:
             "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
         )
         mark: Statement = (done, (now_us, payment.id, payment.epoch))
-        await self._store.write([_lock(payment), self._mail(payment, paid, amount, now_us), mark, *news])
+        told = [self._mail(payment, paid, amount, now_us)] if payment.worth_nanos else []  # of dust nobody is told
+        await self._store.write([_lock(payment), *told, mark, *news])
 
     async def _freeze_return(self, payment: Payment, now_us: int) -> Payment:
         """Say for good what is taken from the customer for a payment that its chain has taken back."""

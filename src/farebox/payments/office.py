@@ -64,13 +64,6 @@ class Office:
         rows = await self._store.fetch("SELECT state, count(*) FROM topup GROUP BY state")
         return dict(sorted((str(state), int(count)) for state, count in rows))
 
-    async def payments_of(self, topups: list[Topup]) -> dict[str, list[Payment]]:
-        """Give what came for each of some top-ups."""
-        paid: dict[str, list[Payment]] = {}
-        for topup in topups:
-            paid[topup.id] = await select_payments(self._store, "WHERE topup_id = ? ORDER BY seen_at", (topup.id,))
-        return paid
-
     async def strays(self, most: int = 200) -> list[Payment]:
         """Give the payments of which nobody knows whose they are."""
         return await select_payments(self._store, "WHERE state = 'stray' ORDER BY seen_at LIMIT ?", (most,))

@@ -160,6 +160,16 @@ async def select_payments(store: Store, where: str, params: tuple[str | int, ...
     return [Payment(*row) for row in rows]
 
 
+async def payments_of(store: Store, topup_ids: Sequence[str]) -> dict[str, list[Payment]]:
+    """Give what came for each of some top-ups, oldest first."""
+    paid: dict[str, list[Payment]] = {topup_id: [] for topup_id in topup_ids}
+    if topup_ids:
+        where = f"WHERE topup_id IN ({placeholders(topup_ids)}) ORDER BY seen_at, id"
+        for payment in await select_payments(store, where, tuple(topup_ids)):
+            paid[str(payment.topup_id)].append(payment)
+    return paid
+
+
 async def payments_by_ids(store: Store, ids: Sequence[str]) -> list[Payment]:
     """Give payments by their ids, those there are."""
     return await select_payments(store, f"WHERE id IN ({placeholders(ids)})", tuple(ids)) if ids else []

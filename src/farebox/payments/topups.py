@@ -5,6 +5,7 @@ its chain again is reversed. None of this moves money: `deposits.Deposits` does,
 """
 
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from farebox.payments.records import (
     Payment,
     Standing,
     Topup,
+    payments_of,
     placeholders,
     select_payments,
     select_topups,
@@ -125,8 +127,12 @@ class Topups:
 
     async def tell(self, topup: Topup, now_us: int) -> Told:
         """Give a top-up with all that came."""
-        payments = await select_payments(self._store, "WHERE topup_id = ? ORDER BY seen_at, id", (topup.id,))
-        return Told(topup, self.asset_of(topup), payments, standing(topup, payments, now_us))
+        return (await self.tell_all([topup], now_us))[0]
+
+    async def tell_all(self, topups: Sequence[Topup], now_us: int) -> list[Told]:
+        """Give top-ups with all that came for each."""
+        paid = await payments_of(self._store, [one.id for one in topups])
+        return [Told(one, self.asset_of(one), paid[one.id], standing(one, paid[one.id], now_us)) for one in topups]
 
     async def all_of(self, account_id: int) -> list[Topup]:
         """Give the latest top-ups of an account, newest first."""

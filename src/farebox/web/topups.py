@@ -64,7 +64,7 @@ class TopupRoom:
             account=await find_account(self._store, str(me.account_id)),
             offers=offers,
             chosen=next((one.id for one in offers if not one.why_not and coin in {"", one.id}), ""),
-            topups=[await self._topups.tell(one, self._clock()) for one in await self._topups.all_of(me.account_id)],
+            topups=await self._topups.tell_all(await self._topups.all_of(me.account_id), self._clock()),
             unasked=[(one, self._topups.asset_paid(one)) for one in await self._topups.unasked(me.account_id)],
             presets=_PRESETS,
             most=self._topups.most_nanos,

@@ -14,7 +14,6 @@ from farebox.errors import InvalidRequest, NotFound
 from farebox.payments.addresses import DepositAddress
 from farebox.payments.incidents import closed_incidents, open_incidents
 from farebox.payments.office import STATES
-from farebox.payments.records import standing
 from farebox.web.admin.guard import Admins, operator_of, read_reason
 from farebox.web.exports import Cell, export, format_of
 from farebox.web.kit import Kit
@@ -54,7 +53,7 @@ class TopupsRoom:
         before = request.query_params.get("before", "")
         until = int(before) if before.isascii() and before.isdecimal() and len(before) < 18 else None
         found = await self._office.topups(state if state in STATES else "", until, _PAGE + 1)
-        topups, paid = found[:_PAGE], await self._office.payments_of(found[:_PAGE])
+        topups = await self._topups.tell_all(found[:_PAGE], now)
         return self._pages.render(
             request,
             "admin/topups.html",
@@ -62,10 +61,8 @@ class TopupsRoom:
             me=me,
             now=now,
             error=error,
-            topups=[
-                (one, self._topups.asset_of(one), standing(one, paid[one.id], now), paid[one.id]) for one in topups
-            ],
-            older=topups[-1].created_at_us if len(found) > _PAGE else None,
+            topups=topups,
+            older=topups[-1].topup.created_at_us if len(found) > _PAGE else None,
             newest=until is None,
             state=state if state in STATES else "",
             states=STATES,
