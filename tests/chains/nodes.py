@@ -19,6 +19,8 @@ from typing import Any, Final
 
 _ROOT: Final = Path(__file__).parents[2] / ".chains"
 _READY_S: Final = 30.0
+_PORTS: Final = 5
+"""Ports that are tried."""
 _COIN: Final = 100_000_000
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PAYER: Final = "payer"
@@ -75,6 +77,7 @@ class _Node:
         self.directory = directory
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._has_run = False
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -83,20 +86,29 @@ class _Node:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
-        log = (self.directory / "node.log").open("ab")
+        """Start it, and wait until it answers. Another program may have taken its port first: then on another one."""
+        for _ in range(_PORTS):
+            if self._answers():
+                self._has_run = True
+                return
+            told = (self.directory / "node.log").read_text()[-2000:]
+            if self._has_run or "in use" not in told:
+                break
+            self.port = free_port()
+        raise RuntimeError(f"the node does not start: {told}")
+
+    def _answers(self) -> bool:
+        log = (self.directory / "node.log").open("wb")
         self.process = subprocess.Popen(self._command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         log.close()
         until = time.monotonic() + _READY_S
-        while time.monotonic() < until:
-            if self.process.poll() is not None:
-                break
+        while time.monotonic() < until and self.process.poll() is None:
             with contextlib.suppress(OSError, NodeError):
                 self._probe()
-                return
+                return True
             time.sleep(0.02)
         self.stop()
-        raise RuntimeError(f"the node does not start: {(self.directory / 'node.log').read_text()[-2000:]}")
+        return False
 
     def stop(self) -> None:
         if self.process is not None:
