@@ -68,6 +68,7 @@ async def test_an_incident_is_closed_with_words(open_stage: OpenStage) -> None:
     async with open_stage(SIMULATED) as stage:
         await stage.gateway.store.write([opened("difference", "bitcoin:BTC:bc1q", "one holds more", 1)])
         browser = await enter_admin(stage)
+        assert "1 thing about payments waits for you" in (await browser.get("/admin")).words
         assert "one holds more" in (await browser.get(HERE)).words
         assert "say why" in (await browser.post(f"{HERE}/incident", {"incident": "1", "reason": ""})).words
         page = await browser.post(f"{HERE}/incident", {"incident": "1", "reason": "sent by me, to try"})

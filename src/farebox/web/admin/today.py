@@ -36,6 +36,7 @@ class Today:
         self._store = kit.store
         self._clock = kit.clock
         self._cost_percent = kit.house.cost_percent
+        self._office = kit.till.office
 
     def routes(self) -> list[Route]:
         return [Route("/admin", self._admins.page(self.today))]
@@ -62,6 +63,7 @@ class Today:
             drawn=_draw(sales, wanted if wanted in _RANGES else "30d", now_us),
             ranges=list(_RANGES),
             stuck_letters=stuck[0][0],
+            payments_waiting=len(await self._office.incidents()) + len(await self._office.strays()),
         )
 
 
