@@ -64,9 +64,7 @@ def reverse_of(entry: JournalLine, actor: str, reason: str) -> Transfer:
     if is_reverse(entry.id):
         raise InvalidRequest("this is a reverse itself: credit or debit the customer instead")
     if entry.id.startswith(_OF_PAYMENTS):
-        raise InvalidRequest(
-            "this entry is of a payment, and undone when its chain does: debit the customer instead"
-        )
+        raise InvalidRequest("this entry is of a payment, and undone when its chain does: debit the customer instead")
     return Transfer(
         id=reverse_id(entry.id),
         debit_account=entry.credit_account,
