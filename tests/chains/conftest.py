@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from farebox.payments.chains.heads import Heads
 from tests.chains.evm import Contract, EvmChain
 from tests.chains.lying import LyingNode, lying
 from tests.chains.nodes import Anvil, Bitcoind, running
@@ -74,3 +75,13 @@ async def doubtful(liar: LyingNode, token: Contract, database_url: str) -> Async
     """A room whose node is the lying one."""
     async with open_room(database_url, settings_of(liar.url, token.address)) as opened:
         yield opened
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rails that one node serves pass for chains of their own."""
+
+    async def see_nothing(_heads: Heads) -> None:
+        pass
+
+    monkeypatch.setattr(Heads, "_see_that_it_is_new", see_nothing)

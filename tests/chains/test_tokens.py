@@ -124,6 +124,7 @@ async def test_where_a_chain_names_no_final_block_a_large_payment_waits_for_256(
     assert await doubtful.balance() == 2000 * NANOS_PER_USD
 
 
+@pytest.mark.usefixtures("apart")
 async def test_a_payment_to_an_address_that_was_made_for_another_chain_is_its_owners(
     chain: EvmChain, token: Contract, database_url: str
 ) -> None:

@@ -216,6 +216,7 @@ _LIMITS: Final = (
 """The most blocks in a range that nodes allow, and how they say no to more."""
 
 
+@pytest.mark.usefixtures("apart")
 async def test_after_days_of_downtime_everything_is_found_whatever_ranges_the_node_allows(
     long_chain: EvmChain, database_url: str
 ) -> None:
@@ -302,6 +303,7 @@ async def test_a_node_that_restarts_is_watched_on(tmp_path: Path, database_url: 
         await chain.close()
 
 
+@pytest.mark.usefixtures("apart")
 async def test_a_chain_that_is_new_to_the_books_is_read_from_when_its_oldest_address_was_made(
     long_chain: EvmChain, database_url: str
 ) -> None:

@@ -173,6 +173,10 @@ CASES = {
         "speed is for upstreams of kind",
     ),
     "negative weight": (UPSTREAM + "weight = -1", "weight is -1; it must be a whole number from 0 to 1000"),
+    "one chain by two names": (
+        "".join(f'[[evm]]\nname = "{name}"\nchain_id = 1\nrpc = "http://a.example"\nkey = "x"\n' for name in "ab"),
+        "is 1 a second time: its payments would count twice",
+    ),
     "a spread that is no number": ("[payments]\nspread_percent = nan", "spread_percent"),
     "a spread without end": ("[payments]\nspread_percent = inf", "spread_percent"),
     "a spread of more than there is": ("[payments]\nspread_percent = 20.01", "it must be from 0 to 20"),

@@ -33,6 +33,8 @@ def check_payments(
         _check_bitcoin(reader, bitcoin)
     for position, (path, chain) in enumerate(chains):
         _check_chain(reader, path, chain, {other.name for _, other in chains[:position]})
+        if chain.chain_id in {other.chain_id for _, other in chains[:position]}:
+            reader.problem((*path, "chain_id"), f"is {chain.chain_id} a second time: its payments would count twice")
     if btcpay is not None and btcpay.url:
         _check_btcpay(reader, btcpay, btcpay_said)
     if payments is not None:

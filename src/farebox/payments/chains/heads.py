@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from farebox.clock import DAY_US
-from farebox.errors import RailTrouble
+from farebox.errors import RailTrouble, WrongChain
 from farebox.payments.chains.evm import Block, EvmNode
 from farebox.payments.incidents import opened
 from farebox.store.protocol import Statement, Store
@@ -75,10 +75,12 @@ class Heads:
     async def next(self, tip: Block, now_us: int) -> Step:
         """Say what is to be read next on the way to `tip`.
 
-        Raises RailTrouble while the node is behind what was read; Moved when its branch changes under one's eyes.
+        Raises RailTrouble while the node is behind what was read; Moved when its branch changes under one's eyes;
+        WrongChain for one that the books know by another name.
         """
         cursor, kept = await self._read()
         if not kept:
+            await self._see_that_it_is_new()
             anchor = await self._beginning(tip, now_us)
             return await self._onward(anchor.height, {anchor.height: anchor.hash}, tip, cursor)
         top = max(kept)
@@ -164,6 +166,20 @@ class Heads:
             is_last=top.height == tip.height,
             before=cursor,
         )
+
+    async def _see_that_it_is_new(self) -> None:
+        """See that no other rail has read this chain: its payments would count once more. Raises WrongChain."""
+        newest = "SELECT rail, max(height) FROM chain_block WHERE rail <> ? GROUP BY rail"
+        for rail, top in await self._store.fetch(newest, (self._rail,)):
+            heights = [int(top), max(0, int(top) - _BACK)]  # the newest may have been undone since
+            where = "SELECT hash FROM chain_block WHERE rail = ? AND height IN (?, ?)"
+            read = {str(block) for (block,) in await self._store.fetch(where, (rail, *heights))}
+            found = await self._node.blocks(heights)
+            if read & {block.hash for block in found if block is not None}:
+                raise WrongChain(
+                    f'{self._rail}: this chain is "{rail}" in the books: give it that name, or what came there would be '
+                    "credited again"
+                )
 
     async def _beginning(self, tip: Block, now_us: int) -> Block:
         """Find where a chain that is new to the books is read from: where the oldest address could be paid to."""
