@@ -17,8 +17,8 @@ HERE = "/admin/topups"
 
 def sighting(ident: str = "lost", **changed: Any) -> Sighting:
     """Something that came to an address that was given to nobody: 25 dollars' worth."""
-    values: dict[str, Any] = {"rail": "simulated", "ident": ident, "asset": "BTC", "address": "nobody-s", "units": 25_000}
-    return Sighting(**(values | {"confirmations": 2, "seen_us": 1, "tx": "f00d"} | changed))
+    values: dict[str, Any] = {"rail": "simulated", "ident": ident, "asset": "BTC", "address": "nobody-s", "tx": "f00d"}
+    return Sighting(**(values | {"units": 25_000, "confirmations": 2, "seen_us": 1} | changed))
 
 
 async def see(stage: Stage, *sightings: Sighting) -> None:

@@ -177,8 +177,8 @@ class Heads:
             found = await self._node.blocks(heights)
             if read & {block.hash for block in found if block is not None}:
                 raise WrongChain(
-                    f'{self._rail}: this chain is "{rail}" in the books: give it that name, or what came there would be '
-                    "credited again"
+                    f'{self._rail}: this chain is "{rail}" in the books: give it that name, or what came there would '
+                    "be credited again"
                 )
 
     async def _beginning(self, tip: Block, now_us: int) -> Block:
