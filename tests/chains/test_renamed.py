@@ -26,9 +26,7 @@ async def test_a_chain_that_gets_another_name_is_not_read_until_it_has_its_own_a
         assert one(await room.payments()).state == "credited"
 
 
-async def test_another_chain_is_read_beside_the_first(
-    chain: EvmChain, long_chain: EvmChain, database_url: str
-) -> None:
+async def test_another_chain_is_read_beside_the_first(chain: EvmChain, long_chain: EvmChain, database_url: str) -> None:
     await chain.mine(100)
     token, other = await chain.token(), await long_chain.token()
     async with open_room(database_url, settings_of(chain.url, token.address)) as room:

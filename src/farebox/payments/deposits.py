@@ -19,8 +19,8 @@ from farebox.books.ledger import Ledger, credit
 from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import BrokenInvariant
 from farebox.events.news import tell_of_credit
-from farebox.money import format_usd
-from farebox.payments.incidents import opened
+from farebox.money import MAX_NANOS, format_usd
+from farebox.payments.incidents import Kind, opened
 from farebox.payments.intake import QUOTE_GRACE_US, Intake, asset_of, decimals_known, market_rate, state_of
 from farebox.payments.quoting import value
 from farebox.payments.rails import Asset, Rail, Rate, Sighting
@@ -44,18 +44,42 @@ SIGHT_HOLDS_US: Final = 3600 * US_PER_S
 """The market's rate as a payment was first seen holds for so long; then the lower of that and today's counts."""
 RETURN_WITHIN_US: Final = 3600 * US_PER_S
 """A credited payment that is in no block, and may still come back, is waited for so long before it is taken back."""
+MOST_NANOS: Final = MAX_NANOS // 1000
+"""Nine million dollars. Who pays more has made a mistake, or a token's contract lies: a person looks at it first."""
 _PAGE: Final = 300
 _DONE: Final = (
     "UPDATE payment SET state = 'credited', changed_at = ? WHERE id = ? AND state = 'crediting' AND epoch = ?"
 )
 _TURN: Final = "UPDATE topup SET changed_at = changed_at WHERE id = ?"
 """Processes that value payments to the same top-up wait for each other here: its quote is good for so much once."""
+_AS_VALUED: Final = " AND (SELECT count(*) FROM payment WHERE topup_id = ? AND epoch > 0) = ?"
+"""Nobody else has valued a payment to the same top-up since it was read how much of the quote is left."""
 _DUE: Final = (
-    "WHERE (seen_at, id) > (?, ?) AND (state IN ('crediting', 'reversing') "
+    "WHERE (state IN ('confirming', 'crediting', 'reversing') OR lost_at IS NOT NULL) "  # to the letter the index's
+    "AND (seen_at, id) > (?, ?) AND (state IN ('crediting', 'reversing') "
     "OR (state = 'credited' AND lost_at IS NOT NULL) "
     "OR (state = 'confirming' AND (final = 1 OR (needed > 0 AND confirmations >= needed)))) "
     "ORDER BY seen_at, id LIMIT ?"
 )
+
+
+class _Turn:
+    """What one turn of settling has read of payments beside each other, kept in step with what it decides.
+
+    Reading it anew for each would make the work grow with the square of what somebody sends to one top-up.
+    """
+
+    def __init__(self) -> None:
+        self.valued: dict[str, tuple[int, int]] = {}
+        """By top-up: how many payments have been valued, and how many units of them at the quote's rate."""
+        self.open_units: dict[tuple[int | None, str, str], int] = {}
+        """By account, rail and asset: what is on its way, and not credited."""
+
+    def frozen(self, payment: Payment, locked: int) -> None:
+        """Hear that a payment has just been valued and is on its way no more."""
+        count, units = self.valued.get(payment.topup_id or "", (0, 0))
+        self.valued[payment.topup_id or ""] = count + 1, units + locked
+        self.open_units[_who(payment)] -= int(payment.units)
 
 
 class Deposits:
@@ -76,7 +100,7 @@ class Deposits:
     async def apply(self, sightings: Sequence[Sighting], now_us: int) -> None:
         """Take in what a watcher sees, and settle what is due. Raises StoreUnavailable; telling it again goes on.
 
-        Raises BrokenInvariant for a payment that the ledger refuses, after all others have had their turn.
+        What is wrong with one payment stops no watcher: `finish` raises it, again and again.
         """
         async with self._turn:
             for begin in range(0, len(sightings), _PAGE):
@@ -85,9 +109,14 @@ class Deposits:
             await self._finish(now_us)
 
     async def finish(self, now_us: int) -> None:
-        """Settle what is due without new sightings: what a crash or a missing rate has left. A job."""
+        """Settle what is due without new sightings: what a crash or a missing rate has left. A job.
+
+        Raises what is wrong with a payment, after all others have had their turn.
+        """
         async with self._turn:
-            await self._finish(now_us)
+            wrong = await self._finish(now_us)
+        if wrong is not None:
+            raise wrong
 
     def asset_of(self, rail_name: str, code: str) -> Asset:
         """Give an asset by its rail; of a rail that is offered no more, what its name tells."""
@@ -109,27 +138,32 @@ class Deposits:
         await self.finish(now_us)
         return bool(changed[0])
 
-    async def _finish(self, now_us: int) -> None:
-        wrong: BrokenInvariant | None = None
+    async def _finish(self, now_us: int) -> Exception | None:
+        wrong: Exception | None = None
+        turn = _Turn()
         touched: set[str] = set()
         last = (-1, "")
         while due := await select_payments(self._store, _DUE, (*last, _PAGE)):
             last = (due[-1].seen_at_us, due[-1].id)
             for payment in due:
                 try:
-                    await self._settle(payment, now_us)
-                except BrokenInvariant as error:  # those behind it must not wait for it
+                    await self._settle(payment, turn, now_us)
+                except (
+                    BrokenInvariant,
+                    ArithmeticError,
+                    ValueError,
+                    LookupError,
+                ) as error:  # those behind it must not wait for it
                     wrong = error
                 if payment.topup_id:
                     touched.add(payment.topup_id)
         await self._refresh(touched, now_us)
-        if wrong is not None:
-            raise wrong
+        return wrong
 
-    async def _settle(self, payment: Payment, now_us: int) -> None:
+    async def _settle(self, payment: Payment, turn: _Turn, now_us: int) -> None:
         """Bring one payment as far as it can go now."""
         if payment.state == "confirming":
-            payment = await self._freeze_credit(payment, now_us)
+            payment = await self._freeze_credit(payment, turn, now_us)
         elif payment.state == "credited":
             payment = await self._freeze_return(payment, now_us)
         if payment.state == "crediting":
@@ -137,43 +171,62 @@ class Deposits:
         elif payment.state == "reversing":
             await self._take_back(payment, now_us)
 
-    async def _freeze_credit(self, payment: Payment, now_us: int) -> Payment:
+    async def _freeze_credit(self, payment: Payment, turn: _Turn, now_us: int) -> Payment:
         """Say for good what a confirmed payment is worth, and under which id that is booked."""
         assert payment.account_id is not None
         if (await find_account(self._store, str(payment.account_id))).status == "closed":
-            return await self._set_aside(payment, now_us)
+            words = f"{self._paid(payment)} came for account {payment.account_id}, which is closed"
+            return await self._set_aside(payment, "closed_account", words, now_us)
         worth, locked, pricing = payment.worth_nanos, int(payment.locked_units), payment.pricing
-        beside = (payment.topup_id or "", payment.id)
-        others = await select_payments(self._store, "WHERE topup_id = ? AND id <> ?", beside)
+        topup_id, guard = payment.topup_id or "", list[str | int]()
         if worth is None:
-            valued = await self._value(payment, others, now_us)
+            count, given = await self._valued(topup_id, turn)
+            valued = await self._value(payment, given, now_us)
             if valued is None:
                 return payment  # nobody can say what it is worth: it waits, confirmed
             worth, locked, rates = valued
+            if worth > MOST_NANOS:
+                words = f"{self._paid(payment)} would be {format_usd(worth)}: look at it, and credit it by hand"
+                return await self._set_aside(payment, "stray_payment", words, now_us)
             pricing = msgspec.json.encode(rates).decode()
-            if not await self._is_deep_enough(payment, worth, now_us):
+            if not await self._is_deep_enough(payment, worth, turn, now_us):
                 return payment
+            guard = [topup_id, count]
         amount = worth if payment.taken_nanos is None else payment.taken_nanos
         transfer_id = f"deposit:{payment.id}:{payment.epoch + 1}" if amount else payment.transfer_id
         freeze = (
             "UPDATE payment SET state = 'crediting', epoch = epoch + 1, worth_nanos = ?, locked_units = ?, "
-            "pricing = ?, transfer_id = ?, changed_at = ? WHERE id = ? AND state = 'confirming' AND epoch = ? "
-            "AND (SELECT count(*) FROM payment WHERE topup_id = ? AND id <> ? AND epoch > 0) = ?"
+            "pricing = ?, transfer_id = ?, changed_at = ? WHERE id = ? AND state = 'confirming' AND epoch = ?"
         )
-        values = (worth, str(locked), pricing, transfer_id, now_us, payment.id, payment.epoch)
-        valued_before = sum(one.epoch > 0 for one in others)
-        await self._store.write([(_TURN, beside[:1]), (freeze, (*values, *beside, valued_before))])
+        values = (worth, str(locked), pricing, transfer_id, now_us, payment.id, payment.epoch, *guard)
+        frozen = await self._store.write([(_TURN, (topup_id,)), (freeze + _AS_VALUED * bool(guard), values)])
+        if not frozen[1]:
+            turn.valued.pop(topup_id, None)  # another process has valued one: the next look reads anew
+        elif guard:
+            turn.frozen(payment, locked)
         return await self._again(payment)
 
-    async def _set_aside(self, payment: Payment, now_us: int) -> Payment:
-        words = f"{self._paid(payment)} came for account {payment.account_id}, which is closed"
+    async def _valued(self, topup_id: str, turn: _Turn) -> tuple[int, int]:
+        """Tell how many payments to a top-up have been valued, and how many units of them at the quote's rate."""
+        if topup_id not in turn.valued:
+            rows = await self._store.fetch(
+                "SELECT locked_units FROM payment WHERE topup_id = ? AND epoch > 0", (topup_id,)
+            )
+            turn.valued[topup_id] = len(rows), sum(int(units) for (units,) in rows)
+        return turn.valued[topup_id]
+
+    async def _set_aside(self, payment: Payment, kind: Kind, words: str, now_us: int) -> Payment:
+        """Leave a payment to a person: it is nobody's until somebody says whose it is."""
         aside = "UPDATE payment SET state = 'stray', changed_at = ? WHERE id = ? AND state = 'confirming'"
-        told = opened("closed_account", payment.id, words, now_us, payment.account_id)
+        told = opened(kind, payment.id, words, now_us, payment.account_id)
         await self._store.write([(aside, (now_us, payment.id)), told])
         return await self._again(payment)
 
-    async def _value(self, payment: Payment, others: Sequence[Payment], now_us: int) -> tuple[int, int, Pricing] | None:
-        """Say what a payment is worth by the published rule: nano-dollars, and how many units at the quote's rate."""
+    async def _value(self, payment: Payment, given: int, now_us: int) -> tuple[int, int, Pricing] | None:
+        """Say what a payment is worth by the published rule: nano-dollars, and how many units at the quote's rate.
+
+        `given` is how many units others to the same top-up were valued at that rate.
+        """
         if not decimals_known(self._rails, payment.rail, payment.asset):
             return None
         found = await select_topups(self._store, "WHERE id = ?", (payment.topup_id or "",))
@@ -185,8 +238,7 @@ class Deposits:
         )
         left = 0
         if topup is not None:
-            most = int(topup.asked_units) * OVER_PERCENT // 100
-            left = max(0, most - sum(int(one.locked_units) for one in others))
+            left = max(0, int(topup.asked_units) * OVER_PERCENT // 100 - given)
         return value(
             int(payment.units),
             self.asset_of(payment.rail, payment.asset).decimals,
@@ -206,14 +258,16 @@ class Deposits:
             return now
         return min(then, now, key=lambda rate: rate.nanos)
 
-    async def _is_deep_enough(self, payment: Payment, worth_nanos: int, now_us: int) -> bool:
+    async def _is_deep_enough(self, payment: Payment, worth_nanos: int, turn: _Turn, now_us: int) -> bool:
         """See that it has the confirmations of all that its account pays just now: parts are no way to need fewer."""
-        rail = self._rails.get(payment.rail)
+        who = _who(payment)
+        if who not in turn.open_units:
+            where = "account_id = ? AND rail = ? AND asset = ? AND state IN ('seen', 'confirming')"
+            rows = await self._store.fetch(f"SELECT units FROM payment WHERE {where}", (who[0] or 0, *who[1:]))  # noqa: S608  fixed
+            turn.open_units[who] = sum(int(units) for (units,) in rows)
+        rail, together = self._rails.get(payment.rail), turn.open_units[who]
         if rail is None:
             return True
-        where = "WHERE account_id = ? AND rail = ? AND asset = ? AND state IN ('seen', 'confirming')"
-        params = (payment.account_id or 0, payment.rail, payment.asset)
-        together = sum(int(one.units) for one in await select_payments(self._store, where, params))
         needed = rail.needed(payment.asset, worth_nanos * max(together, int(payment.units)) // int(payment.units))
         if needed != payment.needed:
             more = "UPDATE payment SET needed = ?, changed_at = ? WHERE id = ?"
@@ -341,12 +395,12 @@ class Deposits:
     async def refresh_left(self, now_us: int) -> None:
         """Write down how top-ups stand whose time is over, or whose payments have moved on without them. A job."""
         rows = await self._store.fetch(
-            "SELECT id FROM topup WHERE state = 'waiting' AND ends_at <= ? UNION "
+            "SELECT id FROM topup WHERE state = 'waiting' AND ends_at <= ? UNION ALL "
             "SELECT t.id FROM payment p JOIN topup t ON t.id = p.topup_id WHERE p.changed_at > ? "
             "AND p.changed_at >= t.changed_at",
             (now_us, now_us - DAY_US),
         )
-        await self._refresh((str(row[0]) for row in rows), now_us)
+        await self._refresh({str(row[0]) for row in rows}, now_us)
 
     def _paid(self, payment: Payment) -> str:
         asset = self.asset_of(payment.rail, payment.asset)
@@ -386,6 +440,10 @@ class Deposits:
 
     async def _again(self, payment: Payment) -> Payment:
         return (await payments_by_ids(self._store, [payment.id]))[0]
+
+
+def _who(payment: Payment) -> tuple[int | None, str, str]:
+    return payment.account_id, payment.rail, payment.asset
 
 
 def _lock(payment: Payment) -> Statement:

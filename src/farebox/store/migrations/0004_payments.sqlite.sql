@@ -87,7 +87,8 @@ CREATE TABLE payment (                          -- what came, as its rail sees i
   transfer_id   TEXT                            -- the entry that has credited it last
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX payment_by_account ON payment (account_id, seen_at);
-CREATE INDEX payment_by_topup ON payment (topup_id);
+CREATE INDEX payment_by_topup ON payment (topup_id, epoch);
+CREATE INDEX payment_due ON payment (seen_at, id) WHERE state IN ('confirming', 'crediting', 'reversing') OR lost_at IS NOT NULL;
 CREATE INDEX payment_by_address ON payment (address);
 CREATE INDEX payment_by_change ON payment (changed_at);
 CREATE INDEX payment_open ON payment (rail, state) WHERE final = 0;

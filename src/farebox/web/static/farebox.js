@@ -10,9 +10,11 @@ export const kept = {
   set: (name, value) => { try { localStorage.setItem(name, value); } catch {} }, // storage may be switched off
 };
 
-// Puts what the server rendered into its place; what was opened there stays open.
+// Puts what the server rendered into its place. What was opened there stays open, what had the focus has it again, and
+// what has changed is said: a region that came with its words would be read to nobody.
 export function put(place, html) {
   const fresh = parse(html);
+  const held = place.contains(document.activeElement) && named(document.activeElement);
   const open = [...place.querySelectorAll("details")].map((one) => one.open);
   enhance(fresh);
   if (fresh.firstElementChild?.id === place.id) {
@@ -21,7 +23,13 @@ export function put(place, html) {
     place = next;
   } else place.replaceChildren(fresh);
   [...place.querySelectorAll("details")].forEach((one, at) => (one.open = open[at] ?? one.open));
+  if (held) [...place.querySelectorAll("a, button, summary")].find((one) => named(one) === held)?.focus({ preventScroll: true });
+  const words = place.querySelector("[data-say]")?.textContent.trim().replace(/\s+/g, " ");
+  const said = document.getElementById(`${place.id}-said`);
+  if (words && said && put.last !== words) said.textContent = words;
+  put.last = words;
 }
+const named = (one) => one.getAttribute("aria-label") || one.getAttribute("href") || one.textContent;
 
 export function toast(words) {
   let place = document.getElementById("toast");
@@ -38,19 +46,28 @@ export function toast(words) {
 function enhance(root) {
   for (const source of root.querySelectorAll("[data-copy]")) addCopy(source);
   for (const chart of root.querySelectorAll(".chart")) readable(chart);
-  for (const time of root.querySelectorAll("time[data-countdown]")) countDown(time);
+  for (const left of root.querySelectorAll("[data-countdown]")) countDown(left);
+  for (const link of root.querySelectorAll("a[data-fill]")) link.addEventListener("click", (event) => fill(event, link));
 }
 
-// How long something is held, next to until when; it stops with its element, which a newer one may replace.
-function countDown(time) {
-  const left = document.createElement("strong");
-  left.className = "left";
-  time.before(left, " ");
+// A preset fills the field it stands beside; what else was chosen stays chosen.
+function fill(event, link) {
+  event.preventDefault();
+  link.parentElement.querySelector("input").value = link.dataset.fill;
+}
+
+// How long something is still held. It stops with its element, which a newer one may replace; at the end the page asks anew.
+function countDown(left) {
+  left.hidden = false;
+  let shown = false;
   const tick = () => {
-    const seconds = Math.max(0, Math.round((new Date(time.dateTime) - Date.now()) / 1000));
-    left.textContent = seconds ? `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")} left,` : "over,";
-    if (seconds && (time.isConnected || !tick.shown)) setTimeout(tick, 1000);
-    tick.shown = time.isConnected;
+    if (shown && !left.isConnected) return;
+    shown ||= left.isConnected;
+    const seconds = Math.max(0, Math.ceil((new Date(left.dataset.countdown) - Date.now()) / 1000));
+    left.textContent = seconds ? `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")} left` : "over";
+    left.classList.toggle("soon", seconds < 120);
+    if (seconds) setTimeout(tick, 1000);
+    else setTimeout(() => document.dispatchEvent(new CustomEvent("stale", { detail: left.closest("[data-live]")?.id })), 1000);
   };
   tick();
 }
@@ -59,6 +76,7 @@ function addCopy(source) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Copy";
+  if (source.dataset.label) button.setAttribute("aria-label", `Copy ${source.dataset.label}`);
   button.addEventListener("click", async () => {
     const text = source instanceof HTMLInputElement ? source.value : source.dataset.copy || source.innerText;
     await navigator.clipboard.writeText(text.trim());

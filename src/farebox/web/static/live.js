@@ -22,7 +22,7 @@ async function refresh() {
   asking = true;
   for (const id of stale) {
     const place = document.getElementById(id);
-    if (place && (place.contains(document.activeElement) || (id === "log" && !following()))) continue; // after it is left
+    if (place && (place.contains(document.activeElement?.closest("input, select, textarea")) || (id === "log" && !following()))) continue; // after it is left
     stale.delete(id);
     if (!place) continue;
     try {
@@ -67,6 +67,10 @@ function close() {
 
 channel.addEventListener("message", (event) => (event.data === "bye" ? close() : heard(event.data)));
 document.addEventListener("visibilitychange", refresh);
+document.addEventListener("stale", (event) => {
+  if (event.detail) stale.add(event.detail);
+  refresh();
+});
 document.addEventListener("focusout", () => setTimeout(refresh));
 document.querySelector("form[action='/logout']")?.addEventListener("submit", () => {
   channel.postMessage("bye");
