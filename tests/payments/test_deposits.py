@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from farebox.accounts.accounts import set_status
 from farebox.billing.ledger import Posted, Transfer
 from farebox.books.audit import audit
 from farebox.books.ledger import Ledger, credit, debit
+from farebox.errors import BrokenInvariant
 from farebox.payments.intervals import interval_ident
 from farebox.payments.settings import FINAL, Depth
 from farebox.store.open import open_store
@@ -422,3 +424,47 @@ class Still(Ledger):
             return await super(Still, self).post(transfer)
 
         return asyncio.ensure_future(post())
+
+
+class TestManyAndHuge:
+    """One payment, or thousands of one customer, are no way to hold up those of all others."""
+
+    async def test_what_no_books_can_hold_is_left_to_a_person_and_holds_up_nobody(self, desk: Desk) -> None:
+        mine, his = await desk.ask(100, "ETH"), await desk.ask(100, account=desk.bob)
+        await desk.tell(desk.sees(mine, 2**255, 9, "endless"))
+        await desk.tell(desk.sees(his, 100_000, 9, "sound"))
+        assert (await desk.payment("endless")).state == "stray"
+        assert await desk.incidents() == ["stray_payment"]
+        assert (await desk.balance(), await desk.balance(desk.bob)) == (0, 100 * USD)
+        await desk.tend()
+        await sound(desk)
+
+    async def test_what_the_ledger_refuses_stops_no_watcher(self, desk: Desk) -> None:
+        most = 2**63 - 1
+        assert (await desk.ledger.post(credit("rich", desk.alice, most, code="credit", actor="test", memo=""))).now
+        mine, his = await desk.ask(100), await desk.ask(100, account=desk.bob)
+        await desk.tell(desk.sees(mine, 100_000, 9, "too much"), desk.sees(his, 100_000, 9, "sound"))
+        assert await desk.balance(desk.bob) == 100 * USD
+        with pytest.raises(BrokenInvariant):
+            await desk.tend()
+        assert (await desk.ledger.post(debit("spent", desk.alice, most, actor="test", memo=""))).now
+        await desk.tend()
+        assert await desk.balance() == 100 * USD
+
+    async def test_dust_is_read_in_proportion(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each row a few times, not each beside each other one."""
+        topup, read = await desk.ask(100), 0
+        fetch = desk.store.fetch
+
+        async def counted(sql: str, params: tuple[str | int, ...] = ()) -> list[tuple[Any, ...]]:
+            nonlocal read
+            rows = await fetch(sql, params)
+            read += len(rows)
+            return rows
+
+        said = [desk.sees(topup, 1, 9, f"p{number}") for number in range(400)]
+        monkeypatch.setattr(desk.store, "fetch", counted)
+        await desk.tell(*said)
+        assert {one.state for one in await desk.payments()} == {"credited"}
+        assert read < 400 * 40
+        assert (await desk.payment("p7")).locked_units == "1"

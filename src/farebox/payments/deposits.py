@@ -77,8 +77,9 @@ class _Turn:
 
     def frozen(self, payment: Payment, locked: int) -> None:
         """Hear that a payment has just been valued and is on its way no more."""
-        count, units = self.valued.get(payment.topup_id or "", (0, 0))
-        self.valued[payment.topup_id or ""] = count + 1, units + locked
+        if payment.topup_id is not None:
+            count, units = self.valued[payment.topup_id]
+            self.valued[payment.topup_id] = count + 1, units + locked
         self.open_units[_who(payment)] -= int(payment.units)
 
 
@@ -191,7 +192,7 @@ class Deposits:
             pricing = msgspec.json.encode(rates).decode()
             if not await self._is_deep_enough(payment, worth, turn, now_us):
                 return payment
-            guard = [topup_id, count]
+            guard = [topup_id, count] if topup_id else []
         amount = worth if payment.taken_nanos is None else payment.taken_nanos
         transfer_id = f"deposit:{payment.id}:{payment.epoch + 1}" if amount else payment.transfer_id
         freeze = (
@@ -202,7 +203,7 @@ class Deposits:
         frozen = await self._store.write([(_TURN, (topup_id,)), (freeze + _AS_VALUED * bool(guard), values)])
         if not frozen[1]:
             turn.valued.pop(topup_id, None)  # another process has valued one: the next look reads anew
-        elif guard:
+        elif payment.worth_nanos is None:
             turn.frozen(payment, locked)
         return await self._again(payment)
 
