@@ -108,7 +108,7 @@ async def test_what_nobody_paid_in_time_expires(open_stage: OpenStage) -> None:
         await stage.gateway.store.write([("UPDATE topup SET ends_at = 1, created_at = 0", ())])
         await topups_of(stage).tend(stage.gateway.clock())
         page = await browser.get(path)
-        assert "this quote has expired" in page.words
+        assert "This quote has expired" in page.words
         again = await browser.get(next(link for link in page.links() if "amount=" in link))
         assert again.form("/dashboard/topup")[2]["amount"] == "25.00"
         assert "confirming" not in (await browser.post(f"{path}/simulate", {"pay": "all"})).words
