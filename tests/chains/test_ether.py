@@ -411,10 +411,16 @@ async def test_what_comes_to_a_swept_address_is_told_once_and_not_credited(room:
     await let_all_look(room, chain)
     assert (await swept(room))[0]
     assert await address_of(room) != address
-    for _ in range(2):
-        await chain.send(address, 5 * USD)
-        await let_all_look(room, chain)
+    for usd_sent in (5, 6):
+        await chain.send(address, usd_sent * USD)
+        for _ in range(2):
+            await let_all_look(room, chain)
     assert await room.incidents() == ["stray_payment"]
+    ((words,),) = await room.store.fetch("SELECT words FROM incident")
+    assert [words.count(f"{sent * USD} wei came") for sent in (5, 6)] == [
+        1,
+        1,
+    ]  # the second is not lost behind the first
     assert await usd(room) == 100
 
 

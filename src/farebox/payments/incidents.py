@@ -24,6 +24,12 @@ _OPEN: Final = (
     "ON CONFLICT (kind, ref) DO UPDATE SET words = excluded.words, opened_at = excluded.opened_at, "
     "closed_at = NULL, closed_by = NULL, closing = NULL WHERE incident.closed_at IS NOT NULL"
 )
+_MORE: Final = (
+    "INSERT INTO incident (kind, ref, words, account_id, opened_at) SELECT ?, ?, ?, ?, ? {} "
+    "ON CONFLICT (kind, ref) DO UPDATE SET words = CASE WHEN incident.closed_at IS NULL "
+    "THEN incident.words || '. Then ' || excluded.words ELSE excluded.words END, opened_at = excluded.opened_at, "
+    "closed_at = NULL, closed_by = NULL, closing = NULL"
+)
 _COLUMNS: Final = "id, kind, ref, words, account_id, opened_at, closed_at, closed_by, closing"
 
 
@@ -44,6 +50,16 @@ class Incident(msgspec.Struct, frozen=True):
 def opened(kind: Kind, ref: str, words: str, now_us: int, account_id: int | None = None) -> Statement:
     """Make the statement that opens an incident. One that is there already stays as it is, unless it was closed."""
     return _OPEN, (kind, ref, words, account_id, now_us)
+
+
+def opened_or_added(
+    kind: Kind, ref: str, words: str, now_us: int, account_id: int | None, guard: Statement
+) -> Statement:
+    """Make the statement that opens an incident, or adds its words to those of one that is open. Not idempotent.
+
+    `guard` is the FROM and WHERE of a SELECT that finds one row as long as it was not told.
+    """
+    return _MORE.format(guard[0]), (kind, ref, words, account_id, now_us, *guard[1])
 
 
 async def open_incidents(store: Store, most: int = 200) -> list[Incident]:

@@ -15,7 +15,7 @@ from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import RailTrouble
 from farebox.payments.chains.branch import Branch
 from farebox.payments.chains.evm import Block, EvmNode
-from farebox.payments.incidents import opened
+from farebox.payments.incidents import opened, opened_or_added
 from farebox.payments.intervals import interval, interval_ident, missing
 from farebox.payments.rails import Sighting
 from farebox.payments.records import Payment, placeholders, select_payments
@@ -408,9 +408,10 @@ class EtherReader:
         left = int(one.left_units or 0)
         if one.total == left:
             return []
+        guard = "FROM deposit_address WHERE id = ? AND coalesce(left_units, '0') = ?", (one.id, one.left_units or "0")
         held: Statement = (
             "UPDATE deposit_address SET left_units = ? WHERE id = ? AND coalesce(left_units, '0') = ?",
-            (str(one.total), one.id, one.left_units or "0"),
+            (str(one.total), *guard[1]),
         )
         if one.total < left:
             return [held]
@@ -418,7 +419,12 @@ class EtherReader:
             f"{one.total - left} wei came to {one.address} after it had been swept: that is not credited by itself. "
             "Look at it, and book it by hand"
         )
-        return [held, opened("stray_payment", f"{self._rail}:{one.address}", words, now_us, one.account_id)]
+        ref = f"{self._rail}:{one.address}"
+        return [
+            ("UPDATE deposit_address SET looked_at = looked_at WHERE id = ?", (one.id,)),  # one process after the other
+            opened_or_added("stray_payment", ref, words, now_us, one.account_id, guard),
+            held,
+        ]
 
 
 def _unproved(one: _Address, rows: Sequence[Payment], branch: Branch, proved: set[str]) -> list[Payment]:
