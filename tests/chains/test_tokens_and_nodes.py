@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 
 from farebox.clock import US_PER_S
+from farebox.http.client import Answer
 from farebox.money import NANOS_PER_USD
 from tests.chains.evm import Contract, EvmChain
 from tests.chains.lying import LyingNode, Refusal, lying
@@ -282,6 +283,20 @@ async def test_a_chain_that_is_still_being_caught_up_with_is_not_called_well(
         assert "catching up: blocks up to" in said[0]
         assert said[-1] == ""
         assert await room.balance() == 25 * NANOS_PER_USD
+
+
+@pytest.mark.parametrize("body", [b'{"result":"\xff"}', b"[" * 100_000])
+async def test_an_answer_that_is_no_text_or_has_no_end_is_trouble(
+    doubtful: Room, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    async def read(_answer: Answer, _most: int) -> bytes:
+        return body
+
+    assert await doubtful.go() == ""
+    with monkeypatch.context() as broken:
+        broken.setattr(Answer, "read", read)
+        assert "no JSON" in await doubtful.go()
+    assert await doubtful.go() == ""
 
 
 async def test_a_node_that_restarts_is_watched_on(tmp_path: Path, database_url: str) -> None:

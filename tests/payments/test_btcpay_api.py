@@ -120,7 +120,9 @@ async def test_a_payment_stays_the_same_one_when_the_server_names_its_methods_an
     assert await room.balance() == worth(invoice.total)
 
 
-@pytest.mark.parametrize("answer", [(500, b"oops"), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"[" * 9999)])
+@pytest.mark.parametrize(
+    "answer", [(500, b"oops"), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"[" * 9999), (200, b'"\xff"')]
+)
 async def test_an_invoice_that_fails_alone_holds_up_no_other(room: Room, answer: tuple[int, bytes]) -> None:
     odd_told, odd = await room.ask()
     good_told, good = await room.ask()

@@ -175,7 +175,8 @@ def test_what_a_source_complains_of_is_told(source: str, status: int, body: str,
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize(
-    "body", [b"", b"null", b"[]", b"1", b'"x"', b"{}", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"NaN"]
+    "body",
+    [b"", b"null", b"[]", b"1", b'"x"', b"{}", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"NaN", b'"\xff"'],
 )
 def test_other_shapes_are_trouble(source: Source, body: bytes) -> None:
     for asset in source.assets:

@@ -237,7 +237,7 @@ class BtcpayApi:
             raise RailTrouble(f"BTCPay Server at {self.place} answers with status {answer.status}{_said(text)}")
         try:
             return _DECODER.decode(text)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._odd("its answer is no JSON") from error
 
     async def _open(self) -> HttpClient:
@@ -343,7 +343,7 @@ def _said(text: bytes) -> str:
     """Give what an error says of itself: one object with a message, or a list of them (Greenfield, "Errors")."""
     try:
         told = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     problems = told if isinstance(told, list) else [told]
     words = "; ".join(str(one["message"]) for one in problems if isinstance(one, dict) and one.get("message"))

@@ -58,17 +58,23 @@ class Rounds:
         try:
             tip = await self.watcher.look(now_us)
         except RailTrouble as trouble:
-            if not self._failing:
-                self._warn("watcher_failing", rail=name, error=str(trouble))
-            self._failing = True
-            await self._store.write(
-                [(_ILL, (name, now_us, str(trouble)[:500])), *await self._incident(trouble, now_us)]
-            )
+            await self._failed(trouble, now_us)
             return
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as nonsense:
+            # nobody had thought that the other side might say such a thing: those who look on have to know as well
+            await self._failed(RailTrouble(f"{type(nonsense).__name__}: {nonsense}"), now_us)
+            raise
         if self._failing:
             self._warn("watcher_well_again", rail=name)
         self._failing = False
         await self._store.write([(_WELL, (name, tip.height, tip.block, tip.at_us, now_us, now_us))])
+
+    async def _failed(self, trouble: RailTrouble, now_us: int) -> None:
+        name = self.watcher.name
+        if not self._failing:
+            self._warn("watcher_failing", rail=name, error=str(trouble))
+        self._failing = True
+        await self._store.write([(_ILL, (name, now_us, str(trouble)[:500])), *await self._incident(trouble, now_us)])
 
     async def _incident(self, trouble: RailTrouble, now_us: int) -> list[Statement]:
         """Open an incident where waiting does not help, or has not helped for long."""

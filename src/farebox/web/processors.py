@@ -100,7 +100,7 @@ class _Bucket:
 def _read(body: bytes) -> dict[str, Any] | None:
     try:
         event = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
 

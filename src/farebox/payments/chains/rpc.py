@@ -126,7 +126,8 @@ class JsonRpc:
             raise RailTrouble(f"the node at {self.place} cannot be asked: {error}") from error
         try:
             return _DECODER.decode(text)
-        except msgspec.DecodeError as error:  # also an empty body: what a node says to a method off its whitelist
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # also an empty body: what a node says to a method off its whitelist
             words = {401: "refuses user or password", 403: "forbids this method to this user"}
             said = words.get(answer.status, f"answers with status {answer.status} and no JSON")
             raise RailTrouble(f"the node at {self.place} {said}") from error

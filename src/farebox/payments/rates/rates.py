@@ -108,7 +108,7 @@ class Rates:
         Raises StoreUnavailable; what is wrong with a source is written down, not raised.
         """
         async with self._turn:  # who has waited finds that no source is due
-            due = [source for source in self._sources if now_us >= self._due_us.get(source.name, 0)]
+            due = [source for source in self._sources if self._is_due(source, now_us)]
             if not due:
                 return
             told: Told = {}
@@ -120,6 +120,10 @@ class Rates:
             # in one order, so that two processes never wait for each other's rows
             await self._store.write([_statement(*key, told[key], now_us) for key in sorted(told)])
             await self._tell(now_us)
+
+    def _is_due(self, source: Source, now_us: int) -> bool:
+        """Whether a source has been left alone for long enough; also where the clock was set back since."""
+        return not now_us < self._due_us.get(source.name, 0) <= now_us + _LONGEST_WAIT_US
 
     async def now(self, asset: str, now_us: int) -> Rate | None:
         """Give what a coin is worth, the spread taken off; None where no quorum of sources says so.

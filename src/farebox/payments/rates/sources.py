@@ -71,7 +71,7 @@ class Source(msgspec.Struct, frozen=True):
         """Read what an answer says of one asset. Raises RailTrouble, which says what is odd about it."""
         try:
             answer = _DECODER.decode(reply.body) if reply.status == 200 else _decode_anything(reply.body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RailTrouble(f"{self.name} answers with no JSON: {error}") from error
         if reply.status != 200:
             raise RailTrouble(f"{self.name} answers with status {reply.status}{_complaint(answer)}")
@@ -114,7 +114,7 @@ def _decode_anything(body: bytes) -> Any:
     """Read what comes with a bad status: often a page for people."""
     try:
         return _DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
