@@ -144,7 +144,7 @@ class Addresses:
         ((position,),) = await self._store.fetch(
             "SELECT coalesce(max(position) + 1, 0) FROM deposit_address WHERE key_id = ?", (key_id,)
         )
-        while (address := key.address(position)) is None:
+        while (address := key.address(position)) is None or await self._was_paid_to(address):
             position += 1
         new = (
             "INSERT INTO deposit_address (family, address, key_id, position, account_id, rail, asset, created_at) "
@@ -156,6 +156,10 @@ class Addresses:
         except StoreConflict:
             return ""
         return address
+
+    async def _was_paid_to(self, address: str) -> bool:
+        """Whether money came to an address that nobody has: newer books had given it to somebody, who may pay again."""
+        return bool(await self._store.fetch("SELECT 1 FROM payment WHERE address = ? LIMIT 1", (address,)))
 
     async def _select(self, where: str, *params: str | int) -> list[DepositAddress]:
         rows = await self._store.fetch(f"SELECT {_COLUMNS} FROM deposit_address {where}", params)  # noqa: S608  fixed

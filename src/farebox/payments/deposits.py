@@ -125,7 +125,10 @@ class Deposits:
 
     async def assign(self, payment: Payment, account_id: int, by: str, now_us: int) -> bool:
         """Say whose a stray payment is: it is credited like any other, at the market's rate. Once."""
-        own = "UPDATE payment SET account_id = ?, state = ?, changed_at = ? WHERE id = ? AND state = 'stray'"
+        own = (
+            "UPDATE payment SET account_id = ?, topup_id = NULL, state = ?, changed_at = ? "
+            "WHERE id = ? AND state = 'stray'"
+        )
         done = (
             "UPDATE incident SET closed_at = ?, closed_by = ?, closing = ? "
             "WHERE kind IN ('stray_payment', 'closed_account') AND ref = ? AND closed_at IS NULL"

@@ -63,8 +63,9 @@ def opened_or_added(
 
 
 async def open_incidents(store: Store, most: int = 200) -> list[Incident]:
-    """Give those nobody has closed, oldest first."""
-    return await _select(store, "WHERE closed_at IS NULL ORDER BY opened_at, id LIMIT ?", (most,))
+    """Give those nobody has closed, oldest first; last those that anybody opens by sending dust."""
+    dust = "CASE WHEN kind IN ('stray_payment', 'closed_account') THEN 1 ELSE 0 END"
+    return await _select(store, f"WHERE closed_at IS NULL ORDER BY {dust}, opened_at, id LIMIT ?", (most,))
 
 
 async def find_incident(store: Store, incident_id: int) -> Incident:

@@ -40,8 +40,8 @@ _IMPORTING: Final = "importing:"
 """Before it in the cursor: the wallet is being told of addresses. After it: since when, in seconds."""
 _COMES_IN: Final = frozenset({"receive", "generate"})
 """What the wallet calls payments, and coins that were mined and may be spent."""
-_PAGE: Final = 100
-"""Transactions asked for at once: each comes with all of its bytes."""
+_PAGE: Final = 25
+"""Transactions asked for at once: each comes with all of its bytes and outputs, 2 MB at worst, of 64 that are read."""
 _EVERYTHING: Final = (True, False)
 """Also what is only watched; not what was in blocks that count no more, for every payment is asked for anyway."""
 _SET_CURSOR: Final = (
