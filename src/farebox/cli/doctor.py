@@ -24,7 +24,8 @@ def doctor(invocation: Invocation, *, offline: bool) -> int:
 
     It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, asks every upstream
     whether it takes its key, EVM chains whether addresses were used before they are given out, and a BTCPay Server
-    whether it can be worked with. It changes nothing, and may run while the server does.
+    whether it can be worked with. A Bitcoin node is not asked: once the server runs, `farebox payments status` tells
+    how it is. It changes nothing, and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
 

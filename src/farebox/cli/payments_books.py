@@ -189,7 +189,10 @@ def close(invocation: Invocation, incident_id: int, reason: str) -> None:
 @common_options
 @pass_invocation
 def assign(invocation: Invocation, payment_id: str, who: str, reason: str) -> None:
-    """Say whose a stray payment is. It is credited like any other, once it is confirmed."""
+    """Say whose a stray payment is. It is credited like any other, once it is confirmed.
+
+    PAYMENT_ID is what `farebox payments incidents --json` calls "about".
+    """
     config = invocation.config(secrets=True)
 
     async def work() -> Payment:
@@ -234,7 +237,8 @@ def addresses(invocation: Invocation) -> None:
 def reconcile(invocation: Invocation) -> None:
     """Compare chain and books now, as the server does once a day.
 
-    Each difference becomes an incident. Exits with 1 when there is one, or a node cannot be asked.
+    An address with a payment that is not final yet is left for the next time, and not counted. Each difference becomes
+    an incident. Exits with 1 when there is one, or a node cannot be asked.
     """
     config = invocation.config(secrets=True)
 
