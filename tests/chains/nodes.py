@@ -216,14 +216,16 @@ class Bitcoind(_Node):
         self.settled()
         return str(made["txid"])
 
-    def double_spend(self, txid: str) -> str:
-        """Send the coins of a transaction that waits back to who paid, with a higher fee."""
+    def double_spend(self, txid: str, paid: dict[str, int] | None = None) -> str:
+        """Send the coins of a transaction that waits back to who paid, less what is `paid`, with a higher fee."""
         spent = self.ask("getrawtransaction", txid, 1)["vin"]
         inputs = [{"txid": one["txid"], "vout": one["vout"]} for one in spent]
         worth = sum(
             int(self.ask("getrawtransaction", one["txid"], 1)["vout"][one["vout"]]["value"] * _COIN) for one in inputs
         )
-        raw = self.ask("createrawtransaction", inputs, {self.payer("getnewaddress"): coins(worth - 20_000)})
+        rest = {self.payer("getnewaddress"): worth - 20_000 - sum((paid or {}).values())}
+        to = {address: coins(satoshis) for address, satoshis in {**(paid or {}), **rest}.items()}
+        raw = self.ask("createrawtransaction", inputs, to)
         signed = self.payer("signrawtransactionwithwallet", raw)
         sent = self.ask("sendrawtransaction", signed["hex"], 0)
         self.settled()

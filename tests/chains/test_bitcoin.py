@@ -158,6 +158,24 @@ async def test_a_raised_fee_leaves_one_payment_first_seen_when_it_was(room: Room
     assert await room.satoshis() == ASKED
 
 
+async def test_a_little_that_is_replaced_by_more_later_does_not_hold_the_rate_of_a_quote(room: Room) -> None:
+    """Else a few satoshis at a low fee would leave anybody hours to see which way the market goes."""
+    node, told = room.node, await room.ask(50)
+    begun_s = room.now() // US_PER_S
+    little = node.send(told.topup.address, 1000)
+    await room.look()
+    node.ask("setmocktime", begun_s + 3600)
+    room.ahead_us = 3700 * US_PER_S
+    try:
+        node.double_spend(little, {told.topup.address: ASKED})
+        await room.look()
+        (payment,) = [one for one in await room.payments() if one.state == "seen"]
+        assert payment.units == str(ASKED)
+        assert payment.seen_at_us // US_PER_S - begun_s >= 3600
+    finally:
+        node.ask("setmocktime", 0)
+
+
 async def test_a_raised_fee_that_was_watched_is_credited_once(room: Room) -> None:
     told = await room.ask(50)
     first = room.node.send(told.topup.address, ASKED)

@@ -68,6 +68,14 @@ class _LastProcessed(msgspec.Struct, frozen=True):
     hash: str
 
 
+class _Detail(msgspec.Struct, frozen=True):
+    """What the wallet says of an output, with its transaction."""
+
+    category: str
+    amount: Any
+    address: str = ""
+
+
 class _Tx(msgspec.Struct, frozen=True):
     """What the wallet says of a transaction."""
 
@@ -77,11 +85,17 @@ class _Tx(msgspec.Struct, frozen=True):
     lastprocessedblock: _LastProcessed
     blockhash: str | None = None
     walletconflicts: tuple[str, ...] = ()
+    details: tuple[_Detail, ...] = ()
 
     @property
     def seen_s(self) -> int:
         """When it was first seen. `time` is its block's where it was found in an old block only."""
         return min(self.time, self.timereceived)
+
+    def pays(self, output: _Output) -> bool:
+        """Whether it pays as much to the same address."""
+        there = (one for one in self.details if one.category in _COMES_IN and one.address == output.address)
+        return any(satoshis(one.amount) >= output.units for one in there)
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -276,7 +290,7 @@ class BitcoinWatcher:
             confirmations = header.confirmations
         else:
             confirmations = 0 if tx and tx.confirmations == 0 and output.txid in view.waiting else -1
-        first_s = _first_seen_s(tx, view.txs)
+        first_s = _first_seen_s(output, tx, view.txs)
         return Sighting(
             rail=self.name,
             ident=output.ident,
@@ -364,12 +378,15 @@ def satoshis(amount: Any) -> int:
     return int(units)
 
 
-def _first_seen_s(tx: _Tx | None, known: Mapping[str, _Tx | None]) -> int:
-    """Give when a transaction was first seen, or the first of those that it took the place of; 0: nobody knows."""
+def _first_seen_s(output: _Output, tx: _Tx | None, known: Mapping[str, _Tx | None]) -> int:
+    """Give when a payment was first seen, or the first that it took the place of; 0: nobody knows.
+
+    That must have been as much: who replaces a little by more has had no more than a little on its way.
+    """
     if tx is None:
         return 0
-    others = [other for txid in tx.walletconflicts if (other := known.get(txid)) is not None]
-    return min(one.seen_s for one in (tx, *others))
+    others = (other for txid in tx.walletconflicts if (other := known.get(txid)) is not None)
+    return min(one.seen_s for one in (tx, *(other for other in others if other.pays(output))))
 
 
 def _output_of(ident: str, address: str, units: str) -> _Output:
