@@ -140,14 +140,18 @@ class Tokens:
     async def _ordinals(self, logs: Sequence[Log]) -> list[int]:
         """Give the place of each log in its own transaction, which must have succeeded in that very block."""
         receipts = await self._node.receipts(sorted({log.tx for log in logs}))
+        within = {
+            tx: {log: place for place, log in enumerate(receipt.logs)} for tx, receipt in receipts.items() if receipt
+        }
         places = []
         for log in logs:
             receipt = receipts[log.tx]
             if receipt is None or receipt.block != log.block:
                 raise Moved(f"{self._settings.name}: transaction {log.tx} left its block while it was read")
-            if not receipt.succeeded or log not in receipt.logs:
+            place = within[log.tx].get(log)
+            if not receipt.succeeded or place is None:
                 raise RailTrouble(f"{self._settings.name}: the receipt of {log.tx} does not have what its log tells")
-            places.append(receipt.logs.index(log))
+            places.append(place)
         return places
 
     def _again(self, row: Payment, step: Step, depth: _Depth) -> Sighting | None:
