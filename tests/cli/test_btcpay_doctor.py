@@ -60,8 +60,8 @@ def test_commands_that_ask_nobody_need_no_secrets(farebox: Farebox) -> None:
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ('url = "https://u:p@x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url is"),
-        ('url = "x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url is"),
+        ('url = "https://u:p@x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url"),
+        ('url = "x.example"\nstore = "a"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.url"),
         ('url = "https://x.example"\napi_key = "k"\nwebhook_secret = "s"', "btcpay.store is missing"),
         ('url = "https://x.example"\nstore = "a"\nwebhook_secret = "s"', "btcpay.api_key is missing"),
         (

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from farebox.cli.bitcoin_checks import check_bitcoin
 from farebox.cli.btcpay_checks import check_btcpay
 from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
 from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
@@ -23,9 +24,9 @@ def doctor(invocation: Invocation, *, offline: bool) -> int:
     """Check everything before opening the doors. Exit code 1 when something would fail.
 
     It looks at configuration, secrets, database, spool, disk, clock, ports, prices and limits, asks every upstream
-    whether it takes its key, EVM chains whether addresses were used before they are given out, and a BTCPay Server
-    whether it can be worked with. A Bitcoin node is not asked: once the server runs, `farebox payments status` tells
-    how it is. It changes nothing, and may run while the server does.
+    whether it takes its key, a Bitcoin node whether it is on the right chain and at its end, EVM chains whether
+    addresses were used before they are given out, and a BTCPay Server whether it can be worked with. It changes
+    nothing, and may run while the server does.
     """
     return asyncio.run(_examine(invocation, offline=offline))
 
@@ -55,8 +56,8 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
         if not offline:
             if sys.stderr.isatty() and not invocation.as_json:
                 click.echo(f"asking {len(config.upstreams)} upstreams …", err=True)
-            asked = (*await check_upstreams(config), *await check_chains(config), *await check_btcpay(config))
-            for finding in asked:
+            coins = (*await check_bitcoin(config), *await check_chains(config), *await check_btcpay(config))
+            for finding in (*await check_upstreams(config), *coins):
                 tell(finding)
     if not invocation.as_json:
         click.echo("Something would fail; see above." if failures else "Ready to open the doors.")

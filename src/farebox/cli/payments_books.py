@@ -157,8 +157,8 @@ def incidents(invocation: Invocation) -> None:
             )
         return
     print_table(
-        (">ID", "OPENED", "KIND", "WHAT HAPPENED"),
-        [(str(one.id), show_moment(one.opened_at_us), one.kind.replace("_", " "), one.words) for one in found],
+        (">ID", "OPENED", "KIND", "ABOUT", "WHAT HAPPENED"),
+        [(str(one.id), show_moment(one.opened_at_us), one.kind.replace("_", " "), one.ref, one.words) for one in found],
     )
 
 

@@ -39,6 +39,10 @@ def check_payments(
         _check_btcpay(reader, btcpay, btcpay_said)
     if payments is not None:
         _check_amounts(reader, payments)
+        real = bitcoin is not None and bool(bitcoin.key)
+        if payments.simulated and (real or chains or (btcpay is not None and btcpay.url)):
+            words = "is true beside a way to pay for real: it would give money away; leave one of them out"
+            reader.problem(("payments", "simulated"), words)
         if payments.test_wallet:
             _check_test_wallet(reader, bitcoin, chains)
 
@@ -49,7 +53,7 @@ def _check_bitcoin(reader: Reader, bitcoin: BitcoinSettings) -> None:
     if urlsplit(bitcoin.rpc).scheme not in {"http", "https"} or "@" in bitcoin.rpc:
         reader.problem(
             ("bitcoin", "rpc"),
-            f'is {show(bitcoin.rpc)}; it must be a URL such as "http://127.0.0.1:8332", without password',
+            f'{_quoted(bitcoin.rpc)}must be a URL such as "http://127.0.0.1:8332", without user and password',
         )
     _check_depths(reader, ("bitcoin", "confirmations"), bitcoin.confirmations)
     if any(depth.blocks == FINAL for depth in bitcoin.confirmations):
@@ -77,7 +81,7 @@ def _check_btcpay(reader: Reader, btcpay: BtcpaySettings, said: Mapping[str, obj
     try:
         read_origin(btcpay.url)
     except ValueError:
-        reader.problem(("btcpay", "url"), f'is {show(btcpay.url)}; it must be a URL such as "https://btcpay.example"')
+        reader.problem(("btcpay", "url"), f'{_quoted(btcpay.url)}must be a URL such as "https://btcpay.example"')
     for name in ("store", "api_key", "webhook_secret"):
         if not said.get(name):
             reader.problem(("btcpay", name), "is missing; BTCPay Server shows it in the settings of the store")
@@ -111,6 +115,11 @@ def _is_plain(url: str) -> bool:
     except ValueError:
         return False
     return "?" not in url
+
+
+def _quoted(url: str) -> str:
+    """Begin a sentence with a URL, unless a password may be in it."""
+    return "" if "@" in url else f"is {show(url)}; it "
 
 
 def _check_depths(reader: Reader, path: Path, depths: tuple[Depth, ...]) -> None:

@@ -47,7 +47,7 @@ class AsgiDoor:
         scope = self._scope(exchange, request_id)
         try:
             await self._app(scope, conversation.receive, conversation.send)
-        except ClientDisconnect:
+        except (ClientDisconnect, _ClientGone):
             return  # nobody is there to hear the rest
         finally:
             exchange.on_gone = exchange.on_resumed = None
@@ -71,6 +71,10 @@ class AsgiDoor:
             "server": None,
             "state": {"request_id": request_id},
         }
+
+
+class _ClientGone(OSError):
+    """Nobody is there to hear the rest (ASGI: send raises an OSError then)."""
 
 
 class _Conversation:
@@ -102,7 +106,7 @@ class _Conversation:
             exchange.start(message["status"], fields, length=length)
             return
         if exchange.gone:
-            raise OSError("the client has gone")
+            raise _ClientGone
         exchange.write(message.get("body", b""))
         if not message.get("more_body", False):
             exchange.finish()
