@@ -333,7 +333,8 @@ class Deposits:
         paid = self._paid(payment)
         words = (
             f"{paid}, credited with {format_usd(payment.worth_nanos)}, has left its chain again; "
-            f"{format_usd(taken)} were taken back, {format_usd(lost)} had been spent and are a loss"
+            f"{format_usd(taken)} were taken back"
+            + (f", {format_usd(lost)} had been spent and are a loss" if lost else "")
         )
         done = (
             "UPDATE payment SET state = CASE WHEN confirmations > 0 THEN 'confirming' ELSE 'gone' END, lost_at = NULL, "
