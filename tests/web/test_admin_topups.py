@@ -9,7 +9,7 @@ from farebox.payments.incidents import opened
 from farebox.payments.rails import Sighting
 from farebox.payments.simulated import simulated_payment
 from tests.stage import OpenStage, Stage
-from tests.web.operators import books_hold, enter_admin, forget_proof, table, written
+from tests.web.operators import OPERATOR, books_hold, enter_admin, forget_proof, table, written
 
 SIMULATED = "[payments]\nsimulated = true\n"
 HERE = "/admin/topups"
@@ -74,6 +74,8 @@ async def test_an_incident_is_closed_with_words(open_stage: OpenStage) -> None:
         page = await browser.post(f"{HERE}/incident", {"incident": "1", "reason": "sent by me, to try"})
         assert "sent by me, to try" in page.words
         assert not list(page.find("section", id="incidents"))
+        again = await browser.post(f"{HERE}/incident", {"incident": "1", "reason": "once more"})
+        assert f"closed already, by {OPERATOR}: sent by me, to try" in again.words
         assert (await browser.post(f"{HERE}/incident", {"incident": "2", "reason": "x"})).status == 404
         assert (await browser.post(f"{HERE}/incident", {"incident": "x", "reason": "x"})).status == 404
         assert len(await written(stage, "incident.close")) == 1

@@ -109,6 +109,8 @@ class Office:
     async def close_incident(self, by: Operator, incident_id: int, words: str, now_us: int) -> Incident:
         """Close an incident, saying what was done about it. Raises InvalidRequest and NotFound."""
         incident = await find_incident(self._store, incident_id)
+        if incident.closed_at_us is not None:
+            raise InvalidRequest(f"this incident is closed already, by {incident.closed_by}: {incident.closing}")
         facts = {"incident": incident.id, "kind": incident.kind, "about": incident.ref}
         line = record(by.name, by.address, "incident.close", "payments", None, facts, words)
         await self._store.write([closed(incident_id, by.name, words, now_us), line])
