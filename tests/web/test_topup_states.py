@@ -42,9 +42,9 @@ class Scene:
 
 async def open_scene(stage: Stage) -> Scene:
     browser = await enter(stage, EMAIL)
-    page = await browser.submit(
-        await browser.get("/dashboard/topup"), "/dashboard/topup", amount="25", coin="simulated:BTC"
-    )
+    offered = await browser.get("/dashboard/topup")
+    assert "on Bitcoin · simulated, no real money" in offered.words
+    page = await browser.submit(offered, "/dashboard/topup", amount="25", coin="simulated:BTC")
     return Scene(stage, browser, page.path.rpartition("/")[2])
 
 
