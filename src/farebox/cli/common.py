@@ -167,9 +167,14 @@ USD: Final = UsdType()
 MOMENT: Final = MomentType()
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON object on one line, fast enough for a million of them."""
+def print_json(value: Any, *, now: bool = False) -> None:
+    """Print one JSON object on one line, fast enough for a million of them.
+
+    `now`: also into a pipe, whose reader waits for it while this process goes on.
+    """
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    if now:
+        sys.stdout.flush()
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

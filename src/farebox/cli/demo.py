@@ -115,7 +115,7 @@ async def _serve(invocation: Invocation, config: Config, data: Path, *, with_his
     )
     _write(data / "demo.json", json.dumps(msgspec.to_builtins(shown), indent=2) + "\n")
     if invocation.as_json:
-        print_json(msgspec.to_builtins(shown))
+        print_json(msgspec.to_builtins(shown), now=True)
     else:
         click.echo(welcome(shown, account, data))
     await run_until_told(gateway)

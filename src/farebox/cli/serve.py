@@ -65,7 +65,7 @@ def simulate(
             raise FareboxError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
         url = listening_url(host, chosen)
         if invocation.as_json:
-            print_json({"base_url": url, "port": chosen})
+            print_json({"base_url": url, "port": chosen}, now=True)
         else:
             click.echo(f"The simulator answers at {url}/v1/messages. Ctrl-C ends it.")
         with contextlib.suppress(asyncio.CancelledError):
