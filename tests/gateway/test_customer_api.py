@@ -14,8 +14,9 @@ from farebox.accounts.keys import create_key
 from farebox.accounts.sealing import Seals
 from farebox.accounts.signing import Signing, check, read_public_keys
 from farebox.books.call_receipts import faults
+from farebox.books.figures import HOUR_US
 from farebox.books.ledger import credit
-from farebox.clock import DAY_US, day_of
+from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import FareboxError
 from farebox.secret import Secret
 from tests.clients.run import Ended
@@ -84,7 +85,7 @@ async def test_figures_go_back_over_closed_days(stage: Stage) -> None:
         assert nanos(balance["spent_today"]) == today
         assert nanos(balance["spent_7_days"]) == today + 8 * USD
         assert await ask(stage, stage.alice, f"/v1/usage?from={first}") == open_days
-        await eventually(lambda: close_days(stage))
+        await eventually(lambda: close_days(stage, first))
     usage = await ask(stage, stage.alice, f"/v1/usage?from={first}&by=day")
     assert [row["day"] for row in usage["data"]] == [day_of(now_us - age * DAY_US) for age in (8, 7, 6, 1, 0)]
     assert [nanos(row["charged"]) for row in usage["data"]] == [11 * USD, 7 * USD, 5 * USD, 3 * USD, today]
@@ -93,11 +94,12 @@ async def test_figures_go_back_over_closed_days(stage: Stage) -> None:
     assert nanos(short["total"]["charged"]) == 18 * USD
 
 
-async def close_days(stage: Stage) -> bool:
-    """Close the past days, as soon as that may be; tells whether they are."""
+async def close_days(stage: Stage, first: str) -> bool:
+    """Close the past days from the first on, as soon as that may be; tells whether all that ended an hour ago are."""
     assert stage.gateway.books is not None
     await stage.gateway.books.close_days()
-    return len(await stage.rows("SELECT day FROM day_close")) >= 8
+    ended = (stage.gateway.clock() - HOUR_US - day_start_us(first)) // DAY_US
+    return len(await stage.rows("SELECT day FROM day_close")) >= ended
 
 
 async def put_call(stage: Stage, person: Person, at_us: int, cost: int) -> None:
