@@ -10,9 +10,10 @@ from farebox.accounts.keys import playground_key
 from farebox.clock import US_PER_S
 from farebox.gateway.messages import Messages
 from farebox.gateway.quote import Quotes
-from farebox.http.client import UpstreamError
 from farebox.http.exchange import Exchange
+from farebox.http.failures import UpstreamError
 from farebox.parts import Parts
+from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
 from farebox.upstreams.pool import Failure, Upstream
 from farebox.web.backstage import Service, Trial, UpstreamState
 
@@ -74,13 +75,12 @@ class Gatehouse:
             return None
         model = model_id if not upstream.models else min(upstream.models)
         body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-        headers = [(b"content-type", b"application/json"), (b"anthropic-version", b"2023-06-01"), *upstream.credential]
+        headers = [(b"content-type", b"application/json"), (b"anthropic-version", b"2023-06-01")]
+        ask = Ask(path=COUNT_TOKENS, headers=headers, body=body, model=model, said=model, known_as=model)
         began_us = self._clock()
         try:
             async with asyncio.timeout(_TRIAL_S):
-                answer = await upstream.client.request(
-                    "POST", "/v1/messages/count_tokens", headers, body, first_byte_s=_TRIAL_S
-                )
+                answer = await upstream.request(ask, first_byte_s=_TRIAL_S)
                 text = (await answer.read(_TRIAL_BYTES)).decode("utf-8", "replace")
         except (UpstreamError, TimeoutError) as error:
             words = str(error) or f"no answer within {_TRIAL_S:g} s"

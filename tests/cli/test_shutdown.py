@@ -14,7 +14,8 @@ from farebox.accounts.keys import create_key
 from farebox.books.ledger import Ledger, credit
 from farebox.clock import steady_clock
 from farebox.config import load_config
-from farebox.http.client import Answer, HttpClient, Origin, UpstreamError
+from farebox.http.client import Answer, HttpClient, Origin
+from farebox.http.failures import UpstreamError
 from farebox.store.open import open_store
 from farebox.upstreams.simulator import Simulator
 from tests.cli.test_servers import COMMAND, environment

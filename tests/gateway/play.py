@@ -11,7 +11,8 @@ from typing import Any, Final
 from farebox.billing.ledger import Answer as LedgerAnswer
 from farebox.billing.ledger import Command, Settle
 from farebox.errors import StoreUnavailable
-from farebox.http.client import Answer, UpstreamError
+from farebox.http.client import Answer
+from farebox.http.failures import UpstreamError
 from farebox.store.protocol import Store
 from tests.stage import MODEL, Person, Stage
 

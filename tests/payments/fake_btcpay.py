@@ -16,8 +16,9 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
 
-from farebox.http.client import HttpClient, UpstreamError, read_origin
+from farebox.http.client import HttpClient, read_origin
 from farebox.http.exchange import Exchange
+from farebox.http.failures import UpstreamError
 from farebox.http.server import HttpServer
 
 STORE: Final = "9CiNzKoANXxmk5ayZngSXrHTiVvvgCrwrpFQd4m2K776"

@@ -12,7 +12,8 @@ import pytest
 from farebox import app
 from farebox.books import keeping
 from farebox.errors import StoreUnavailable
-from farebox.http.client import HttpClient, Origin, UpstreamError
+from farebox.http.client import HttpClient, Origin
+from farebox.http.failures import UpstreamError
 from farebox.store.urls import database_name
 from tests.cli.test_servers import COMMAND, environment
 from tests.cluster import ROLE, Cluster

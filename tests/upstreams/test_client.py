@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farebox.http.client import (
-    AnswerTimeout,
-    BadAnswer,
-    ConnectFailed,
-    Cut,
-    HttpClient,
-    Origin,
-    Stalled,
-    UpstreamError,
-    read_origin,
-)
+from farebox.http.client import HttpClient, Origin, read_origin
+from farebox.http.failures import AnswerTimeout, BadAnswer, ConnectFailed, Cut, Stalled, UpstreamError
 from tests.upstreams.wire import Line, ask, chunked, outcome, saying, serving, split, until, whole
 
 TO_THE_END = b"HTTP/1.1 200 OK\r\nx-kind: text\r\n\r\nhello world"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from farebox.errors import Refusal
-from farebox.http.client import Cut
+from farebox.http.failures import Cut
+from farebox.upstreams.kinds.kind import Ask
 from farebox.upstreams.pool import Pool, RetryBudget, Tries, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from tests.upstreams.wire import Line, Peer, serving, whole
@@ -176,7 +177,7 @@ def answering(status: bytes, requests: int = 100) -> Peer:
 async def _send(pool: Pool, tries: Tries | None = None) -> int:
     """Send a call; answers the status of the answer or of the refusal."""
     try:
-        answer = await pool.send(tries or Tries(), "POST", "/", [], b"{}", model=None, conversation=b"c")
+        answer = await pool.send(tries or Tries(), Ask(path="/", headers=[], body=b"{}"), conversation=b"c")
         await answer.read(100)
     except Refusal as refusal:
         return refusal.status

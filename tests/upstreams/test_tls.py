@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from farebox.http.client import ConnectFailed, HttpClient, Origin
+from farebox.http.client import HttpClient, Origin
+from farebox.http.failures import ConnectFailed
 from farebox.upstreams.simulator import Simulator
 from tests.gateway.play import books, envelope, listen, message
 from tests.stage import Stage, open_stage

@@ -8,7 +8,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from farebox.http.client import Answer, HttpClient, Origin, UpstreamError
+from farebox.http.client import Answer, HttpClient, Origin
+from farebox.http.failures import UpstreamError
 
 Peer = Callable[["Line"], Awaitable[None]]
 

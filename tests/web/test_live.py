@@ -11,9 +11,10 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from farebox.errors import StoreUnavailable
-from farebox.http.client import Answer, HttpClient, Origin, UpstreamError
+from farebox.http.client import Answer, HttpClient, Origin
 from farebox.http.doors import open_doors
 from farebox.http.exchange import Exchange
+from farebox.http.failures import UpstreamError
 from farebox.http.server import HttpServer
 from farebox.web.asgi import AsgiDoor
 from farebox.web.hub import MOST_OF_ACCOUNT

@@ -22,9 +22,9 @@ from farebox.clock import DAY_US, US_PER_S
 from farebox.events.courier import PAUSES_S, TRIES
 from farebox.events.news import tell_of_credit
 from farebox.events.webhooks import DATA, EVENTS, KEPT_US, MOST, OVERLAP_US, TESTS_WAITING, WAITING
-from farebox.http.client import ConnectFailed
 from farebox.http.errands import Errands, is_public, read_target
 from farebox.http.exchange import Exchange
+from farebox.http.failures import ConnectFailed
 from farebox.http.server import HttpServer
 from tests.stage import OpenStage, Stage
 from tests.web.browse import Browser, Page, enter, mails_to

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.http.client import UpstreamError
+from farebox.http.failures import UpstreamError
 from tests.cli.test_servers import attempt
 from tests.cluster import Cluster
 from tests.databases import Databases, read, write

@@ -17,8 +17,8 @@ import msgspec
 
 from farebox.clock import US_PER_S
 from farebox.errors import FareboxError
-from farebox.http.client import UpstreamError
 from farebox.http.errands import Errands
+from farebox.http.failures import UpstreamError
 from farebox.secret import Secret
 
 _WITHIN_S: Final = 10.0

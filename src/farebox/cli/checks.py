@@ -24,7 +24,8 @@ from farebox.clock import US_PER_S, iso
 from farebox.config import Config, check_ready_to_serve, load_config
 from farebox.errors import ConfigError
 from farebox.gateway.settings import Features
-from farebox.http.client import HttpClient, UpstreamError, read_origin
+from farebox.http.client import HttpClient, read_origin
+from farebox.http.failures import UpstreamError
 from farebox.money import format_usd
 from farebox.store.schema import VERSION
 from farebox.store.sqlite import OLDEST_SQLITE

@@ -9,7 +9,8 @@ import click
 from farebox.accounts.signing import KEYS_PATH, NotGenuine, check, read_json, read_public_keys
 from farebox.books.call_receipts import TYPE, faults
 from farebox.cli.common import Exampled, Invocation, common_options, open_books, pass_invocation, print_json, run
-from farebox.http.client import HttpClient, Origin, UpstreamError, read_origin
+from farebox.http.client import HttpClient, Origin, read_origin
+from farebox.http.failures import UpstreamError
 
 KEY_FILE: Final = "farebox-receipt-keys.json"
 _MOST_BYTES: Final = 1 << 20

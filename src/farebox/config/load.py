@@ -41,6 +41,7 @@ from farebox.payments.keys import PRIVATE, is_private
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.secret import Secret
 from farebox.store.urls import database_name, fault_in, is_postgres, without_password
+from farebox.upstreams.kinds.make import ANTHROPIC_URL, usual_url
 from farebox.upstreams.settings import UpstreamSettings
 
 SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
@@ -68,7 +69,6 @@ TABLE_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {
 }
 """Tables written [[name]], once for each upstream, model, plan, provider or chain."""
 
-_ANTHROPIC_URL: Final = "https://api.anthropic.com"
 _TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -272,8 +272,11 @@ def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tup
             if sold and name not in sold:
                 near = difflib.get_close_matches(name, sold, 1)
                 hint = f"did you mean {near[0]}?" if near else "it must be the id of one of [[models]]"
-                reader.problem((*path, "models", position), f"is {show(name)}, which is not sold; {hint}")
-        served = msgspec.structs.replace(table, models=tuple(sold.get(name, name) for name in table.models))
+                key = name if isinstance(table.models, dict) else position
+                reader.problem((*path, "models", key), f"is {show(name)}, which is not sold; {hint}")
+        ids = tuple(sold.get(name, name) for name in table.models)
+        theirs = tuple(table.models.values()) if isinstance(table.models, dict) else ()
+        served = msgspec.structs.replace(table, models=dict(zip(ids, theirs, strict=True)) if theirs else ids)
         upstreams.append(_check_upstream(reader, path, served, tables[int(path[1])]))
     return tuple(upstreams)
 
@@ -287,11 +290,11 @@ def _check_upstream(
         reader.problem((*path, "api_key"), 'is missing; it must be "env:NAME", "file:PATH" or the key itself')
     if upstream.speed is not None and (upstream.kind != "simulator" or upstream.base_url):
         reader.problem((*path, "speed"), 'is for upstreams of kind "simulator" without a base_url; leave it out')
-    url = upstream.base_url or (_ANTHROPIC_URL if upstream.kind == "anthropic" else "")
+    url = upstream.base_url or usual_url(upstream)
     if url:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            reader.problem((*path, "base_url"), f'is {show(url)}; it must be a URL such as "{_ANTHROPIC_URL}"')
+            reader.problem((*path, "base_url"), f'is {show(url)}; it must be a URL such as "{ANTHROPIC_URL}"')
         elif parts.username or parts.password:
             reader.problem((*path, "base_url"), "holds a password; say api_key instead")
         elif parts.path.rstrip("/").endswith("/v1"):

@@ -14,8 +14,8 @@ from farebox.accounts.mail import letter
 from farebox.clock import US_PER_S
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.events.webhooks import KEPT_US, Webhooks, disabling
-from farebox.http.client import UpstreamError
 from farebox.http.errands import Errands
+from farebox.http.failures import UpstreamError
 from farebox.store.protocol import Row, Statement, Store
 
 PAUSES_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)

@@ -13,9 +13,9 @@ from farebox.billing.pricing import Catalogue, Model, Priced
 from farebox.billing.ratelimit import Level
 from farebox.billing.usage import UnusableUsage, Usage, WireUsage, read_usage
 from farebox.gateway.ask import Asked
-from farebox.http.client import Answer
 from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
+from farebox.upstreams.kinds.kind import Reply
 from farebox.upstreams.pool import Failure, Tries
 
 
@@ -69,7 +69,7 @@ class Call:
         self.requests: Level | None = None
         self.tokens: Level | None = None
         self.tries = Tries()
-        self.answer: Answer | None = None
+        self.answer: Reply | None = None
         self.status = 0
         self.first_byte_at: float | None = None
         self.usage: WireUsage = {}
@@ -183,7 +183,10 @@ class Call:
 
     @property
     def _answering_model(self) -> str:
-        return _kept(self.answered_model) or self.model.id
+        name = _kept(self.answered_model)
+        if name is None:
+            return self.model.id
+        return self.tries.upstream.sold_as(name) if self.tries.upstream is not None else name
 
     def _unbilled_refusal(self) -> bool:
         """Tell a refusal without output, which the upstream does not bill (Messages API, "stop reasons")."""

@@ -19,10 +19,11 @@ from farebox.gateway.demand import conversation_of, demand_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.wire import client_headers, upstream_headers
-from farebox.http.client import UpstreamError
 from farebox.http.exchange import Exchange, Headers
+from farebox.http.failures import UpstreamError
 from farebox.ids import show_request_id
 from farebox.money import decimal_usd
+from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
 from farebox.upstreams.pool import Pool, Tries
 
 Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
@@ -129,19 +130,19 @@ class Listing:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
         self._keys.check_model(caller, model.id)
         demand_of(asked, len(body), model, self._features, exchange.headers, 0, counting=True)  # for what it refuses
-        target = "/v1/messages/count_tokens" + (f"?{exchange.query}" if exchange.query else "")
+        ask = Ask(
+            path=COUNT_TOKENS,
+            headers=upstream_headers(exchange.headers),
+            body=body,
+            query=exchange.query,
+            model=model.id,
+            said=asked.model,
+            known_as=asked.model,
+        )
         tries = Tries()
         conversation = conversation_of(asked, exchange.headers, caller.account_id)
         while True:
-            answer = await self._pool.send(
-                tries,
-                "POST",
-                target,
-                upstream_headers(exchange.headers),
-                body,
-                model=model.id,
-                conversation=conversation,
-            )
+            answer = await self._pool.send(tries, ask, conversation=conversation)
             try:
                 data = await answer.read(_ANSWER_BYTES)
                 self._pool.note_success(tries)

@@ -37,8 +37,9 @@ from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
 from farebox.gateway.wire import client_headers, upstream_headers
-from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.exchange import Exchange, Headers
+from farebox.http.failures import BadAnswer, UpstreamError
+from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
@@ -178,15 +179,7 @@ class Messages:
             return None
         tries = Tries()
         try:
-            answer = await self._pool.send(
-                tries,
-                "POST",
-                "/v1/messages/count_tokens",
-                upstream_headers(call.exchange.headers),
-                call.body,
-                model=call.model.id,
-                conversation=call.conversation,
-            )
+            answer = await self._pool.send(tries, _ask_of(call, COUNT_TOKENS), conversation=call.conversation)
             counted = msgspec.json.decode(await answer.read(2**16)).get("input_tokens")
             self._pool.note_success(tries)
         except (UpstreamError, Refusal, msgspec.DecodeError, AttributeError):
@@ -323,18 +316,9 @@ class Messages:
 
         Raises Refusal when no upstream gave a usable answer; then nothing has reached the client.
         """
-        headers = upstream_headers(call.exchange.headers)
-        target = "/v1/messages" + (f"?{call.exchange.query}" if call.exchange.query else "")
+        ask = _ask_of(call, MESSAGES)
         while True:
-            call.answer = answer = await self._pool.send(
-                call.tries,
-                "POST",
-                target,
-                headers,
-                call.body,
-                model=call.model.id,
-                conversation=call.conversation,
-            )
+            call.answer = answer = await self._pool.send(call.tries, ask, conversation=call.conversation)
             try:
                 if answer.status >= 400:
                     error_body = await answer.read(_ANSWER_BYTES)
@@ -363,7 +347,7 @@ class Messages:
                 self._pool.note_failure(call.tries, BadAnswer("the stream broke"))
             return outcome, last
 
-    async def _whole(self, call: Call, answer: Answer) -> tuple[Outcome, bytes]:
+    async def _whole(self, call: Call, answer: Reply) -> tuple[Outcome, bytes]:
         """Take in an answer that is one JSON body."""
         data = await answer.read(_ANSWER_BYTES)
         try:
@@ -399,11 +383,25 @@ class Messages:
             return
         exchange.respond(call.status, self._answer_headers(call, call.answer), last)
 
-    def _answer_headers(self, call: Call, answer: Answer) -> Headers:
+    def _answer_headers(self, call: Call, answer: Reply) -> Headers:
         headers = client_headers(answer.headers)
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
         return headers
+
+
+def _ask_of(call: Call, path: str) -> Ask:
+    """Put what a call asks for as it goes up: the body, and the headers that may."""
+    return Ask(
+        path=path,
+        headers=upstream_headers(call.exchange.headers),
+        body=call.body,
+        query=call.exchange.query,
+        model=call.model.id,
+        said=call.asked.model,
+        known_as=call.asked.model,
+        stream=call.asked.stream,
+    )
 
 
 def _speaks_of_the_operator(error_body: bytes) -> bool:

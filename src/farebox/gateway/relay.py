@@ -10,8 +10,9 @@ from typing import Final
 
 from farebox.billing.bound import TEXT_BYTES_PER_TOKEN
 from farebox.gateway.sse import Meter
-from farebox.http.client import Answer, Cut, Stalled, UpstreamError
 from farebox.http.exchange import Exchange
+from farebox.http.failures import Cut, Stalled, UpstreamError
+from farebox.upstreams.kinds.kind import Reply
 
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 COMMENT: Final = b": keep-alive\n\n"
@@ -27,7 +28,7 @@ class Relay:
     )  # fmt: skip
 
     def __init__(
-        self, answer: Answer, exchange: Exchange, *, stall_s: float, keep_alive_s: float, hidden_rate: int
+        self, answer: Reply, exchange: Exchange, *, stall_s: float, keep_alive_s: float, hidden_rate: int
     ) -> None:
         self.meter = Meter()
         self.failure: UpstreamError | None = None

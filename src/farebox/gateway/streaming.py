@@ -19,8 +19,9 @@ from farebox.gateway.demand import thinks_hidden
 from farebox.gateway.relay import Relay
 from farebox.gateway.settings import CallLimits
 from farebox.gateway.spending import SpendWords
-from farebox.http.client import Answer, BadAnswer, UpstreamError
 from farebox.http.exchange import Headers
+from farebox.http.failures import BadAnswer, UpstreamError
+from farebox.upstreams.kinds.kind import Reply
 
 _STORE_PAUSE_S: Final = 0.25
 """While the books cannot be written, an extension is asked for this often."""
@@ -69,7 +70,7 @@ class Streams:
         if relay is not None:
             relay.hung_up()
 
-    async def relay(self, call: Call, answer: Answer, headers: Headers) -> tuple[Outcome, bytes]:
+    async def relay(self, call: Call, answer: Reply, headers: Headers) -> tuple[Outcome, bytes]:
         """Relay a stream to its end. Answers the outcome and the last events, which have not been sent.
 
         Raises UpstreamError when it broke before anything of it reached the client.

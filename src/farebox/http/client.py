@@ -8,51 +8,20 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-from farebox.errors import FareboxError
 from farebox.http.exchange import Headers
+from farebox.http.failures import AnswerTimeout, BadAnswer, ConnectFailed, Cut, StaleConnection, UpstreamError
+from farebox.http.reading import Sink, read_whole
 
 _BUFFER_BYTES: Final = 256 * 1024
 _STALE_S: Final = 2.0
 _HEADER_BYTES: Final = 64 * 1024
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-
-
-class UpstreamError(FareboxError):
-    """An exchange that failed. `sent` tells whether the request may have been acted upon."""
-
-    sent = True
-
-
-class ConnectFailed(UpstreamError):
-    sent = False
-
-
-class AnswerTimeout(UpstreamError):
-    pass
-
-
-class Stalled(UpstreamError):
-    pass
-
-
-class BadAnswer(UpstreamError):
-    pass
-
-
-class Cut(UpstreamError):
-    pass
-
-
-class StaleConnection(UpstreamError):
-    """A kept connection had been closed by the other side before it saw the request."""
-
-    sent = False
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -77,16 +46,6 @@ def read_origin(url: str) -> Origin:
         raise ValueError(f"a base URL is https://host[:port][/path], got {url!r}")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
-
-
-class Sink(Protocol):
-    """Who wants an answer's bytes."""
-
-    def on_data(self, data: bytes) -> None:
-        """Take a piece of the body."""
-
-    def on_end(self, error: UpstreamError | None) -> None:
-        """The body has ended: completely, or broken by `error`. Called once."""
 
 
 class Answer:
@@ -130,13 +89,7 @@ class Answer:
         """Read the whole body. Raises UpstreamError when it breaks, stalls or is larger than `limit`."""
         if self._ended and self._error is None and self._size <= limit:
             return b"".join(self._early)
-        reader = _Reader(self, limit)
-        self.attach(reader)
-        try:
-            return await reader.whole()
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
+        return await read_whole(self, limit)
 
     def pause(self) -> None:
         """Stop reading, so that the other side slows down."""
@@ -177,49 +130,6 @@ class Answer:
         self._connection = None
         if self._sink is not None:
             self._sink.on_end(error)
-
-
-class _Reader:
-    def __init__(self, answer: Answer, limit: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle
-        self.done: asyncio.Future[bytes] = self._loop.create_future()
-        self._answer = answer
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    async def whole(self) -> bytes:
-        """Wait for the end, as long as something comes."""
-        self._timer = self._loop.call_later(self._answer.stall_s, self._look)
-        try:
-            return await self.done
-        finally:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        """Give up when nothing has come for too long, or look again at the first moment when that can be so."""
-        patience_s = self._answer.stall_s - self._answer.silent_s(self._loop.time())
-        if patience_s > 0:
-            self._timer = self._loop.call_later(patience_s, self._look)
-        elif not self.done.done():
-            self.done.set_exception(Stalled(f"nothing came for {self._answer.stall_s:g} s"))
-            self._answer.abandon()
-
-    def on_data(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > self._limit and not self.done.done():
-            self.done.set_exception(BadAnswer(f"the answer is larger than {self._limit} bytes"))
-            self._answer.abandon()
-
-    def on_end(self, error: UpstreamError | None) -> None:
-        if self.done.done():
-            return
-        if error is not None:
-            self.done.set_exception(error)
-        else:
-            self.done.set_result(b"".join(self._parts))
 
 
 class HttpClient:

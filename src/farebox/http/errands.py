@@ -16,7 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 
-from farebox.http.client import AnswerTimeout, ConnectFailed, HttpClient, Origin, read_origin
+from farebox.http.client import HttpClient, Origin, read_origin
+from farebox.http.failures import AnswerTimeout, ConnectFailed
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _ADDRESSES_TRIED: Final = 2

@@ -16,7 +16,8 @@ import msgspec
 
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
-from farebox.http.client import HttpClient, UpstreamError, read_origin
+from farebox.http.client import HttpClient, read_origin
+from farebox.http.failures import UpstreamError
 from farebox.money import NANOS_PER_USD
 from farebox.payments.settings import BtcpaySettings
 from farebox.payments.uris import SATOSHIS

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Dialect = Literal["sqlite", "postgresql"]
 
-STEPS: Final = ("books", "many_processes", "people", "payments")
+STEPS: Final = ("books", "many_processes", "people", "payments", "upstreams")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
@@ -27,6 +27,7 @@ TABLES: Final = {
     "token": "hash",
     "failure": "name",
     "outbox": "id",
+    "upstream": "id",
     "totp": "account_id",
     "recovery_code": "hash",
     "passkey": "id",

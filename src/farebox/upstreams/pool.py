@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 
 from farebox.errors import Overloaded, Refusal, UpstreamFailed
-from farebox.http.client import Answer, HttpClient, UpstreamError, read_origin
-from farebox.http.exchange import Headers
+from farebox.http.client import HttpClient, read_origin
+from farebox.http.failures import UpstreamError
+from farebox.upstreams.kinds.kind import Ask, Reply
+from farebox.upstreams.kinds.make import make_kind
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -42,6 +44,8 @@ class Upstream:
     ) -> None:
         self.name = settings.name
         self.weight = settings.weight
+        self.names = dict(settings.models) if isinstance(settings.models, dict) else {}
+        """What it calls models, by their ids, where that is not what everybody calls them."""
         self.models = frozenset(settings.models)
         self.first_byte_s = settings.first_byte_s
         self.stall_s = settings.stall_s or stall_s
@@ -52,7 +56,7 @@ class Upstream:
             stall_s=self.stall_s,
             tls=tls,
         )
-        self.credential: Headers = [(b"x-api-key", settings.api_key.reveal().encode("latin-1"))]
+        self.kind = make_kind(settings)
         self.drained = False
         """By the operator's word no call goes here; those under way end."""
         self.last_failure: Failure | None = None
@@ -69,6 +73,22 @@ class Upstream:
     def is_healthy(self, now: float) -> bool:
         """Whether calls go here. After a run of failures it rests, then one call at a time finds out."""
         return now >= self.rests_until and now >= self.probed_until
+
+    async def request(self, ask: Ask, *, first_byte_s: float) -> Reply:
+        """Send it an ask, in its own words. Raises Refusal for what it cannot be asked, UpstreamError if it fails."""
+        outgoing = await self.kind.prepare(ask, self.names.get(ask.model or "", ask.known_as))
+        answer = await self.client.request(
+            outgoing.method,
+            outgoing.target,
+            outgoing.headers,
+            outgoing.body,
+            first_byte_s=self.first_byte_s or first_byte_s,
+        )
+        return self.kind.reply(ask, answer)
+
+    def sold_as(self, name: str) -> str:
+        """Give the id that a model is sold by, of the name that this upstream answers with."""
+        return next((sold for sold, theirs in self.names.items() if theirs == name), name)
 
     @property
     def in_flight(self) -> int:
@@ -139,7 +159,9 @@ class Failure(msgspec.Struct, frozen=True):
 class Tries:
     """The tries of one call: which upstreams failed it, how often, and why the last one did."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: str = "") -> None:
+        self.only = only
+        """The one upstream it may go to, by name: where a file, a batch or a thread is. Empty: any."""
         self.count = 0
         self.sent_at = 0.0
         """When the last one was sent."""
@@ -177,25 +199,16 @@ class Pool:
         self._chance = chance
         self.retries = 0
 
-    async def send(
-        self,
-        tries: Tries,
-        method: str,
-        target: str,
-        headers: Headers,
-        body: bytes,
-        *,
-        model: str | None,
-        conversation: bytes,
-    ) -> Answer:
+    async def send(self, tries: Tries, ask: Ask, *, conversation: bytes) -> Reply:
         """Send a request until an upstream answers it, in success or with an error that is the client's to see.
 
         How the answer ends is for the caller to note, by `note_success` or `note_failure`.
 
-        Raises UpstreamFailed or Overloaded when no try is left. `tries` carries on from call to call, so that an answer
+        Raises UpstreamFailed or Overloaded when no try is left, and InvalidRequest for what no upstream can be asked.
+        `tries` carries on from call to call, so that an answer
         that breaks before its first byte was passed on can be tried again by calling this again.
         """
-        tries.model = model
+        tries.model = ask.model
         if tries.count == 0:
             self._budget.call()
         while True:
@@ -207,13 +220,7 @@ class Pool:
             tries.sent_at = asyncio.get_running_loop().time()
             upstream.takes(tries.sent_at)
             try:
-                answer = await upstream.client.request(
-                    method,
-                    target,
-                    headers + upstream.credential,
-                    body,
-                    first_byte_s=upstream.first_byte_s or self._first_byte_s,
-                )
+                answer = await upstream.request(ask, first_byte_s=self._first_byte_s)
             except UpstreamError as error:
                 self.note_failure(tries, error)
             else:
@@ -249,7 +256,7 @@ class Pool:
 
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
-        others = any(upstream.name not in tries.failed_at for upstream in self._able(tries.model))
+        others = any(upstream.name not in tries.failed_at for upstream in self._able(tries))
         patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
         if tries.abandoned or tries.count >= self._attempts or not (others or patient) or not self._budget.take():
             raise _refusal(tries)
@@ -278,9 +285,13 @@ class Pool:
     async def close(self) -> None:
         for upstream in self.upstreams:
             await upstream.client.close()
+            await upstream.kind.close()
 
-    def _able(self, model: str | None) -> list[Upstream]:
-        """Give the upstreams that serve a model and are not drained."""
+    def _able(self, tries: Tries) -> list[Upstream]:
+        """Give the upstreams that a call may go to: that serve its model and are not drained, or the one it is for."""
+        if tries.only:
+            return [upstream for upstream in self.upstreams if upstream.name == tries.only]
+        model = tries.model
         return [
             upstream
             for upstream in self.upstreams
@@ -289,7 +300,7 @@ class Pool:
 
     def _choose(self, tries: Tries, conversation: bytes) -> Upstream | None:
         """Choose by rendezvous hashing: a conversation stays where its prompt cache is, weights are kept."""
-        able = self._able(tries.model)
+        able = self._able(tries)
         if len(able) == 1:
             return able[0]
         now = asyncio.get_running_loop().time()
@@ -298,7 +309,7 @@ class Pool:
         weighted = [u for u in healthy if u.weight > 0] or healthy
         return max(weighted, key=lambda u: _score(u, conversation), default=None)
 
-    async def _note_status(self, tries: Tries, answer: Answer) -> None:
+    async def _note_status(self, tries: Tries, answer: Reply) -> None:
         assert tries.upstream is not None
         tries.status = answer.status
         tries.last = None

@@ -10,7 +10,7 @@ UpstreamKind = Literal["anthropic", "simulator"]
 
 
 class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """One way up. `models` lists the model ids it serves; empty: all that are sold."""
+    """One way up. `models` are those it serves; empty: all that are sold."""
 
     name: str
     kind: UpstreamKind
@@ -19,7 +19,8 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     api_key: Secret = Secret("")
     weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     """Its share of the calls among healthy upstreams; 0: only when no other is healthy."""
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | dict[str, str] = ()
+    """Ids of models; or a table of them with what the upstream calls each."""
     connections: Annotated[int, Meta(ge=1)] = 1000
     """Open connections to it at most; further calls wait, within `connect_s`."""
     connect_s: Annotated[float, Meta(gt=0)] | None = None

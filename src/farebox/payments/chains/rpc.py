@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 
 from farebox.errors import RailTrouble
-from farebox.http.client import HttpClient, UpstreamError, read_origin
+from farebox.http.client import HttpClient, read_origin
+from farebox.http.failures import UpstreamError
 
 Call = tuple[str, list[Any]]
 """A method and its parameters."""

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from farebox.clock import US_PER_S
 from farebox.errors import RailTrouble
-from farebox.http.client import UpstreamError
 from farebox.http.errands import Errands
+from farebox.http.failures import UpstreamError
 from farebox.money import NANOS_PER_USD
 from farebox.payments.rails import Rate
 from farebox.payments.rates.sources import (
