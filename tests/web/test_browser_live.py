@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from farebox.web.assets import Assets
 from tests.stage import MODEL, OpenStage, Person, Stage
@@ -114,6 +114,7 @@ async def test_the_playground_streams_stops_and_tells_what_it_cost(chromium: Bro
 
 
 async def test_a_chart_is_read_out_by_keyboard_and_pointer(chromium: Browser, stage: Stage) -> None:
+    """What it reads out stays, and stays right, when a call comes in meanwhile and the chart is drawn anew."""
     visitor = await enter(stage, stage.alice.email)
     for model in (MODEL, "claude-opus-4-6"):
         assert (await stage.ask(stage.alice, model=model))[0] == 200
@@ -125,10 +126,12 @@ async def test_a_chart_is_read_out_by_keyboard_and_pointer(chromium: Browser, st
     await page.keyboard.press("ArrowLeft")
     tip = page.locator(".chart output")
     await expect(tip).to_contain_text(MODEL)
+    await _changes(tip, stage)
     await page.keyboard.press("Escape")
     await expect(tip).to_be_hidden()
     await page.locator(".hit").first.hover()
     await expect(tip).to_contain_text("claude-opus-4-6")
+    await _changes(tip, stage)
     await page.locator("h1").hover()
     await page.keyboard.press("g")
     await page.keyboard.press("k")
@@ -137,6 +140,15 @@ async def test_a_chart_is_read_out_by_keyboard_and_pointer(chromium: Browser, st
     await expect(page).to_have_url(re.compile("/dashboard/requests$"))
     assert window.complaints == []
     await context.close()
+
+
+async def _changes(tip: Locator, stage: Stage) -> None:
+    """Make a call, and see what is read out come to count it."""
+    words = await tip.inner_text()
+    assert (await stage.ask(stage.alice))[0] == 200
+    await expect(tip).not_to_have_text(words, use_inner_text=True)
+    await expect(tip).to_be_visible()
+    await expect(tip).to_contain_text(MODEL)
 
 
 async def test_pages_are_light_and_stand_still(chromium: Browser, stage: Stage) -> None:

@@ -10,12 +10,13 @@ export const kept = {
   set: (name, value) => { try { localStorage.setItem(name, value); } catch {} }, // storage may be switched off
 };
 
-// Puts what the server rendered into its place. What was opened there stays open, what had the focus has it again, and
-// what has changed is said: a region that came with its words would be read to nobody.
+// Puts what the server rendered into its place. What was opened there stays open, what had the focus has it again, what a
+// chart read out it reads out still, and what has changed is said: a region that came with its words would be read to nobody.
 export function put(place, html) {
   const fresh = parse(html);
   const held = place.contains(document.activeElement) && named(document.activeElement);
   const open = [...place.querySelectorAll("details")].map((one) => one.open);
+  const lit = place.querySelector(".hit.lit")?.dataset.of;
   enhance(fresh);
   if (fresh.firstElementChild?.id === place.id) {
     const next = fresh.firstElementChild;
@@ -23,7 +24,8 @@ export function put(place, html) {
     place = next;
   } else place.replaceChildren(fresh);
   [...place.querySelectorAll("details")].forEach((one, at) => (one.open = open[at] ?? one.open));
-  if (held) [...place.querySelectorAll("a, button, summary")].find((one) => named(one) === held)?.focus({ preventScroll: true });
+  if (held) [...place.querySelectorAll("a, button, summary, [tabindex]")].find((one) => named(one) === held)?.focus({ preventScroll: true });
+  if (lit) place.querySelector(".chart")?.dispatchEvent(new CustomEvent("read", { detail: lit }));
   const words = place.querySelector("[data-say]")?.textContent.trim().replace(/\s+/g, " ");
   const said = document.getElementById(`${place.id}-said`);
   if (words && said && put.last !== words) said.textContent = words;
@@ -96,6 +98,7 @@ function readable(chart) {
     const words = title.textContent.trim();
     title.remove(); // the browser's own read-out would stand over ours
     one.closest("a")?.setAttribute("aria-label", words);
+    one.dataset.of = words.split(": ")[0];
     return words;
   });
   const tip = Object.assign(document.createElement("output"), { className: "tip", hidden: true });
@@ -120,6 +123,7 @@ function readable(chart) {
   columns.forEach((one, place) => one.addEventListener("pointerenter", () => show(place)));
   chart.addEventListener("pointerleave", () => show(-1));
   chart.addEventListener("blur", () => show(-1));
+  chart.addEventListener("read", (event) => show(columns.findIndex((one) => one.dataset.of === event.detail)));
   chart.addEventListener("keydown", (event) => {
     const last = columns.length - 1;
     const next = { ArrowRight: Math.min(at + 1, last), ArrowLeft: at < 0 ? last : Math.max(at - 1, 0), Home: 0, End: last, Escape: -1 }[event.key];
