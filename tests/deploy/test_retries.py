@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from farebox.http.client import Answer
+from farebox.http.failures import Cut
 from tests.deploy.balancers import Balancer, dial
 from tests.deploy.conftest import Balance
 from tests.gateway.play import envelope
@@ -129,9 +130,12 @@ async def test_a_call_that_a_gateway_breaks_off_is_not_made_again(
     balanced: Balance, manner: Manner, body: bytes
 ) -> None:
     async with behaving(manner, balanced) as (gateways, balancer):
-        answer = await post(balancer, body=body)
-        assert answer.status == 502
-        assert envelope(await answer.read(2**20))[0] == "api_error"
+        try:
+            answer = await post(balancer, body=body)
+            assert answer.status == 502
+            assert envelope(await answer.read(2**20))[0] == "api_error"
+        except Cut:  # HAProxy may hang up in its turn while the body is still coming: legal, and no second call either
+            assert (balancer.sample.name, manner, body) == ("haproxy", hangs_up_in_the_body, LARGE)
         assert len(gateways.calls) == 1
 
 

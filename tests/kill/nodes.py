@@ -35,6 +35,9 @@ _PAUSE_S: Final = 0.04
 _DEPOSITORS: Final = 3
 _KILLS_UNTIL_PEACE: Final = 10
 _CALLS_TO_SPOOL: Final = 8
+_MOST_OUTAGES: Final = 5
+_TOLD_S: Final = 2.0
+"""How long an answer takes at most to its customer once its settle is spooled."""
 _OTHERWISE: Final = 0.25
 _PATIENCE_S: Final = 20.0
 """How long we wait for what must come about: a settle is spooled after ten seconds, for one."""
@@ -121,14 +124,28 @@ class Nodes:
             self.seen["kills that lost answers"] += 1
 
     async def outlast_patience(self) -> None:
-        """Keep the database away until settles are spooled; kill a node that has some, and start it too early."""
+        """Keep the database away until settles are spooled; kill a node that has some, and start it too early.
+
+        Who is told of the end of an answer while it is away depends on who was calling: it goes away again until
+        somebody is, at most so many times.
+        """
+        before = self.seen["answers finished without a database"]
+        for _ in range(_MOST_OUTAGES):
+            await self._outlast_patience()
+            if self.seen["answers finished without a database"] > before:
+                return
+
+    async def _outlast_patience(self) -> None:
         await self._until(lambda: self.crowd.calling.total() >= _CALLS_TO_SPOOL, "no calls come in")
         async with self._without_database():
             had = self._finished()
             await self._until(
                 lambda: bool(self._most_spooled()[0]), "no settle is spooled, though the database is away"
             )
-            await asyncio.sleep(0.3)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TOLD_S):
+                    while self._finished() == had:  # noqa: ASYNC110  it is the customers' doing
+                        await asyncio.sleep(0.05)
             count, number = self._most_spooled()
             self.seen["settles spooled"] += count
             await self.servers[number].kill()
