@@ -51,7 +51,7 @@ MUST_BE_SEEN: Final = (
     "too_many_at_once", "insufficient", "key_requests_limited", "key_limited", "key limited as it grew", "resized",
     "resized short", "revived", "gone", "settled", "settled before", "recovered before", "late", "shortfall",
     "waived", "expired", "not held", "posted", "posted before", "refused", "broken", "again",
-    "an id twice in a batch", "closed day", "clock set back", "next day",
+    "an id twice in a batch", "standing", "closed day", "clock set back", "next day",
 )  # fmt: skip
 _STRANGE_ACCOUNT: Final = 999_999
 _TELLING: Final = 10_000
@@ -221,6 +221,7 @@ class Decisions:
                 seen[answer.verdict.value] += 1
                 if answer.verdict == "admitted":
                     self._ids.append(command.request_id)
+                    seen["standing"] += command.standing
                     seen["admitted short"] += answer.held_nanos < command.amount_nanos
             case Resized() if isinstance(command, Resize):
                 seen["gone" if answer.gone else "resized"] += 1
@@ -345,6 +346,7 @@ class Decisions:
             least_nanos=_fit(self.random.choice((amount, amount, amount // 2, amount // 2, 0, 0, free, free + 1))),
             tokens=self._tokens(),
             price_version=self.random.choice((1, 2)),
+            standing=self.random.random() < 0.15,
         )
 
     def _expire(self) -> Expire:

@@ -17,11 +17,12 @@ from farebox.errors import BrokenInvariant
 from farebox.money import MAX_NANOS
 
 
-class Admit(msgspec.Struct, frozen=True, tag="admit"):
+class Admit(msgspec.Struct, frozen=True, tag="admit", omit_defaults=True):
     """Let a call in: take a request and `tokens` from its plan's buckets and hold money, or do nothing.
 
     `amount_nanos` is held if it is free, of the balance and of what its key may spend, else all that is free, as long
-    as that is at least `least_nanos`.
+    as that is at least `least_nanos`. A `standing` hold waits for its item of a batch: it takes nothing of the limits
+    of calls, counts among no calls at once, and belongs to no process that could die.
     """
 
     request_id: bytes
@@ -32,6 +33,7 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     least_nanos: int
     tokens: int
     price_version: int
+    standing: bool = False
 
 
 class Resize(msgspec.Struct, frozen=True, tag="resize"):
@@ -180,6 +182,8 @@ class Posted(msgspec.Struct, frozen=True):
 
 Answer = Admission | Resized | Settled | Expired | Posted
 
+NO_RUN: Final = -1
+"""The run that standing holds name. What process died or came back says nothing of them."""
 ORDER: Final = (Settle, Expire, Transfer, Resize, Admit)
 """How a batch is folded. Released money is usable in the same batch: what gives comes before what takes."""
 
@@ -211,6 +215,7 @@ class Hold(msgspec.Struct):
     price_version: int
     created_us: int = 0
     expired: bool = False
+    standing: bool = False
 
 
 def kind_of(command: Settle, hold: Hold) -> str:
@@ -293,25 +298,30 @@ class Account(msgspec.Struct):
         requests_full = settle_state(self.requests_full_ns, now_ns)
         tokens_full = settle_state(self.tokens_full_ns, now_ns)
         free = self.free_nanos
+        is_call = not command.standing
+        if not is_call:
+            pace = None
         verdict, wait, held, spend_limit = Verdict.ADMITTED, 0, 0, None
         if self.status != "active":
             verdict = Verdict.SUSPENDED
-        elif wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute):
+        elif is_call and (wait := wait_ns(requests_full, now_ns, 1, plan.requests_per_minute)):
             verdict = Verdict.REQUESTS_LIMITED
         elif pace is not None and (wait := wait_ns(settle_state(pace.full_ns, now_ns), now_ns, 1, pace.per_minute)):
             verdict = Verdict.KEY_REQUESTS_LIMITED
-        elif wait := wait_ns(tokens_full, now_ns, command.tokens, plan.tokens_per_minute):
+        elif is_call and (wait := wait_ns(tokens_full, now_ns, command.tokens, plan.tokens_per_minute)):
             verdict = Verdict.TOKENS_LIMITED
-        elif self.open_holds >= plan.concurrent:
+        elif is_call and self.open_holds >= plan.concurrent:
             verdict = Verdict.TOO_MANY_AT_ONCE
         elif command.least_nanos > free or free <= 0:
             verdict = Verdict.INSUFFICIENT
         elif budget is not None and (command.least_nanos > budget.left_nanos or budget.left_nanos <= 0):
             verdict, spend_limit = Verdict.KEY_LIMITED, budget.told()
         else:
-            requests_full = spend(requests_full, 1, plan.requests_per_minute)
-            tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
-            self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
+            if is_call:
+                requests_full = spend(requests_full, 1, plan.requests_per_minute)
+                tokens_full = spend(tokens_full, command.tokens, plan.tokens_per_minute)
+                self.requests_full_ns, self.tokens_full_ns = requests_full, tokens_full
+                self.open_holds += 1
             held = min(command.amount_nanos, free)
             if pace is not None:
                 pace.full_ns = spend(settle_state(pace.full_ns, now_ns), 1, pace.per_minute)
@@ -319,7 +329,6 @@ class Account(msgspec.Struct):
                 held = min(held, budget.left_nanos)
                 budget.used_nanos += held
             self.held_nanos += held
-            self.open_holds += 1
             self._check()
         return Admission(
             verdict,
@@ -335,7 +344,7 @@ class Account(msgspec.Struct):
     def resize(self, hold: Hold, command: Resize, plan: Plan, now_ns: int, budget: Budget | None = None) -> Resized:
         """Grow or shrink a hold; growth stops at the free balance, and where its key may spend no more."""
         if hold.expired:
-            self.open_holds += 1
+            self.open_holds += not hold.standing
             hold.expired = False
         granted = min(command.amount_nanos, hold.amount_nanos + self.free_nanos)
         spend_limit = None
@@ -389,7 +398,7 @@ class Account(msgspec.Struct):
         if budget is not None:
             budget.move(hold, -hold.amount_nanos)
         self.held_nanos -= hold.amount_nanos
-        self.open_holds -= not hold.expired
+        self.open_holds -= not (hold.expired or hold.standing)
         hold.amount_nanos, hold.expired = 0, True
 
     def _take_tokens(self, tokens: int, plan: Plan, now_ns: int) -> None:

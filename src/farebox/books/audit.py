@@ -118,7 +118,8 @@ _ACCOUNTS: Final = """
             WHERE debit_account = 'customer:' || a.id AND code = 'deposit')
     FROM account a
     LEFT JOIN (
-      SELECT account_id, sum(amount_nanos) AS nanos, count(*) FILTER (WHERE expired_at IS NULL) AS holds
+      SELECT account_id, sum(amount_nanos) AS nanos,
+        count(*) FILTER (WHERE expired_at IS NULL AND run_id <> -1) AS holds
       FROM hold GROUP BY account_id
     ) h ON h.account_id = a.id
     WHERE a.id > ? ORDER BY a.id LIMIT ?
@@ -203,16 +204,24 @@ async def _zero_sum(store: Reading) -> list[Check]:
     return [Check("zero sum", ok=off == 0, detail=detail, rows=rows)]
 
 
-_HELD: Final = "SELECT request_id, account_id, amount_nanos FROM hold WHERE expired_at IS NULL"
-_LEFT: Final = "SELECT request_id, account_id, amount_nanos FROM hold WHERE expired_at IS NULL AND run_id NOT IN "
+_HELD: Final = "SELECT request_id, account_id, amount_nanos FROM hold WHERE expired_at IS NULL AND run_id <> -1"
+_LEFT: Final = f"{_HELD} AND run_id NOT IN "
+_STANDING: Final = (
+    "SELECT request_id, account_id, amount_nanos FROM hold WHERE run_id = -1 AND (expired_at IS NOT NULL OR NOT EXISTS "
+    "(SELECT 1 FROM batch_item i JOIN batch b ON b.id = i.batch_id WHERE i.id = hold.request_id AND b.state <> 'ended' "
+    "AND b.account_id = hold.account_id))"
+)
+"""Holds of no process (billing.ledger.NO_RUN) whose batch is not there, or has ended without them."""
 _LAST_RUN: Final = "(SELECT id FROM run WHERE id = (SELECT max(id) FROM run) AND stopped_at IS NULL)"
 _LIVE_RUNS: Final = "(SELECT id FROM run WHERE stopped_at IS NULL AND lease_until > now_us() - 60000000)"
 """Where several processes serve: a run may be given up a minute after its lease has lapsed."""
 
 
 async def _holds(store: Reading) -> list[Check]:
-    """See that every hold belongs to the process that serves now; any other is stuck money."""
+    """See that every hold belongs to a process that serves now, or to a batch under way; any other is stuck money."""
     breaks = _Breaks("live holds", "holds")
+    for request_id, account_id, nanos in await store.fetch(_STANDING):
+        breaks.add(f"{show_request_id(request_id)} holds {nanos} of account {account_id} for no batch under way")
     breaks.rows = int((await store.fetch("SELECT count(*) FROM hold"))[0][0])
     found = await _stuck(store)
     if found:

@@ -111,7 +111,7 @@ class Ledger:
         answers = await self._store.apply(batch, lane)
         for command, answer in zip(batch, answers, strict=True):
             if type(command) is Admit:
-                if isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED:
+                if isinstance(answer, Admission) and answer.verdict is Verdict.ADMITTED and not command.standing:
                     self.live.add(command.request_id)
             elif type(command) is Settle and not isinstance(answer, StoreUnavailable):
                 self.live.discard(command.request_id)

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from farebox.billing.ledger import NO_RUN
 from farebox.books.audit import Progress, audit
 from farebox.books.spool import waiting_in
 from farebox.errors import FareboxError, StoreUnavailable
@@ -50,7 +51,7 @@ async def _refuse_unfinished(source: Sealed, spools: Sequence[Path]) -> None:
                 f"{waiting} calls wait in {directory} to be booked in {source.where}: start farebox on it, wait until "
                 "farebox_spooled is 0, stop it, then move"
             )
-    held = (await source.fetch("SELECT count(*) FROM hold WHERE expired_at IS NULL"))[0][0]
+    held = (await source.fetch("SELECT count(*) FROM hold WHERE expired_at IS NULL AND run_id <> ?", (NO_RUN,)))[0][0]
     if held:
         raise FareboxError(
             f"{source.where} holds money for {held} calls of a process that died: start farebox on it, "

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from farebox.billing.ledger import Expire, Settle
+from farebox.billing.ledger import NO_RUN, Expire, Settle
 from farebox.books.ledger import Ledger
 from farebox.clock import US_PER_S
 from farebox.store.protocol import Row, Store
@@ -86,7 +86,9 @@ class Runs:
         """
         left = await self._store.fetch(
             "SELECT h.request_id, h.account_id FROM hold h LEFT JOIN run r ON r.id = h.run_id "
-            "WHERE h.expired_at IS NULL AND (r.id IS NULL OR r.stopped_at IS NOT NULL OR r.reaped_at IS NOT NULL)"
+            "WHERE h.expired_at IS NULL AND h.run_id <> ? "
+            "AND (r.id IS NULL OR r.stopped_at IS NOT NULL OR r.reaped_at IS NOT NULL)",
+            (NO_RUN,),
         )
         answers = await asyncio.gather(*(self._ledger.expire(Expire(*row)) for row in left))
         expired = sum(answer.now for answer in answers)
@@ -160,8 +162,9 @@ async def resolve_orphans(store: Store, ledger: Ledger) -> int:
     """End every hold that an earlier process left: free for the customer, since nobody can tell what came of the call.
 
     For a store with one serving process, before its doors open (promises 4 and 5). Answers how many there were.
+    Standing holds go on waiting for their batches.
     """
-    rows = await store.fetch("SELECT request_id, account_id, model FROM hold")
+    rows = await store.fetch("SELECT request_id, account_id, model FROM hold WHERE run_id <> ?", (NO_RUN,))
     await _book_as_recovered(ledger, rows)
     return len(rows)
 

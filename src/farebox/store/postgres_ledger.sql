@@ -15,7 +15,7 @@ CREATE TYPE ledger_command AS (
   cache_read_tokens bigint, output_tokens bigint, web_searches bigint, limited_tokens bigint, detail text,
   stop_reason text, message_id text, upstream text, upstream_request_id text, attempts bigint, streamed boolean,
   first_byte_us bigint, duration_us bigint, session text, agent text, parent_agent text, held_nanos bigint, tries text,
-  id text, debit_account text, credit_account text, code text, actor text, memo text
+  standing boolean, id text, debit_account text, credit_account text, code text, actor text, memo text
 );
 
 -- billing/ratelimit.py: spend
@@ -97,7 +97,7 @@ BEGIN
   blank.cost_nanos := 0; blank.list_nanos := 0; blank.waive := false; blank.input_tokens := 0;
   blank.cache_write_5m_tokens := 0; blank.cache_write_1h_tokens := 0; blank.cache_read_tokens := 0;
   blank.output_tokens := 0; blank.web_searches := 0; blank.limited_tokens := 0; blank.attempts := 0;
-  blank.streamed := false; blank.duration_us := 0;
+  blank.streamed := false; blank.duration_us := 0; blank.standing := false;
   SELECT array_agg(x), array_agg(decode(x.request_id, 'base64')) INTO commands, request_ids
     FROM json_populate_recordset(blank, _batch) x;
   n := cardinality(commands);
@@ -108,7 +108,7 @@ BEGIN
     SELECT q.*, array_position(ids, q.account_id) AS slot,
            ho.account_id IS NOT NULL AS is_taken, (ho.account_id = q.account_id) IS TRUE AS is_held,
            ho.amount_nanos AS hold_amount, ho.tokens AS hold_tokens, ho.created_at AS hold_created,
-           ho.expired_at IS NOT NULL AS has_expired,
+           ho.expired_at IS NOT NULL AS has_expired, (ho.run_id = -1) IS TRUE AS stands,
            u.request_id IS NOT NULL AS is_settled, u.charged_nanos AS was_charged, u.shortfall_nanos AS was_short,
            u.kind AS was_kind,
            k.account_id = q.account_id AND k.revoked_at IS NULL AND k.disabled_at IS NULL
@@ -143,7 +143,7 @@ BEGIN
         a := r.was_charged; b := r.was_short;
       ELSE
         held[s] := held[s] - r.hold_amount;
-        IF NOT r.has_expired THEN holds[s] := holds[s] - 1; END IF;
+        IF NOT r.has_expired AND NOT r.stands THEN holds[s] := holds[s] - 1; END IF;
         amount := CASE WHEN r.waive THEN 0 ELSE least(r.cost_nanos, posted[s] - held[s]) END;
         posted[s] := posted[s] - amount;
         IF bs IS NOT NULL THEN
@@ -162,7 +162,8 @@ BEGIN
       IF s IS NULL OR NOT r.is_held OR r.has_expired THEN
         verdict := 'not_held';
       ELSE
-        held[s] := held[s] - r.hold_amount; holds[s] := holds[s] - 1; touched[s] := true;
+        held[s] := held[s] - r.hold_amount; touched[s] := true;
+        IF NOT r.stands THEN holds[s] := holds[s] - 1; END IF;
         verdict := 'expired'; a := r.hold_amount;
         IF bs IS NOT NULL THEN
           IF counted THEN used := greatest(0, used - r.hold_amount); END IF;
@@ -177,7 +178,7 @@ BEGIN
       IF s IS NULL OR NOT r.is_held THEN
         verdict := 'gone';
       ELSE
-        IF r.has_expired THEN holds[s] := holds[s] + 1; END IF;
+        IF r.has_expired AND NOT r.stands THEN holds[s] := holds[s] + 1; END IF;
         held[s] := held[s] - r.hold_amount;  -- first, so that no sum leaves 64 bits
         amount := least(r.amount_nanos, posted[s] - held[s]); moved_to := NULL;
         IF bs IS NOT NULL THEN
@@ -199,7 +200,7 @@ BEGIN
         verdict := 'resized'; a := amount; touched[s] := true;
         resized := resized || r.rid; resized_amount := resized_amount || amount;
         resized_tokens := resized_tokens || r.tokens; resized_expired := resized_expired || NULL::bigint;
-        new_run := new_run || _run_id; new_created := new_created || moved_to;
+        new_run := new_run || CASE WHEN r.stands THEN -1 ELSE _run_id END; new_created := new_created || moved_to;
       END IF;
 
     ELSIF r.type = 'admit' THEN
@@ -221,29 +222,35 @@ BEGIN
         ELSIF statuses[s] <> 'active' THEN
           verdict := 'suspended';
         ELSE
-          wait := greatest(0, bucket_spend(rq, least(1, requests_pm), requests_pm) - moment_ns - 60000000000);
-          IF wait > 0 THEN
-            verdict := 'requests_limited';
-          ELSIF r.key_pm IS NOT NULL THEN
-            wait := greatest(0, bucket_spend(kq, least(1, r.key_pm), r.key_pm) - moment_ns - 60000000000);
-            IF wait > 0 THEN verdict := 'key_requests_limited'; END IF;
+          IF NOT r.standing THEN
+            wait := greatest(0, bucket_spend(rq, least(1, requests_pm), requests_pm) - moment_ns - 60000000000);
+            IF wait > 0 THEN
+              verdict := 'requests_limited';
+            ELSIF r.key_pm IS NOT NULL THEN
+              wait := greatest(0, bucket_spend(kq, least(1, r.key_pm), r.key_pm) - moment_ns - 60000000000);
+              IF wait > 0 THEN verdict := 'key_requests_limited'; END IF;
+            END IF;
+            IF verdict IS NULL THEN
+              wait := greatest(0, bucket_spend(tk, least(r.tokens, tokens_pm), tokens_pm) - moment_ns - 60000000000);
+              IF wait > 0 THEN
+                verdict := 'tokens_limited';
+              ELSIF holds[s] >= concurrents[s] THEN
+                verdict := 'too_many_at_once';
+              END IF;
+            END IF;
           END IF;
           IF verdict IS NULL THEN
-            wait := greatest(0, bucket_spend(tk, least(r.tokens, tokens_pm), tokens_pm) - moment_ns - 60000000000);
-            IF wait > 0 THEN
-              verdict := 'tokens_limited';
-            ELSIF holds[s] >= concurrents[s] THEN
-              verdict := 'too_many_at_once';
-            ELSIF r.least_nanos > free OR free <= 0 THEN
+            IF r.least_nanos > free OR free <= 0 THEN
               verdict := 'insufficient';
             ELSIF bs IS NOT NULL AND (r.least_nanos > left_nanos OR left_nanos <= 0) THEN
               verdict := 'key_limited';
             ELSE
-              verdict := 'admitted';
-              rq := bucket_spend(rq, 1, requests_pm); tk := bucket_spend(tk, r.tokens, tokens_pm);
-              requests_full[s] := rq; tokens_full[s] := tk;
-              amount := least(r.amount_nanos, free);
-              IF r.key_pm IS NOT NULL THEN
+              verdict := 'admitted'; amount := least(r.amount_nanos, free);
+              IF NOT r.standing THEN
+                rq := bucket_spend(rq, 1, requests_pm); tk := bucket_spend(tk, r.tokens, tokens_pm);
+                requests_full[s] := rq; tokens_full[s] := tk; holds[s] := holds[s] + 1;
+              END IF;
+              IF r.key_pm IS NOT NULL AND NOT r.standing THEN
                 IF ps IS NULL THEN
                   pace_keys := pace_keys || r.key_id; ps := cardinality(pace_keys);
                 END IF;
@@ -253,7 +260,7 @@ BEGIN
                 amount := least(amount, left_nanos);
                 budget_since[bs] := since; budget_used[bs] := used + amount; dates[ord] := greatest(moment_us, since);
               END IF;
-              held[s] := held[s] + amount; holds[s] := holds[s] + 1;
+              held[s] := held[s] + amount;
               touched[s] := true; held_now[ord] := amount; wanted := wanted + 1;
             END IF;
           END IF;
@@ -332,7 +339,8 @@ BEGIN
 
   IF wanted > 0 THEN
     INSERT INTO hold (request_id, account_id, key_id, model, amount_nanos, tokens, price_version, run_id, created_at)
-    SELECT q.rid, q.account_id, q.key_id, q.model, q.held, q.tokens, q.price_version, _run_id, coalesce(q.dated, moment_us)
+    SELECT q.rid, q.account_id, q.key_id, q.model, q.held, q.tokens, q.price_version,
+           CASE WHEN q.standing THEN -1 ELSE _run_id END, coalesce(q.dated, moment_us)
       FROM unnest(request_ids, held_now, dates, commands) AS q (rid, held, dated)
      WHERE q.held IS NOT NULL;
   END IF;

@@ -52,6 +52,8 @@ TABLES: Final = {
     "reconciliation": "id",
     "announcement": "id",
     "upstream_switch": "name",
+    "batch": "id",
+    "batch_item": "id",
     "audit_log": "id",
 }
 """Every table with something to keep, and its key; a table comes after those it refers to."""

@@ -7,6 +7,7 @@ import apsw
 import msgspec
 
 from farebox.billing.ledger import (
+    NO_RUN,
     ORDER,
     Account,
     Admission,
@@ -43,7 +44,7 @@ _SAVE_ACCOUNT: Final = (
     "tokens_full_ns = ? WHERE id = ?"
 )
 _NEW_HOLD_COLUMNS: Final = "request_id, account_id, key_id, model, amount_nanos, tokens, price_version"
-_HOLD_COLUMNS: Final = f"{_NEW_HOLD_COLUMNS}, created_at, expired_at IS NOT NULL"
+_HOLD_COLUMNS: Final = f"{_NEW_HOLD_COLUMNS}, created_at, expired_at IS NOT NULL, run_id = {NO_RUN}"
 _INSERT_HOLD: Final = (
     f"INSERT INTO hold ({_NEW_HOLD_COLUMNS}, run_id, created_at) "  # noqa: S608
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS (SELECT 1 FROM usage WHERE request_id = ?1) "
@@ -243,7 +244,7 @@ class Books:
                 answer.held_nanos,
                 command.tokens,
                 command.price_version,
-                self.run_id,
+                NO_RUN if command.standing else self.run_id,
                 created_us,
             ),
         )
@@ -266,7 +267,13 @@ class Books:
         self._execute(
             "UPDATE hold SET amount_nanos = ?, tokens = ?, expired_at = NULL, run_id = ?, created_at = ? "
             "WHERE request_id = ?",
-            (hold.amount_nanos, hold.tokens, self.run_id, hold.created_us, hold.request_id),
+            (
+                hold.amount_nanos,
+                hold.tokens,
+                NO_RUN if hold.standing else self.run_id,
+                hold.created_us,
+                hold.request_id,
+            ),
         )
         self._dirty.add(account.id)
         return answer

@@ -8,3 +8,47 @@ CREATE TABLE upstream (                         -- entered in admin, beside thos
   created_at BIGINT NOT NULL,
   changed_at BIGINT NOT NULL
 );
+
+CREATE TABLE batch (                            -- a message batch: what it is, never what is asked in it
+  id            TEXT PRIMARY KEY,               -- msgbatch_…, as customers see it; later ones sort behind
+  account_id    BIGINT NOT NULL REFERENCES account (id),
+  key_id        BIGINT NOT NULL,
+  way           TEXT NOT NULL CHECK (way IN ('native', 'own')),  -- run by the upstream, or by Farebox itself
+  state         TEXT NOT NULL CHECK (state IN ('creating', 'in_progress', 'canceling', 'ended')),
+  price_version BIGINT NOT NULL,
+  percent       BIGINT NOT NULL CHECK (percent > 0),  -- of the normal price; of a native one the model says it
+  upstream      TEXT,                           -- native: where it is, and what it is called there
+  upstream_id   TEXT,
+  headers       TEXT NOT NULL DEFAULT '[]',     -- own: version and betas that its items go up with
+  wrapped_key   BYTEA,                           -- own: the key of its contents, under the API key that made it
+  sealed_key    BYTEA,                           -- own: the same under the server's seal, where it may go on by itself
+  run_id        BIGINT NOT NULL,               -- who makes it, or works on it
+  lease_until   BIGINT NOT NULL DEFAULT 0,
+  created_at    BIGINT NOT NULL,
+  expires_at    BIGINT NOT NULL,
+  cancel_at     BIGINT,
+  ended_at      BIGINT,
+  archived_at   BIGINT,
+  items         BIGINT NOT NULL,
+  succeeded     BIGINT NOT NULL DEFAULT 0,     -- counted once it has ended
+  errored       BIGINT NOT NULL DEFAULT 0,
+  canceled      BIGINT NOT NULL DEFAULT 0,
+  expired       BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX batch_by_account ON batch (account_id, id);
+CREATE INDEX batch_open ON batch (state) WHERE state <> 'ended';
+
+CREATE TABLE batch_item (
+  id          BYTEA PRIMARY KEY,                 -- also of its hold, and then of its usage row
+  batch_id    TEXT NOT NULL REFERENCES batch (id),
+  place       BIGINT NOT NULL,
+  custom_id   TEXT NOT NULL,
+  model       TEXT NOT NULL,
+  caches_long BIGINT NOT NULL,
+  state       TEXT NOT NULL
+    CHECK (state IN ('waiting', 'sent', 'answered', 'succeeded', 'errored', 'canceled', 'expired')),
+  sends       BIGINT NOT NULL DEFAULT 0,
+  body        BYTEA,                             -- own: what is asked and answered, under the key of the batch
+  result      BYTEA
+);
+CREATE INDEX batch_item_by_batch ON batch_item (batch_id, state, place);
