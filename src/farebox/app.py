@@ -29,6 +29,7 @@ from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
 from farebox.gateway.metrics import Metrics, metrics_server
 from farebox.gateway.quote import Quotes
+from farebox.gateway.recount import Recount
 from farebox.gateway.routes import Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
@@ -160,6 +161,7 @@ class Gateway:
             pool=pool,
             streams=streams,
             settler=settler,
+            recount=Recount(pool, config.limits.recount_s),
             levels=levels,
             counts=counts,
             bodies=bodies,

@@ -75,6 +75,10 @@ class Call:
         self.usage: WireUsage = {}
         self.usage_is_final = False
         self.visible_bytes = 0
+        self.visible_text = b""
+        """What came of its answer, as JSON writes it, while it is served; empty when that was much."""
+        self.counted_output: int | None = None
+        """The upstream's count of what came of an answer that was cut off."""
         self.answered_model = ""
         self.message_id: str | None = None
         self.stop_reason: str | None = None
@@ -105,6 +109,8 @@ class Call:
         if not self.usage_is_final:
             reported = counts.get("output_tokens")
             seen = estimated_output(self.visible_bytes)
+            if self.counted_output is not None:
+                seen = min(seen, self.counted_output)
             counts = {**counts, "output_tokens": max(reported if isinstance(reported, int) else 0, seen)}
         elif self._read is not None and self._read[0] is counts:
             return self._read[1]

@@ -31,6 +31,7 @@ from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of
 from farebox.gateway.levels import Levels
+from farebox.gateway.recount import Recount
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
@@ -66,6 +67,7 @@ class Messages:
         pool: Pool,
         streams: Streams,
         settler: Settler,
+        recount: Recount,
         levels: Levels,
         counts: CountLimit,
         bodies: Bodies,
@@ -82,6 +84,7 @@ class Messages:
         self._pool = pool
         self._streams = streams
         self._settler = settler
+        self._recount = recount
         self._levels = levels
         self._counts = counts
         self._bodies = bodies
@@ -273,7 +276,11 @@ class Messages:
                 call.status = refusal.status
             if outcome is Outcome.FINISHED and call.hung_up:
                 outcome = Outcome.CLIENT_GONE
-            settled = await self._settler.end(call, outcome)
+            try:
+                if outcome.paid_by_customer and not call.usage_is_final and not self._streams.stopping:
+                    await self._recount.correct(call)
+            finally:
+                settled = await self._settler.end(call, outcome)
         self._deliver(call, last, refusal, settled)
 
     def tick(self, now: float) -> None:

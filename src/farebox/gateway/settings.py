@@ -57,6 +57,8 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """Calls in flight over all accounts; more get 529. Each account also has its plan's limit."""
     drain_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
     """How long to read on after a client hung up, for the upstream's exact usage. 0 cancels at once."""
+    recount_s: Annotated[float, Meta(ge=0, le=10)] = 2.0
+    """How long to wait for the upstream's count of an answer that was cut off. 0: the published rule alone."""
     stall_s: Seconds = 90.0
     """A stream silent for longer is broken by the upstream. Its pings count as life."""
     keep_alive_ping_s: Seconds = 15.0

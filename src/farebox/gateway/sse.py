@@ -15,6 +15,9 @@ from farebox.billing.usage import WireUsage, merge_usage
 EVENT_BYTES: Final = 16 * 2**20
 """The largest event accepted; a longer one is a broken answer."""
 
+TEXT_BYTES: Final = 128 * 1024
+"""The longest text that is remembered to be counted: some 40,000 tokens."""
+
 _BOUNDARIES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BOUNDARY: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _VISIBLE: Final = re.compile(rb'"(?:text|thinking|partial_json)": ?"([^"\\]*(?:\\.[^"\\]*)*)"')
@@ -27,7 +30,7 @@ class Meter:
 
     __slots__ = (
         "_held", "_tail", "broken", "error", "error_event", "events_seen", "finished", "message_id", "model", "started",
-        "stop_reason", "usage", "usage_is_final", "visible_bytes",
+        "stop_reason", "text", "usage", "usage_is_final", "visible_bytes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,6 +50,8 @@ class Meter:
         self.usage: WireUsage = {}
         self.usage_is_final = False
         self.visible_bytes = 0
+        self.text = bytearray()
+        """What was visible, as it stands in the events, for as long as it is short: to be counted, never kept."""
         self._tail = bytearray()
         self._held: list[bytes] = []
 
@@ -64,8 +69,12 @@ class Meter:
             if not data:
                 return b""
         self.events_seen = True
-        for text in _VISIBLE.findall(data):
+        texts = _VISIBLE.findall(data)
+        if texts:
+            text = b"".join(texts)
             self.visible_bytes += len(text)
+            if self.visible_bytes <= TEXT_BYTES:
+                self.text += text
         if self.started and not self._held and b"message_" not in data and b"error" not in data:
             return data
         return self._look(data)

@@ -49,7 +49,7 @@ class Streams:
         self._patience_s = patience_s
         """How long a stream that has used up its hold waits for books that cannot be written."""
         self._relays: dict[bytes, Relay] = {}
-        self._stopping = False
+        self.stopping = False
 
     def __len__(self) -> int:
         return len(self._relays)
@@ -61,7 +61,7 @@ class Streams:
 
     def stop(self) -> None:
         """End every stream: the gateway is going down and cannot wait any longer."""
-        self._stopping = True
+        self.stopping = True
         for relay in list(self._relays.values()):
             relay.cut()
 
@@ -97,6 +97,7 @@ class Streams:
             self._learn(call, relay)
         if outcome is Outcome.OUT_OF_MONEY:
             call.visible_bytes = relay.delivered_bytes
+            call.visible_text = call.visible_text[: relay.delivered_bytes]
         return outcome, self._last_events(call, relay, outcome)
 
     def finish(self, call: Call, last: bytes, refusal: Refusal | None, settled: Settled | None) -> None:
@@ -133,7 +134,7 @@ class Streams:
             meter = relay.meter
             if meter.finished:
                 return Outcome.FINISHED if self._usage_is_usable(call, relay) else Outcome.UPSTREAM_BROKE
-            if self._stopping:
+            if self.stopping:
                 return Outcome.GATEWAY_BROKE
             if meter.broken is not None or meter.error is not None or relay.ended:
                 return Outcome.UPSTREAM_BROKE
@@ -192,7 +193,7 @@ class Streams:
 
     def _has_ended(self, relay: Relay) -> bool:
         meter = relay.meter
-        return self._stopping or relay.ended or meter.finished or meter.broken is not None or meter.error is not None
+        return self.stopping or relay.ended or meter.finished or meter.broken is not None or meter.error is not None
 
     def _affordable(self, call: Call, prompt_nanos: int) -> int:
         return affordable_tokens(call.output_rate, call.held_nanos - prompt_nanos)
@@ -218,6 +219,7 @@ class Streams:
         meter = relay.meter
         call.usage, call.usage_is_final = meter.usage, meter.usage_is_final and meter.finished
         call.visible_bytes = meter.visible_bytes
+        call.visible_text = bytes(meter.text) if len(meter.text) == meter.visible_bytes else b""
         call.answered_model = meter.model
         call.message_id = meter.message_id
         call.stop_reason = meter.stop_reason
@@ -235,7 +237,7 @@ class Streams:
                 words = self._spend_words.ended(call.spend_limit, self._clock())
             return error_event("insufficient_balance", words, call.shown_id)
         if outcome is Outcome.GATEWAY_BROKE:
-            why = "the gateway is restarting" if self._stopping else "the books cannot be written at the moment"
+            why = "the gateway is restarting" if self.stopping else "the books cannot be written at the moment"
             return error_event("overloaded_error", f"{why}; nothing was charged; try again", call.shown_id)
         error = (relay.meter.error or {}).get("error")
         if isinstance(error, dict) and error.get("type") not in _OPERATORS_OWN:
