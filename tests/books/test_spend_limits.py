@@ -67,6 +67,7 @@ async def test_a_call_is_held_as_far_as_its_key_goes_if_that_is_enough_for_it(ti
     await till.hold(700)
     _, answer = await till.admit(till.alice, 5_000, least_nanos=300)
     assert (answer.verdict, answer.held_nanos) == (Verdict.ADMITTED, 300)
+    assert (answer.spend_limit, answer.retry_after_ns) == (SpendLimit(1_000, 300, "daily"), 0)
 
 
 async def test_an_empty_balance_is_told_before_a_limit(till: Till) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from farebox.accounts.key_rules import Rules
 from farebox.accounts.keys import change_key, disable_key, enable_key, find_key
-from farebox.billing.budgets import Resets
+from farebox.billing.budgets import Resets, period_end_us, period_start_us
 from farebox.http.client import Answer
-from tests.gateway.play import USD, books, envelope, listen, message
+from tests.gateway.play import USD, books, envelope, eventually, listen, message
 from tests.stage import MODEL, Person, Stage
 
+UNIFIED = b"anthropic-ratelimit-unified-"
 OTHER = "claude-haiku-4-5"
 
 
@@ -159,6 +160,54 @@ async def test_a_spend_limit_that_is_used_up_says_when_it_starts_anew_and_where_
     assert answer.header(b"x-should-retry") == b"false"
     assert len(stage.simulator.requests) == 0
     assert await stage.balance(stage.alice) == (100 * USD, 0)
+
+
+@pytest.mark.parametrize(
+    ("spent_cents", "status", "used", "passed"),
+    [
+        (0, b"allowed", b"0.00", None),
+        (75, b"allowed", b"0.75", None),
+        (76, b"allowed_warning", b"0.76", b"0.75"),
+        (96, b"allowed_warning", b"0.96", b"0.95"),
+    ],
+)
+async def test_claude_code_is_told_how_much_of_a_keys_limit_is_used(
+    stage: Stage, spent_cents: int, status: bytes, used: bytes, passed: bytes | None
+) -> None:
+    await rule(stage, stage.alice, limit_nanos=USD, resets="monthly")
+    since = period_start_us("monthly", stage.gateway.clock())
+    spent = ("UPDATE key_budget SET used_nanos = ?, since = ?", (spent_cents * 10**7, since))
+    await stage.gateway.store.write([spent])
+    for stream in (False, True):
+        answer = await stage.post(stage.alice, message(stream=stream, max_tokens=64))
+        await answer.read(2**20)
+        told = {name.removeprefix(UNIFIED): value for name, value in answer.headers if name.startswith(UNIFIED)}
+        assert told.pop(b"overage-reset") == told.pop(b"reset") == b"%d" % (_month_end_us(stage) // 10**6)
+        expected = {b"status": status, b"representative-claim": b"overage", b"overage-status": status}
+        if passed:
+            expected[b"overage-surpassed-threshold"] = passed
+        assert told == expected | {b"overage-utilization": used}
+        await eventually(lambda: _nothing_held(stage))
+        await stage.gateway.store.write([spent])
+
+
+async def test_a_limit_without_an_end_and_a_key_without_a_limit_tell_no_more_than_there_is(stage: Stage) -> None:
+    answer = await stage.post(stage.alice, message())
+    assert not any(name.startswith(UNIFIED) for name, _ in answer.headers)
+    await rule(stage, stage.alice, limit_nanos=USD, resets="never")
+    answer = await stage.post(stage.alice, message(max_tokens=64))
+    assert answer.header(UNIFIED + b"status") == b"allowed"
+    assert answer.header(UNIFIED + b"reset") is None
+
+
+async def _nothing_held(stage: Stage) -> bool:
+    return not await stage.rows("SELECT 1 FROM hold")
+
+
+def _month_end_us(stage: Stage) -> int:
+    end_us = period_end_us("monthly", stage.gateway.clock())
+    assert end_us is not None
+    return end_us
 
 
 async def test_a_call_that_needs_more_than_its_key_has_left_is_told_what_would_fit(stage: Stage) -> None:

@@ -122,7 +122,7 @@ class Verdict(StrEnum):
 
 
 class SpendLimit(msgspec.Struct, frozen=True):
-    """What stood in a call's way: the spend limit of its key, and what was left of it before. Below zero: overrun."""
+    """The spend limit of a call's key, and what was left of it before the call. Below zero: overrun."""
 
     limit_nanos: int
     left_nanos: int
@@ -140,7 +140,7 @@ class Admission(msgspec.Struct, frozen=True):
     tokens: Level | None = None
     concurrent: int = 0
     spend_limit: SpendLimit | None = None
-    """With KEY_LIMITED."""
+    """Of its key, where it has one: with ADMITTED and KEY_LIMITED."""
 
 
 class Resized(msgspec.Struct, frozen=True):
@@ -326,6 +326,7 @@ class Account(msgspec.Struct):
             if pace is not None:
                 pace.full_ns = spend(settle_state(pace.full_ns, now_ns), 1, pace.per_minute)
             if budget is not None:
+                spend_limit = budget.told()
                 held = min(held, budget.left_nanos)
                 budget.used_nanos += held
             self.held_nanos += held

@@ -5,8 +5,10 @@ from typing import Final
 
 import msgspec
 
+from farebox.billing.budgets import period_end_us
+from farebox.billing.ledger import SpendLimit
 from farebox.billing.ratelimit import Level
-from farebox.clock import iso
+from farebox.clock import US_PER_S, iso
 from farebox.errors import MethodNotAllowed, Refusal
 from farebox.http.exchange import Headers
 
@@ -15,6 +17,10 @@ _RETRY: Final = (b"x-should-retry", b"true")
 _NO_RETRY: Final = (b"x-should-retry", b"false")
 _LONG_WAIT_S: Final = 60
 _REQUESTS: Final = tuple(b"anthropic-ratelimit-requests-" + part for part in (b"limit", b"remaining", b"reset"))
+_UNIFIED: Final = b"anthropic-ratelimit-unified-"
+_WARNED_AT: Final = (0.95, 0.75)
+_MOST_USED: Final = 0.99
+"""A call that was let in found something left."""
 _TOKENS: Final = tuple(b"anthropic-ratelimit-tokens-" + part for part in (b"limit", b"remaining", b"reset"))
 
 
@@ -54,6 +60,29 @@ def limit_headers(requests: Level | None, tokens: Level | None) -> Headers:
             headers.append((limit, b"%d" % level.limit))
             headers.append((remaining, b"%d" % level.remaining))
             headers.append((reset, _second(-(-level.full_at_us // 1_000_000))))
+    return headers
+
+
+def budget_headers(limit: SpendLimit, now_us: int) -> Headers:
+    """Tell how much of a key's spend limit is used, in the headers from which Claude Code warns at 75 % and at 95 %.
+
+    As in the protocol of LLM gateways that Claude Code documents: "overage" is its claim for a budget of any period.
+    """
+    used = min(max(0, limit.limit_nanos - limit.left_nanos) / max(1, limit.limit_nanos), _MOST_USED)
+    passed = next((threshold for threshold in _WARNED_AT if used > threshold), None)
+    status = b"allowed_warning" if passed else b"allowed"
+    headers = [
+        (_UNIFIED + b"status", status),
+        (_UNIFIED + b"representative-claim", b"overage"),
+        (_UNIFIED + b"overage-status", status),
+        (_UNIFIED + b"overage-utilization", b"%.2f" % used),
+    ]
+    if passed:
+        headers.append((_UNIFIED + b"overage-surpassed-threshold", b"%.2f" % passed))
+    end_us = period_end_us(limit.resets, now_us)
+    if end_us is not None:
+        end = b"%d" % (end_us // US_PER_S)
+        headers += [(_UNIFIED + b"reset", end), (_UNIFIED + b"overage-reset", end)]
     return headers
 
 

@@ -61,6 +61,8 @@ class Call:
         self.conversation = b""
         self.held_nanos = 0
         self.most_held_nanos = 0
+        self.budget: SpendLimit | None = None
+        """The spend limit of its key, and what was left of it before."""
         self.spend_limit: SpendLimit | None = None
         """Of its key, once that lets the hold grow no more."""
         self.session, self.agent, self.parent_agent = claude_code_names(exchange.headers)

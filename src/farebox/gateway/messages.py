@@ -25,7 +25,7 @@ from farebox.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from farebox.gateway.answers import limit_headers
+from farebox.gateway.answers import budget_headers, limit_headers
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
@@ -145,13 +145,12 @@ class Messages:
     async def _hold(self, call: Call) -> None:
         """Take the call's share of the limits and hold its money, durably, or refuse it in words that help."""
         admission = await self._admit(call, len(call.body) // _TOKENS_PER_BYTE)
-        limit = admission.spend_limit
-        if (limit and limit.left_nanos > 0) or (admission.verdict is Verdict.INSUFFICIENT and admission.free_nanos > 0):
+        if _nearly_enough(admission):
             counted = await self._count_tokens(call)
             if counted is not None and counted < call.demand.prompt_tokens:
                 call.demand = msgspec.structs.replace(call.demand, prompt_tokens=counted)
                 admission = await self._admit(call, counted)
-        call.requests, call.tokens = admission.requests, admission.tokens
+        call.requests, call.tokens, call.budget = admission.requests, admission.tokens, admission.spend_limit
         self._levels.saw(call.caller.account_id, admission.requests, admission.tokens)
         call.hold(admission.held_nanos)
         if admission.verdict is not Verdict.ADMITTED:
@@ -329,7 +328,7 @@ class Messages:
             try:
                 if answer.status >= 400:
                     error_body = await answer.read(_ANSWER_BYTES)
-                    if not _speaks_of_the_operator(error_body):
+                    if not speaks_of_the_operator(error_body):
                         call.status = answer.status
                         return Outcome.REFUSED_UPSTREAM, error_body
                     self._pool.note_unfunded(call.tries)
@@ -394,7 +393,17 @@ class Messages:
         headers = client_headers(answer.headers)
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
+        if call.budget is not None:
+            headers += budget_headers(call.budget, self._clock())
         return headers
+
+
+def _nearly_enough(admission: Admission) -> bool:
+    """Tell whether a call that was not let in might be, once its prompt has been counted."""
+    limit = admission.spend_limit
+    if admission.verdict is Verdict.KEY_LIMITED and limit is not None:
+        return limit.left_nanos > 0
+    return admission.verdict is Verdict.INSUFFICIENT and admission.free_nanos > 0
 
 
 def _ask_of(call: Call, path: str) -> Ask:
@@ -411,7 +420,7 @@ def _ask_of(call: Call, path: str) -> Ask:
     )
 
 
-def _speaks_of_the_operator(error_body: bytes) -> bool:
+def speaks_of_the_operator(error_body: bytes) -> bool:
     """Tell whether an upstream's error is about the operator's account.
 
     Only its type and how its message begins count: further on it may quote the customer, who could else have an

@@ -44,7 +44,7 @@ def read_answer(command: Command, record: Any, *, again: bool) -> Answer | Excep
 
 
 def _admission(record: Any, *, again: bool) -> Admission:
-    _, word, held, free, wait_ns, requests_ns, tokens_ns, requests, tokens, concurrent, now_ns, resets = record
+    _, word, held, free, wait_ns, requests_ns, tokens_ns, requests, tokens, concurrent, now_ns, budget = record
     verdict = Verdict(word)
     if verdict is Verdict.DUPLICATE:
         if not again or held is None:
@@ -53,8 +53,9 @@ def _admission(record: Any, *, again: bool) -> Admission:
     if requests is None:
         return Admission(verdict)
     spend_limit = None
-    if resets is not None:
-        spend_limit, held, wait_ns = SpendLimit(held, wait_ns, resets), 0, 0
+    if budget is not None:
+        resets, _, limit = budget.partition(" ")
+        spend_limit, wait_ns = SpendLimit(int(limit), wait_ns, resets), 0
     return Admission(
         verdict,
         held,

@@ -267,7 +267,9 @@ BEGIN
         END IF;
         a := amount; b := free; c := wait; d := rq; e := tk;
         f := requests_pm; g := tokens_pm; h := concurrents[s]; i := moment_ns;
-        IF verdict = 'key_limited' THEN a := r.limit_nanos; c := left_nanos; j := r.resets; END IF;
+        IF bs IS NOT NULL AND verdict IN ('admitted', 'key_limited') THEN
+          c := left_nanos; j := r.resets || ' ' || r.limit_nanos;
+        END IF;
       END IF;
 
     ELSE  -- transfer
