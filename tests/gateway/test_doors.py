@@ -44,7 +44,7 @@ async def test_every_form_of_the_base_url_people_paste_works(stage: Stage, prefi
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/proxy/v1/complete", "/api/proxy/messages", "/v2/messages", "/v1/messages/", "/v1/messages/batches"]
+    "path", ["/api/proxy/v1/complete", "/api/proxy/messages", "/v2/messages", "/v1/messages/", "/v1/messages/batchez"]
 )
 async def test_what_is_not_there_is_a_404_that_says_where_calls_go(stage: Stage, path: str) -> None:
     answer, body = await send(stage, "POST", path, keyed(stage.alice), b"{}")

@@ -120,6 +120,15 @@ class KeyRing:
             )
         return caller
 
+    async def key_of(self, headers: Headers, caller: Caller) -> bytes:
+        """Give the key itself that a request of this caller came with. It is kept nowhere."""
+        for text in _sent(headers):
+            digest = key_hash(text)
+            found = self._callers.get(digest) or await self._look_up(text, digest)
+            if found is not None and found.key_id == caller.key_id:
+                return text
+        raise AuthenticationFailed(self._no_caller_words([]))
+
     def check_model(self, caller: Caller, model_id: str) -> None:
         """Raise PermissionDenied where a key may not ask for a model, naming those that it may."""
         if not caller.may_use(model_id):

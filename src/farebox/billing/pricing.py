@@ -141,7 +141,8 @@ class Catalogue:
             if line.fast and model.fast_rates is None:
                 doubts.append(f"no fast price for {model.id}: charged as standard")
             tariff = model.tariff(line.prompt_tokens, fast=line.fast)
-            factor = (model.geo_us_ppm if line.geo_us else PPM) * (model.batch_ppm if line.batch else PPM)
+            share = model.batch_ppm if line.batch else line.percent * (PPM // 100)
+            factor = (model.geo_us_ppm if line.geo_us else PPM) * share
             sell += tariff.sell.of(line) * factor
             list_ += tariff.list.of(line) * factor
         pieces = usage.web_searches + usage.unpriced_uses

@@ -24,6 +24,8 @@ class Line(msgspec.Struct, frozen=True):
     fast: bool = False
     geo_us: bool = False
     batch: bool = False
+    percent: int = 100
+    """Of the normal price: of items of a batch that Farebox runs itself."""
 
     @property
     def prompt_tokens(self) -> int:

@@ -239,6 +239,8 @@ def _factors(line: Line, model: Model) -> list[str]:
         notes.append(f"{model.id} in the US only: × {model.geo_us_ppm / PPM:g}")
     if line.batch and model.batch_ppm != PPM:
         notes.append(f"{model.id} in a batch: × {model.batch_ppm / PPM:g}")
+    if line.percent != 100:
+        notes.append(f"in a batch that is run here: × {line.percent / 100:g}")
     if any(line.prompt_tokens > band.above_tokens for band in model.bands):
         notes.append(f"{model.id} at its rates for long prompts: {line.prompt_tokens:,} tokens")
     return notes

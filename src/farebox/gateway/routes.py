@@ -25,9 +25,10 @@ from farebox.http.exchange import Exchange
 from farebox.ids import new_request_id, show_request_id
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
+Methods = dict[str, Handler]
 Log = Callable[..., Any]
 
-_FILES: Final = ("/openapi.json", "/llms", "/.well-known/", "/statusline.sh")
+_FILES: Final = ("/openapi.json", "/llms", "/.well-known/", "/statusline.sh", "/setup", "/doctor")
 """What programs fetch from the site, with the key that they send along with everything."""
 
 
@@ -42,19 +43,22 @@ class Routes:
         self._log_error = log_error
         self._is_ready = is_ready
         self._pages: Handler | None = None
-        self._exact: dict[str, tuple[str, Handler]] = {}
-        self._under: list[tuple[str, str, str, Handler]] = []
+        self._exact: dict[str, Methods] = {}
+        self._under: dict[tuple[str, str], Methods] = {}
         self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
         self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1")
 
     def add(self, method: str, path: str, handler: Handler) -> None:
-        """Serve `path` below every form of the base URL; a `*` in it is anything, and the first to fit serves."""
+        """Serve `path` below every form of the base URL; a `*` in it is anything, and the first to fit serves.
+
+        Another method of the same path is added by calling this again.
+        """
         begin, star, end = path.partition("*")
         for prefix in self._prefixes:
             if star:
-                self._under.append((prefix + begin, end, method, handler))
+                self._under.setdefault((prefix + begin, end), {})[method] = handler
             else:
-                self._exact[prefix + path] = (method, handler)
+                self._exact.setdefault(prefix + path, {})[method] = handler
 
     def add_pages(self, handler: Handler) -> None:
         """Serve whatever is no call by a handler of its own, the site. The probes that browsers never send stay."""
@@ -69,9 +73,11 @@ class Routes:
                 await self._pages(exchange, request_id)
                 self._metrics.responses[exchange.status] += 1
                 return
-            method, handler = self._find(exchange.path)
-            if exchange.method != method and not (method == "GET" and exchange.method == "HEAD"):
-                raise MethodNotAllowed(f"{exchange.path} takes {method}, not {exchange.method}", method)
+            methods = self._find(exchange.path)
+            handler = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+            if handler is None:
+                allowed = ", ".join(methods)
+                raise MethodNotAllowed(f"{exchange.path} takes {allowed}, not {exchange.method}", allowed)
             _refuse_coding(exchange)
             await handler(exchange, request_id)
         except Refusal as refusal:
@@ -123,17 +129,17 @@ class Routes:
             name not in {b"x-api-key", b"authorization"} for name, _ in exchange.headers
         )
 
-    def _find(self, path: str) -> tuple[str, Handler]:
+    def _find(self, path: str) -> Methods:
         found = self._exact.get(path)
         if found is not None:
             return found
-        for begin, end, method, handler in self._under:
+        for (begin, end), methods in self._under.items():
             if path.startswith(begin) and path.endswith(end) and len(path) > len(begin) + len(end):
-                return method, handler
+                return methods
         if path in self._probes or path in {"/", "/healthz"}:
-            return "GET", self._hello
+            return {"GET": self._hello}
         if path == "/readyz":
-            return "GET", self._ready
+            return {"GET": self._ready}
         raise NotFound(f"there is nothing at {path[:200]}; calls go to {self._prefixes[0]}/messages")
 
     async def _hello(self, exchange: Exchange, request_id: bytes) -> None:

@@ -5,9 +5,11 @@ CREATE TABLE upstream (                         -- entered in admin, beside thos
   name       TEXT NOT NULL UNIQUE,              -- never that of one in the configuration; kept in usage rows
   settings   TEXT NOT NULL,                     -- JSON, without anything secret
   secrets    BYTEA,                             -- JSON of what is secret, sealed; never shown again
+  set_at     TEXT NOT NULL DEFAULT '{}',        -- JSON: which secrets there are, and when each was set
   created_at BIGINT NOT NULL,
   changed_at BIGINT NOT NULL
 );
+CREATE TRIGGER upstream_is_told AFTER INSERT OR UPDATE OR DELETE ON upstream EXECUTE FUNCTION tell_of_change();
 
 CREATE TABLE batch (                            -- a message batch: what it is, never what is asked in it
   id            TEXT PRIMARY KEY,               -- msgbatch_…, as customers see it; later ones sort behind
@@ -20,7 +22,7 @@ CREATE TABLE batch (                            -- a message batch: what it is, 
   upstream      TEXT,                           -- native: where it is, and what it is called there
   upstream_id   TEXT,
   headers       TEXT NOT NULL DEFAULT '[]',     -- own: version and betas that its items go up with
-  wrapped_key   BYTEA,                           -- own: the key of its contents, under the API key that made it
+  wrapped_key   BYTEA,                          -- own: the key of its contents, under the API key that made it
   sealed_key    BYTEA,                           -- own: the same under the server's seal, where it may go on by itself
   run_id        BIGINT NOT NULL,               -- who makes it, or works on it
   lease_until   BIGINT NOT NULL DEFAULT 0,
@@ -48,6 +50,7 @@ CREATE TABLE batch_item (
   state       TEXT NOT NULL
     CHECK (state IN ('waiting', 'sent', 'answered', 'succeeded', 'errored', 'canceled', 'expired')),
   sends       BIGINT NOT NULL DEFAULT 0,
+  settle      TEXT,                             -- own, answered: how its hold is to be ended, as JSON
   body        BYTEA,                             -- own: what is asked and answered, under the key of the batch
   result      BYTEA
 );

@@ -5,6 +5,7 @@ CREATE TABLE upstream (                         -- entered in admin, beside thos
   name       TEXT NOT NULL UNIQUE,              -- never that of one in the configuration; kept in usage rows
   settings   TEXT NOT NULL,                     -- JSON, without anything secret
   secrets    BLOB,                              -- JSON of what is secret, sealed; never shown again
+  set_at     TEXT NOT NULL DEFAULT '{}',        -- JSON: which secrets there are, and when each was set
   created_at INTEGER NOT NULL,
   changed_at INTEGER NOT NULL
 ) STRICT;
@@ -48,6 +49,7 @@ CREATE TABLE batch_item (
   state       TEXT NOT NULL
     CHECK (state IN ('waiting', 'sent', 'answered', 'succeeded', 'errored', 'canceled', 'expired')),
   sends       INTEGER NOT NULL DEFAULT 0,
+  settle      TEXT,                             -- own, answered: how its hold is to be ended, as JSON
   body        BLOB,                             -- own: what is asked and answered, under the key of the batch
   result      BLOB
 ) STRICT, WITHOUT ROWID;

@@ -87,6 +87,9 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     wrong_length: bool = False
     unknown_events: bool = False
 
+    # in a batch
+    batch: Annotated[str, Meta(pattern="^(canceled|expired)$")] | None = None
+
 
 BARE: Final[Mapping[str, str]] = {
     "tool": "*",
@@ -96,6 +99,7 @@ BARE: Final[Mapping[str, str]] = {
     "no_usage": "all",
     "unknown_usage": "17",
     "fallback": "claude-sonnet-4-6",
+    "batch": "expired",
     "truncate": "999999",
     "cut_after": "3",
     "reset_after": "3",

@@ -20,6 +20,7 @@ from farebox.http.exchange import Exchange, Headers
 from farebox.http.server import HttpServer, ServerLimits
 from farebox.upstreams.simulator.answer import events, message, plan
 from farebox.upstreams.simulator.ask import VERSIONS, Ask, count_tokens, read_ask
+from farebox.upstreams.simulator.batches import BATCH_BYTES, Batch, Batches
 from farebox.upstreams.simulator.cache import PromptCache
 from farebox.upstreams.simulator.catalogue import MODELS, catalogue
 from farebox.upstreams.simulator.knobs import HEADER, Knobs, magic_in, on_try, read_knobs
@@ -54,6 +55,7 @@ _ERROR_WORDS: Final = {
     "permission_error": "Your API key does not have permission to use the specified resource.",
 }
 _ROUTES: Final = {"/v1/messages": "POST", "/v1/messages/count_tokens": "POST", "/v1/models": "GET"}
+_BATCHES: Final = "/v1/messages/batches"
 _PROBES: Final = frozenset({"/", "/api/hello"})
 
 
@@ -113,6 +115,7 @@ class Simulator:
         self._models = catalogue(models)
         self._cache = PromptCache()
         self._start = (self._clock() if seed is None else seed).to_bytes(8, "big")
+        self.batches = Batches(self._clock, self._models, self._cache, self._start)
         self._count = 0
         self._kept_bytes = 0
         self._tries: OrderedDict[bytes, int] = OrderedDict()
@@ -147,6 +150,9 @@ class Simulator:
         if request.path in _PROBES and request.method in {"GET", "HEAD"}:
             self._answer(exchange, request, 200, b"")
             return
+        if request.path == _BATCHES or request.path.startswith(f"{_BATCHES}/"):
+            await self._batch(exchange, request)
+            return
         allowed = "GET" if request.path.startswith("/v1/models/") else _ROUTES.get(request.path)
         if allowed is None:
             raise NotFound("Not Found")
@@ -172,6 +178,47 @@ class Simulator:
             self._answer(exchange, request, 200, body)
         else:
             await self._message(exchange, request, ask, knobs)
+
+    async def _batch(self, exchange: Exchange, request: Request) -> None:
+        """Serve everything about batches."""
+        self._authenticate(request)
+        version = _version(request)
+        spoken = (request.header(HEADER) or b"").decode("latin-1")
+        if request.path == _BATCHES and request.method == "POST":
+            request.body = await exchange.read_body(BATCH_BYTES)
+            self._keep_in_bounds(len(request.body))
+        if await self._fails(exchange, request, self._on_this_try(request, read_knobs(self.knobs, spoken))):
+            return
+        base = f"http://{(request.header(b'host') or b'').decode('latin-1')}"
+        if request.path == _BATCHES:
+            if request.method == "POST":
+                made = await self.batches.create(request.body, version)
+                self._answer(exchange, request, 200, msgspec.json.encode(made.shown(self._clock(), base)))
+                return
+            shown = [batch.shown(self._clock(), base) for batch in self.batches.newest_first()]
+            self._answer(exchange, request, 200, msgspec.json.encode(_page(request.query, shown)))
+            return
+        batch_id, _, what = request.path.removeprefix(f"{_BATCHES}/").partition("/")
+        batch = self.batches.find(batch_id)
+        body = self._of_batch(request.method, what, batch, base)
+        content_type = b"application/x-jsonl" if what == "results" else b"application/json"
+        exchange.respond(200, self._headers(request, content_type), body)
+        request.outcome = "gone" if exchange.gone else "finished"
+
+    def _of_batch(self, method: str, what: str, batch: Batch, base: str) -> bytes:
+        match method, what:
+            case "GET" | "HEAD", "":
+                pass
+            case "GET" | "HEAD", "results":
+                return self.batches.results(batch)
+            case "POST", "cancel":
+                self.batches.cancel(batch)
+            case "DELETE", "":
+                self.batches.delete(batch)
+                return msgspec.json.encode({"id": batch.id, "type": "message_batch_deleted"})
+            case _:
+                raise NotFound("Not Found")
+        return msgspec.json.encode(batch.shown(self._clock(), base))
 
     async def _message(self, exchange: Exchange, request: Request, ask: Ask, knobs: Knobs) -> None:
         prompt = self._cache.classify(ask, self._clock())
