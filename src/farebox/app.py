@@ -21,7 +21,9 @@ from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import ConfigError
 from farebox.frontage import make_frontage
+from farebox.gateway.batches.open import Batching, open_batches
 from farebox.gateway.bodies import Bodies
+from farebox.gateway.checkup import Checkup
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.customer import Customer
 from farebox.gateway.levels import Levels
@@ -123,11 +125,13 @@ class Gateway:
         self._stopped = asyncio.Event()
         self.books: Bookkeeping | None = None
         self.pool: Pool | None = None
-        self._simulators: list[Simulator] = []
+        self._simulator: Simulator | None = None
+        self._simulators: dict[float | None, Simulator] = {}
         self._server: HttpServer | None = None
         self._metrics_server: HttpServer | None = None
         self._settler: Settler | None = None
         self._streams: Streams | None = None
+        self._batching: Batching | None = None
         self.parts: Parts | None = None
         self.gatehouse: Gatehouse
 
@@ -144,8 +148,11 @@ class Gateway:
             alert=self.log.error,
         )
         ledger, self.clock = books.ledger, books.clock
-        pool = self.pool = await self._make_pool(simulator)
-        parts = self.parts = await make_parts(config, books, pool, self.log)
+        self._simulator = simulator
+        pool = self.pool = await self._make_pool()
+        parts = self.parts = await make_parts(config, books, pool, self.log, self._make_upstream)
+        if not pool.upstreams:
+            self.log.warning("no_upstreams", add_one_at=f"{config.public_url}/admin/upstreams")
         settler = self._settler = Settler(
             ledger, books.spool, self.metrics, log_call=self._call_log(), alert=self.log.error
         )
@@ -184,10 +191,11 @@ class Gateway:
             limits=config.limits,
             clock=self.clock,
         )
-        customer, quotes = self._make_desk(parts, bodies, top_up_words, spend_words)
-        begin_chores(parts, self.jobs, settler, messages, streams, self._flush_lines)
+        customer, quotes, checkup = self._make_desk(parts, bodies, top_up_words, spend_words)
+        batching = self._batching = self._make_batching(parts, levels, top_up_words)
+        begin_chores(parts, self.jobs, settler, messages, streams, batching.upkeep, self._flush_lines)
         self._gauge(parts, settler, messages, streams)
-        await self._open_doors(parts, messages, listing, customer, quotes)
+        await self._open_doors(parts, messages, listing, customer, quotes, checkup, batching)
 
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
@@ -207,15 +215,19 @@ class Gateway:
             await self._settler.retry()
             await self._settler.leave()
         await self.jobs.stop()
+        if self._batching is not None:
+            await self._batching.upkeep.stop()
         if self.parts is not None:
             await self.parts.herald.courier.close()
             await self.parts.till.close()
         for server in (self._server, self._metrics_server):
             if server is not None:
                 await server.shut()
+        if self.parts is not None:
+            await self.parts.roster.close()
         if self.pool is not None:
             await self.pool.close()
-        for simulator in self._simulators:
+        for simulator in self._simulators.values():
             await simulator.close()
         if self.books is not None:
             await self.books.close()
@@ -275,15 +287,12 @@ class Gateway:
             return self._call_lines
         return self.log.info
 
-    async def _make_pool(self, simulator: Simulator | None) -> Pool:
+    async def _make_pool(self) -> Pool:
         limits = self.config.limits
         upstreams = []
         for settings in self.config.upstreams:
-            if settings.kind == "simulator" and not settings.base_url:
-                port = simulator.port if simulator else await self._simulate(settings.speed)
-                settings = _at(settings, f"http://127.0.0.1:{port}")  # noqa: PLW2901
             try:
-                upstreams.append(Upstream(settings, connect_s=limits.connect_s, stall_s=limits.stall_s))
+                upstreams.append(await self._make_upstream(settings))
             except ValueError as error:
                 raise ConfigError(f"upstream {settings.name!r}: {error}") from error
         return Pool(
@@ -295,15 +304,24 @@ class Gateway:
             first_byte_s=limits.first_byte_s,
         )
 
+    async def _make_upstream(self, settings: UpstreamSettings) -> Upstream:
+        """Make an upstream; one that is a simulator in this process has it started. Raises ValueError."""
+        if settings.kind == "simulator" and not settings.base_url:
+            port = self._simulator.port if self._simulator else await self._simulate(settings.speed)
+            settings = replace(settings, base_url=f"http://127.0.0.1:{port}")
+        limits = self.config.limits
+        return Upstream(settings, connect_s=limits.connect_s, stall_s=limits.stall_s)
+
     async def _simulate(self, speed: float | None) -> int:
-        """Start a simulator that remembers no request (promise 9). Answers its port."""
-        simulator = Simulator(speed=speed, keep=0)
-        self._simulators.append(simulator)
-        return await simulator.listen()
+        """Have a simulator of that speed, which remembers no request (promise 9). Answers its port."""
+        if speed not in self._simulators:
+            self._simulators[speed] = Simulator(speed=speed, keep=0)
+            await self._simulators[speed].listen()
+        return self._simulators[speed].port
 
     def _make_desk(
         self, parts: Parts, bodies: Bodies, top_up_words: str, spend_words: SpendWords
-    ) -> tuple[Customer, Quotes]:
+    ) -> tuple[Customer, Quotes, Checkup]:
         """Make what answers customers' programs about their accounts, and what quotes prices."""
         config = self.config
         questions = CountLimit(config.limits.questions_per_minute, self.clock)
@@ -329,10 +347,51 @@ class Gateway:
             top_up_words=top_up_words,
             spend_words=spend_words,
         )
-        return customer, quotes
+        checkup = Checkup(
+            keys=parts.keys,
+            store=self.store,
+            pool=parts.pool,
+            prices=parts.prices,
+            questions=questions,
+            clock=self.clock,
+            public_url=config.public_url,
+            base_path=config.server.base_path,
+        )
+        return customer, quotes, checkup
+
+    def _make_batching(self, parts: Parts, levels: Levels, top_up_words: str) -> Batching:
+        """Make what serves message batches and works on them."""
+        config = self.config
+        return open_batches(
+            store=self.store,
+            ledger=parts.ledger,
+            pool=parts.pool,
+            keys=parts.keys,
+            seals=parts.seals,
+            prices=parts.prices,
+            levels=levels,
+            metrics=self.metrics,
+            features=config.features,
+            limits=config.limits,
+            settings=config.batches,
+            clock=self.clock,
+            leads=lambda: parts.books.runs.leads and parts.books.available,
+            public_url=config.server.public_url,
+            base_path=config.server.base_path,
+            top_up_words=top_up_words,
+            log=self.log.info,
+            alert=self.log.error,
+        )
 
     async def _open_doors(
-        self, parts: Parts, messages: Messages, listing: Listing, customer: Customer, quotes: Quotes
+        self,
+        parts: Parts,
+        messages: Messages,
+        listing: Listing,
+        customer: Customer,
+        quotes: Quotes,
+        checkup: Checkup,
+        batching: Batching,
     ) -> None:
         config = self.config
         routes = Routes(
@@ -344,6 +403,12 @@ class Gateway:
         )
         routes.add("POST", "/messages", messages.serve)
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
+        routes.add("POST", "/messages/batches", batching.desk.create)
+        routes.add("GET", "/messages/batches", batching.desk.list)
+        routes.add("POST", "/messages/batches/*/cancel", batching.desk.cancel)
+        routes.add("GET", "/messages/batches/*/results", batching.desk.results)
+        routes.add("GET", "/messages/batches/*", batching.desk.look)
+        routes.add("DELETE", "/messages/batches/*", batching.desk.delete)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/*", listing.model)
         routes.add("POST", "/messages/quote", quotes.quote)
@@ -353,6 +418,8 @@ class Gateway:
         routes.add("GET", "/requests/*/receipt", customer.receipt)
         routes.add("GET", "/requests/*", customer.request)
         routes.add("GET", "/statusline", customer.statusline)
+        routes.add("GET", "/doctor", checkup.doctor)
+        routes.add("GET", "/doctor/stream", checkup.stream)
         self.gatehouse = Gatehouse(parts, messages, quotes)
         routes.add_pages(make_frontage(parts, self.gatehouse))
         await self._open_metrics()
@@ -395,7 +462,3 @@ def _calm_collector() -> None:
 def _write_stderr(lines: bytes) -> None:
     sys.stderr.buffer.write(lines)
     sys.stderr.buffer.flush()
-
-
-def _at(settings: UpstreamSettings, base_url: str) -> UpstreamSettings:
-    return replace(settings, base_url=base_url)

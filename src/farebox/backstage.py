@@ -3,24 +3,19 @@
 import asyncio
 from typing import Final
 
-import msgspec
-
 from farebox.accounts.keyring import Caller
 from farebox.accounts.keys import playground_key
 from farebox.clock import US_PER_S
 from farebox.gateway.messages import Messages
 from farebox.gateway.quote import Quotes
 from farebox.http.exchange import Exchange
-from farebox.http.failures import UpstreamError
 from farebox.parts import Parts
-from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
 from farebox.upstreams.pool import Failure, Upstream
-from farebox.web.backstage import Service, Trial, UpstreamState
+from farebox.upstreams.roster import Broken
+from farebox.upstreams.trial import Trial, is_free, try_upstream
+from farebox.web.backstage import Health, Service, UpstreamState
 
 _CALLS_OWN: Final = frozenset({b"content-type", b"content-length", b"anthropic-version", b"anthropic-beta"})
-_TRIAL_S: Final = 10.0
-_TRIAL_BYTES: Final = 2**16
-_WORDS_CHARS: Final = 300
 
 
 class Gatehouse:
@@ -34,6 +29,7 @@ class Gatehouse:
         self._pool = parts.pool
         self._messages = messages
         self._switches = parts.switches
+        self._roster = parts.roster
         self._clock = parts.clock
 
     def service(self, model_id: str) -> Service:
@@ -66,35 +62,26 @@ class Gatehouse:
     def upstreams(self) -> list[UpstreamState]:
         return [self._state(upstream, asyncio.get_running_loop().time()) for upstream in self._pool.upstreams]
 
+    def broken_upstreams(self) -> list[Broken]:
+        return self._roster.broken
+
     async def follow_upstreams(self) -> None:
+        await self._roster.follow()
         await self._switches.follow()
 
     async def try_upstream(self, name: str, model_id: str) -> Trial | None:
         upstream = next((one for one in self._pool.upstreams if one.name == name), None)
-        if upstream is None:
-            return None
-        model = model_id if not upstream.models else min(upstream.models)
-        body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-        headers = [(b"content-type", b"application/json"), (b"anthropic-version", b"2023-06-01")]
-        ask = Ask(path=COUNT_TOKENS, headers=headers, body=body, model=model, said=model, known_as=model)
-        began_us = self._clock()
-        try:
-            async with asyncio.timeout(_TRIAL_S):
-                answer = await upstream.request(ask, first_byte_s=_TRIAL_S)
-                text = (await answer.read(_TRIAL_BYTES)).decode("utf-8", "replace")
-        except (UpstreamError, TimeoutError) as error:
-            words = str(error) or f"no answer within {_TRIAL_S:g} s"
-            return Trial(well=False, words=f"{type(error).__name__}: {words}", took_us=self._clock() - began_us)
-        if well := answer.status == 200:
-            upstream.succeeded()
-        shown = "".join(char for char in text[:_WORDS_CHARS] if char.isprintable())
-        return Trial(well=well, words=f"{answer.status}: {shown}", took_us=self._clock() - began_us)
+        return await try_upstream(upstream, model_id, self._clock) if upstream is not None else None
 
     def _state(self, upstream: Upstream, now: float) -> UpstreamState:
         calls, failures = upstream.lately()
         failure = upstream.last_failure
         return UpstreamState(
             name=upstream.name,
+            kind=upstream.kind_name,
+            source=self._roster.source(upstream.name),
+            health=_health_of(upstream, now),
+            test_is_free=is_free(upstream),
             origin=f"{upstream.client.origin.scheme}://{upstream.client.origin.host}:{upstream.client.origin.port}",
             weight=upstream.weight,
             models=tuple(sorted(upstream.models)),
@@ -109,6 +96,15 @@ class Gatehouse:
             last_error=_class_of(failure) if failure else "",
             last_error_at_us=self._clock() - round((now - failure.ended_at) * US_PER_S) if failure else None,
         )
+
+
+def _health_of(upstream: Upstream, now: float) -> Health:
+    """Name the state of an upstream, as an operator thinks of it."""
+    if upstream.drained:
+        return "drained"
+    if now < upstream.rests_until:
+        return "resting"
+    return "half-open" if upstream.rests else "healthy"
 
 
 def _class_of(failure: Failure) -> str:

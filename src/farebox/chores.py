@@ -6,6 +6,7 @@ from typing import Final
 
 from farebox.accounts.mail import Postman
 from farebox.clock import DAY_US
+from farebox.gateway.batches.upkeep import Upkeep
 from farebox.gateway.messages import Messages
 from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
@@ -22,9 +23,16 @@ _LOOK_OUT_S: Final = 15.0
 
 
 def begin_chores(
-    parts: Parts, jobs: Jobs, settler: Settler, messages: Messages, streams: Streams, flush_lines: Callable[[], None]
+    parts: Parts,
+    jobs: Jobs,
+    settler: Settler,
+    messages: Messages,
+    streams: Streams,
+    batches: Upkeep,
+    flush_lines: Callable[[], None],
 ) -> None:
     """Begin all jobs: those about calls in flight, about the books, and those that one process does for all."""
+    jobs.every(min(1.0, parts.config.batches.poll_s), "batches", batches.tick)
     _keep_calls(parts, jobs, messages, streams, flush_lines)
     _keep_books(parts, jobs, settler)
     _serve_all(parts, jobs)
@@ -45,10 +53,11 @@ def _keep_calls(
     async def follow_changes() -> None:
         if await parts.store.changed_elsewhere():
             parts.keys.forget()
-            parts.stopped.is_stale = parts.prices.is_stale = parts.switches.is_stale = True
+            parts.stopped.is_stale = parts.prices.is_stale = True
+            parts.roster.is_stale = parts.switches.is_stale = True
 
     async def read_anew() -> None:
-        for followed in (parts.prices, parts.switches):
+        for followed in (parts.prices, parts.roster, parts.switches):
             if followed.is_stale:
                 await followed.follow()
         if parts.stopped.is_stale:
@@ -57,6 +66,7 @@ def _keep_calls(
 
     jobs.every(1.0, "tick", tick)
     jobs.every(0.25, "follow_changes", follow_changes)
+    jobs.every(1.0, "tend_upstreams", parts.roster.tend)
     jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
 
 

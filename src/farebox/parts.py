@@ -1,5 +1,7 @@
 """The parts of a running gateway that calls, pages and jobs share, made in one place."""
 
+from collections.abc import Awaitable, Callable
+
 from msgspec import Struct
 
 from farebox.accounts.announcements import Announcements
@@ -16,7 +18,9 @@ from farebox.events.herald import Herald
 from farebox.logs import Logger
 from farebox.payments.till import Till, TillSettings, make_till
 from farebox.store.protocol import Store
-from farebox.upstreams.pool import Pool
+from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.roster import Roster
+from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.switches import Switches
 from farebox.web.hub import Hub
 
@@ -32,6 +36,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     seals: Seals
     signing: Signing
     prices: Prices
+    roster: Roster
     switches: Switches
     stopped: StoppedSessions
     announcements: Announcements
@@ -52,7 +57,13 @@ class Parts(Struct, frozen=True, kw_only=True):
         return self.books.clock
 
 
-async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger) -> Parts:
+async def make_parts(
+    config: Config,
+    books: Bookkeeping,
+    pool: Pool,
+    log: Logger,
+    make_upstream: Callable[[UpstreamSettings], Awaitable[Upstream]],
+) -> Parts:
     """Make them, and read what they go by. Raises StoreUnavailable."""
     store, clock, site = books.store, books.clock, config.site
     seals = await Seals.open(store, config.server.secret, clock())
@@ -66,6 +77,7 @@ async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger
         seals=seals,
         signing=await Signing.open(store, seals, clock()),
         prices=Prices(store, await pin_prices(store, config.models, clock())),
+        roster=Roster(store, pool, seals, make_upstream, log.error),
         switches=Switches(store, pool),
         stopped=StoppedSessions(store, f"{config.public_url}/dashboard/agents/of"),
         announcements=Announcements(store),
@@ -88,6 +100,7 @@ async def make_parts(config: Config, books: Bookkeeping, pool: Pool, log: Logger
         ),
     )
     await parts.announcements.refresh(clock())
+    await parts.roster.follow()
     await parts.switches.follow()
     await parts.stopped.refresh()
     return parts

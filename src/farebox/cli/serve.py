@@ -7,7 +7,6 @@ import signal
 import click
 
 from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json
-from farebox.config import check_ready_to_serve
 from farebox.config.settings import listening_url
 
 
@@ -25,7 +24,6 @@ def serve(invocation: Invocation) -> int:
     from farebox.workers import serve_with_workers
 
     config = invocation.config(secrets=True)
-    check_ready_to_serve(config)
     if config.server.workers > 1:
         return serve_with_workers(config)
     return uvloop.run(serve_gateway(config))

@@ -4,6 +4,7 @@ All that is wrong is told at once, in one ConfigError; nothing starts on half a 
 """
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -11,7 +12,6 @@ from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import inspect
@@ -35,13 +35,14 @@ from farebox.config.settings import (
     WebhookSettings,
 )
 from farebox.errors import ConfigError
+from farebox.gateway.batches.settings import BatchSettings
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.server import ServerLimits
 from farebox.payments.keys import PRIVATE, is_private
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
 from farebox.secret import Secret
 from farebox.store.urls import database_name, fault_in, is_postgres, without_password
-from farebox.upstreams.kinds.make import ANTHROPIC_URL, usual_url
+from farebox.upstreams.checks import problems, settled
 from farebox.upstreams.settings import UpstreamSettings
 
 SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
@@ -54,6 +55,7 @@ SINGLE_TABLES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     "keys": (KeySettings,),
     "limits": (CallLimits, ServerLimits),
     "features": (Features,),
+    "batches": (BatchSettings,),
     "mail": (MailSettings,),
     "webhooks": (WebhookSettings,),
     "log": (LogSettings,),
@@ -92,18 +94,6 @@ def load_config(path: Path | None, environ: Mapping[str, str], *, secrets: bool 
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
-
-
-def check_ready_to_serve(config: Config) -> None:
-    """Raise ConfigError when there is nothing to serve from."""
-    if not config.upstreams:
-        name = config.source.name if config.source else "the configuration (there is no file)"
-        raise ConfigError(
-            f"{name}: there is no [[upstreams]]: nowhere to send calls to. Add one, such as\n"
-            '  [[upstreams]]\n  name = "anthropic"\n  kind = "anthropic"\n'
-            '  api_key = "env:ANTHROPIC_API_KEY"\n'
-            "`farebox config example` prints a whole file."
-        )
 
 
 def default_offer() -> tuple[tuple[Model, ...], tuple[Plan, ...]]:
@@ -202,6 +192,7 @@ def _read_tables(
         limits=read[CallLimits],
         server_limits=read[ServerLimits],
         features=read[Features],
+        batches=read[BatchSettings],
         log=read[LogSettings],
         source=path,
         origins=_origins(reader, tables, variables),
@@ -277,29 +268,10 @@ def _read_upstreams(reader: Reader, tables: Any, models: Iterable[Model]) -> tup
         ids = tuple(sold.get(name, name) for name in table.models)
         theirs = tuple(table.models.values()) if isinstance(table.models, dict) else ()
         served = msgspec.structs.replace(table, models=dict(zip(ids, theirs, strict=True)) if theirs else ids)
-        upstreams.append(_check_upstream(reader, path, served, tables[int(path[1])]))
+        for field, problem in problems(served, tables[int(path[1])]):
+            reader.problem((*path, field), problem)
+        upstreams.append(settled(served))
     return tuple(upstreams)
-
-
-def _check_upstream(
-    reader: Reader, path: KeyPath, upstream: UpstreamSettings, table: Mapping[str, Any]
-) -> UpstreamSettings:
-    if not upstream.name:
-        reader.problem((*path, "name"), "is empty; it is what logs and metrics call this upstream")
-    if upstream.kind == "anthropic" and "api_key" not in table:
-        reader.problem((*path, "api_key"), 'is missing; it must be "env:NAME", "file:PATH" or the key itself')
-    if upstream.speed is not None and (upstream.kind != "simulator" or upstream.base_url):
-        reader.problem((*path, "speed"), 'is for upstreams of kind "simulator" without a base_url; leave it out')
-    url = upstream.base_url or usual_url(upstream)
-    if url:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            reader.problem((*path, "base_url"), f'is {show(url)}; it must be a URL such as "{ANTHROPIC_URL}"')
-        elif parts.username or parts.password:
-            reader.problem((*path, "base_url"), "holds a password; say api_key instead")
-        elif parts.path.rstrip("/").endswith("/v1"):
-            reader.problem((*path, "base_url"), f"is {show(url)}; leave out the /v1 at its end, it is added")
-    return msgspec.structs.replace(upstream, base_url=url.rstrip("/"))
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -397,6 +369,11 @@ def _secret(value: str, environ: Mapping[str, str], base: Path) -> Secret:
 
 def _sendable(text: str, whose: str) -> Secret:
     """Accept a secret that can stand in a header. The words never quote it."""
+    if text.startswith("{"):  # the key file of a service account
+        try:
+            return Secret(json.dumps(json.loads(text)))
+        except ValueError:
+            raise Wrong(f"{whose} no valid JSON") from None
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         if is_private(text):  # the words of a wallet
             raise Wrong(whose.removesuffix("is") + PRIVATE)

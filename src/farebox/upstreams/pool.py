@@ -56,7 +56,10 @@ class Upstream:
             stall_s=self.stall_s,
             tls=tls,
         )
+        self.kind_name = settings.kind
         self.kind = make_kind(settings)
+        usual = settings.kind in {"anthropic", "simulator"}
+        self.has_batches = usual if settings.batches is None else settings.batches and self.kind.speaks_messages
         self.drained = False
         """By the operator's word no call goes here; those under way end."""
         self.last_failure: Failure | None = None
@@ -214,6 +217,8 @@ class Pool:
         while True:
             upstream = self._choose(tries, conversation)
             if upstream is None:
+                if not self.upstreams:
+                    raise UpstreamFailed("no upstream is set up here yet; ask the operator", retry_after_s=60)
                 raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
             tries.count += 1
             tries.upstream = upstream
@@ -276,6 +281,10 @@ class Pool:
         """Send no new call to these, and to all others as ever."""
         for upstream in self.upstreams:
             upstream.drained = upstream.name in names
+
+    def replace(self, upstreams: Sequence[Upstream]) -> None:
+        """Send new calls to these alone. Those that stay keep all they know; calls under way at others end there."""
+        self.upstreams = tuple(upstreams)
 
     def tick(self, now: float) -> None:
         """Called about once a second."""

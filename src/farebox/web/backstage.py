@@ -5,15 +5,24 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from farebox.http.exchange import Exchange
+from farebox.upstreams.roster import Broken, Source
+from farebox.upstreams.trial import Trial
 
 Service = Literal["up", "reduced", "down"]
 """How a model is served now: by all of its upstreams, by some of them, by none."""
+Health = Literal["healthy", "half-open", "resting", "limited", "drained"]
+"""Whether calls go to an upstream. Half-open: it has rested, one call at a time finds out whether it is well; limited:
+its rate limit is used up for now."""
 
 
 class UpstreamState(Struct, frozen=True, kw_only=True):
     """How one upstream does, as this process sees it; since it started, and in the last minutes."""
 
     name: str
+    kind: str
+    source: Source
+    health: Health
+    test_is_free: bool
     origin: str
     weight: int
     models: tuple[str, ...]
@@ -29,14 +38,6 @@ class UpstreamState(Struct, frozen=True, kw_only=True):
     lately_failures: int
     last_error: str
     last_error_at_us: int | None
-
-
-class Trial(Struct, frozen=True):
-    """What came of a test of an upstream."""
-
-    well: bool
-    words: str
-    took_us: int
 
 
 class Backstage(Protocol):
@@ -70,10 +71,14 @@ class Backstage(Protocol):
         """Tell how each upstream does."""
         ...
 
+    def broken_upstreams(self) -> list[Broken]:
+        """Tell which upstreams were entered and cannot be used."""
+        ...
+
     async def follow_upstreams(self) -> None:
-        """Drain and enable upstreams as the database says now. Raises StoreUnavailable."""
+        """Have, drain and enable upstreams as the database says now. Raises StoreUnavailable."""
         ...
 
     async def try_upstream(self, name: str, model_id: str) -> Trial | None:
-        """Let an upstream count the tokens of a word, which costs nobody anything; None: there is no such upstream."""
+        """Put a small question to an upstream, which no customer pays for; None: there is no such upstream."""
         ...

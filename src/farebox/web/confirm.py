@@ -75,9 +75,9 @@ class Confirm:
     async def _ask(
         self, request: Request, me: Session, wanted: str, again: str, carried: dict[str, str], error: str = ""
     ) -> Response:
-        """Show the form. What was being sent is kept, unless it holds a password, fields of this one, or too much."""
+        """Show the form. What was being sent is kept, unless it holds a secret, fields of this one, or too much."""
         carried = {name: value for name, value in carried.items() if name != "username"}
-        unfit = [name for name in carried if "password" in name or name in _OWN]
+        unfit = [name for name in carried if "password" in name or name.startswith("secret_") or name in _OWN]
         if unfit or len(urlencode(carried)) > _CARRIED_CHARS:
             again = ""
         factors = await self._factor.of(me.account_id)

@@ -27,10 +27,11 @@ class Admins:
         self._clock = kit.clock
         self._factor_required = kit.house.admin_factor == "required"
 
-    def page(self, page: SignedInPage, *, changes: bool = True) -> Page:
+    def page(self, page: SignedInPage, *, changes: bool = True, proof: bool = False) -> Page:
         """Make a page for operators. Whatever is no GET is a change, which needs a proof of the last minutes.
 
-        `changes=False`: it is none, whatever its method.
+        `changes=False`: it is none, whatever its method. `proof`: to look at it needs that proof as well, so that a
+        form which takes a secret is hardly ever kept aside while somebody proves who they are.
         """
 
         async def guarded(request: Request) -> Response:
@@ -40,7 +41,7 @@ class Admins:
             lacks_factor = self._factor_required and me.factor_at_us is None
             if lacks_factor and not (await self._factor.of(me.account_id)).is_needed:
                 return self._pages.render(request, "admin/factor.html", status=403, me=me)
-            is_change = changes and request.method not in {"GET", "HEAD"}
+            is_change = proof or (changes and request.method not in {"GET", "HEAD"})
             if lacks_factor or (is_change and not me.is_sure(self._clock())):
                 return to_confirm(request)
             return await page(request, me)

@@ -15,6 +15,7 @@ from farebox.web.admin.outbox import Outbox
 from farebox.web.admin.settings import SettingsRoom
 from farebox.web.admin.today import Today
 from farebox.web.admin.topups import TopupsRoom
+from farebox.web.admin.upstream_entry import UpstreamEntries
 from farebox.web.admin.upstreams import Upstreams
 from farebox.web.admin.viewing import Viewing
 from farebox.web.kit import Kit
@@ -40,6 +41,7 @@ class Admin:
             AnnouncementRoom(kit, admins),
             Models(kit, admins),
             Upstreams(kit, admins),
+            UpstreamEntries(kit, admins),
         )
 
     def routes(self) -> list[Route]:

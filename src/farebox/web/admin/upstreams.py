@@ -12,8 +12,9 @@ from farebox.accounts.audit_log import REASON_CHARS, record
 from farebox.accounts.sessions import Session
 from farebox.books.figures import HOUR_US
 from farebox.store.protocol import Statement
+from farebox.upstreams.checks import goes_in_the_clear
+from farebox.upstreams.trial import Trial
 from farebox.web.admin.guard import Admins, operator_of
-from farebox.web.backstage import Trial
 from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
 
@@ -100,6 +101,8 @@ class Upstreams:
             "admin/upstreams.html",
             me=me,
             upstreams=[(one, hours.get(one.name, Hour())) for one in self._backstage.upstreams()],
+            broken=self._backstage.broken_upstreams(),
+            clear={one.name for one in self._backstage.upstreams() if goes_in_the_clear(one.origin)},
             tried=tried,
             trial=trial,
         )
