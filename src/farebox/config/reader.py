@@ -104,7 +104,11 @@ class Reader:
             case inspect.Metadata(type=inner):
                 return self._described(path, value, inner, type_)
             case inspect.UnionType(types=types):
-                return self._value(path, value, next(t for t in types if not isinstance(t, inspect.NoneType)))
+                choices = [t for t in types if not isinstance(t, inspect.NoneType)]
+                table = next((t for t in choices if isinstance(t, inspect.DictType)), None)
+                return self._value(path, value, table if table and isinstance(value, dict) else choices[0])
+            case inspect.DictType(value_type=inner) if isinstance(value, dict):
+                return {key: self._value((*path, key), one, inner) for key, one in value.items()}
             case inspect.CustomType(cls=cls) if cls is Secret:
                 return self._secret(value)
             case inspect.StructType(cls=cls):

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from farebox.secret import Secret
 
-UpstreamKind = Literal["anthropic", "simulator"]
+UpstreamKind = Literal["anthropic", "simulator", "bedrock", "vertex", "foundry"]
 
 
 class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,5 +29,29 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Overrides `limits.first_byte_s` for this upstream."""
     stall_s: Annotated[float, Meta(gt=0)] | None = None
     """Overrides `limits.stall_s` for this upstream."""
+    batches: bool | None = None
+    """Whether it has message batches of its own. Unsaid: kinds "anthropic" and "simulator" have."""
+    api: Literal["invoke", "messages"] = "invoke"
+    """Bedrock: by InvokeModel and event streams, or by the endpoint that speaks the Messages API."""
+    region: str = ""
+    """Of AWS for Bedrock; the location for Vertex AI."""
+    access_key_id: str = ""
+    secret_access_key: Secret = Secret("")
+    session_token: Secret = Secret("")
+    """Of temporary credentials of AWS, which end when they do."""
+    project: str = ""
+    """Vertex AI: the project's id. Empty: the service account's own."""
+    service_account: Secret = Secret("")
+    """Vertex AI: the key file of a service account, as Google hands it out."""
+    resource: str = ""
+    """Foundry: the resource's name."""
+    tenant_id: str = ""
+    client_id: str = ""
+    client_secret: Secret = Secret("")
+    """Foundry: an application in Entra, instead of a key."""
+    authority: str = "https://login.microsoftonline.com"
+    """Foundry: where tokens of Entra are had; other clouds of Azure have others."""
+    drop_betas: tuple[str, ...] = ()
+    """Clouds: names in `anthropic-beta` that this one refuses; they are left out."""
     speed: Annotated[float, Meta(ge=0)] | None = None
     """Output tokens a second of a simulator in this process; 0: as fast as possible."""
