@@ -144,7 +144,7 @@ def _lines_of_iterations(
         if entry.get("type") in {"message", "fallback_message"}:
             within_top = _combine(within_top, line, 1)
     missing = _combine(top, within_top, -1)
-    if any((missing.input, missing.cache_write_5m, missing.cache_write_1h, missing.cache_read, missing.output)):
+    if missing.prompt_tokens or missing.output or missing.unpriced:
         lines.append(missing)  # the totals say more than the steps: what no step explains is not free
     return tuple(lines)
 
@@ -164,6 +164,7 @@ def _combine(line: Line, other: Line, sign: int) -> Line:
         cache_write_1h=long_writes,
         cache_read=max(0, line.cache_read + sign * other.cache_read),
         output=max(0, line.output + sign * other.output),
+        unpriced=max(0, line.unpriced + sign * other.unpriced),
     )
 
 

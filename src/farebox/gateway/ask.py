@@ -6,6 +6,7 @@ import msgspec
 
 from farebox.errors import InvalidRequest
 from farebox.gateway.duplicates import Fields, read_object, refuse_crowd
+from farebox.http.surrogates import without_halves
 
 
 class Asked(msgspec.Struct):
@@ -39,7 +40,7 @@ def read_request(body: bytes) -> Asked:
     """Decode what matters of a Messages request. Raises InvalidRequest in words that name the field."""
     refuse_crowd(body)
     try:
-        fields = read_object(body)
+        fields = _fields(body)
         if not body.isascii():
             body.decode()
     except msgspec.ValidationError as error:
@@ -62,6 +63,16 @@ def read_request(body: bytes) -> Asked:
         inference_geo=_value(fields, "inference_geo", _optional_text),
         fields=fields,
     )
+
+
+def _fields(body: bytes) -> Fields:
+    try:
+        return read_object(body)
+    except msgspec.DecodeError:
+        readable = without_halves(body)
+        if readable is None:
+            raise
+        return read_object(readable)
 
 
 def with_max_tokens(body: bytes, max_tokens: int) -> bytes:

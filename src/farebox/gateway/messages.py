@@ -37,6 +37,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
+from farebox.gateway.whole import read_answer, read_error
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import BadAnswer, UpstreamError
@@ -326,6 +327,8 @@ class Messages:
         while True:
             call.answer = answer = await self._pool.send(call.tries, ask, conversation=call.conversation)
             try:
+                if (answer.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+                    raise BadAnswer("the upstream compressed its answer, though nobody asked for that")
                 if answer.status >= 400:
                     error_body = await answer.read(_ANSWER_BYTES)
                     if not speaks_of_the_operator(error_body):
@@ -356,16 +359,14 @@ class Messages:
     async def _whole(self, call: Call, answer: Reply) -> tuple[Outcome, bytes]:
         """Take in an answer that is one JSON body."""
         data = await answer.read(_ANSWER_BYTES)
-        try:
-            message = msgspec.json.decode(data)
-            usage = message["usage"]
-            call.answered_model = str(message.get("model") or "")
-            call.message_id = str(message.get("id") or "") or None
-            call.stop_reason = str(message.get("stop_reason") or "") or None
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            raise BadAnswer("the upstream's answer is not a message with usage") from None
-        call.usage, call.usage_is_final = usage if isinstance(usage, dict) else {}, True
-        if call.usage_so_far() is None:
+        message = read_answer(data)
+        if message is None:
+            raise BadAnswer("the upstream's answer is not a message with usage")
+        call.answered_model = str(message.model or "")
+        call.message_id = str(message.id or "") or None
+        call.stop_reason = str(message.stop_reason or "") or None
+        call.usage, call.usage_is_final = message.usage, True
+        if message.usage.get("output_tokens") is None or call.usage_so_far() is None:
             call.usage, call.usage_is_final = {}, False
             raise BadAnswer("the upstream's answer reports no usable usage")
         call.status = 200
@@ -426,8 +427,5 @@ def speaks_of_the_operator(error_body: bytes) -> bool:
     Only its type and how its message begins count: further on it may quote the customer, who could else have an
     upstream taken for broke.
     """
-    try:
-        error = msgspec.json.decode(error_body)["error"]
-        return bool(error["type"] == "billing_error" or error["message"].startswith(_OPERATORS_ACCOUNT))
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return False
+    error = read_error(error_body)
+    return error is not None and (error.type == "billing_error" or error.message.startswith(_OPERATORS_ACCOUNT))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.billing.usage import WireUsage, merge_usage
+from farebox.http.surrogates import without_halves
 
 EVENT_BYTES: Final = 16 * 2**20
 """The largest event accepted; a longer one is a broken answer."""
@@ -18,8 +19,9 @@ EVENT_BYTES: Final = 16 * 2**20
 TEXT_BYTES: Final = 128 * 1024
 """The longest text that is remembered to be counted: some 40,000 tokens."""
 
-_BOUNDARIES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_BOUNDARY: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_BOUNDARY: Final = re.compile(rb"\n\n|\n\r\n|\r\r|\n\r(?!\n)")
+"""A line's end and a blank line, whatever ends each. A CR after LF is known for an end once the next byte is there."""
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _VISIBLE: Final = re.compile(rb'"(?:text|thinking|partial_json)": ?"([^"\\]*(?:\\.[^"\\]*)*)"')
 _METERED: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
 _decode: Final = msgspec.json.Decoder().decode
@@ -62,7 +64,7 @@ class Meter:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they come; give those that may go on now: whole events, never the last ones."""
-        if self.broken is not None or self.error is not None:
+        if self.finished or self.broken is not None or self.error is not None:
             return b""
         if self._tail or not data.endswith(b"\n\n"):
             data = self._whole_events(data)
@@ -84,7 +86,9 @@ class Meter:
         tail = self._tail
         seam = max(0, len(tail) - 3)
         tail += data
-        ends = [at + len(mark) for mark in _BOUNDARIES if (at := tail.rfind(mark, seam)) >= 0]
+        ends = [at + 2 for mark in (b"\n\n", b"\r\r") if (at := tail.rfind(mark, seam)) >= 0]
+        if (at := tail.rfind(b"\n\r", seam, len(tail) - 1)) >= 0:
+            ends.append(at + 3 if tail.startswith(b"\n", at + 2) else at + 2)
         if not ends:
             if len(tail) > EVENT_BYTES:
                 self.broken = f"an event is larger than {EVENT_BYTES} bytes"
@@ -104,8 +108,8 @@ class Meter:
             name, payload = _fields(event)
             if name in _METERED and not self.finished:
                 self._meter(name, payload)
-            elif not (self.started or name or _says_nothing(event)):
-                self.broken = "the stream does not begin with an event"
+            elif not self.started and (name.startswith(b"content_block") or not (name or _says_nothing(event))):
+                self.broken = "the stream does not begin with message_start"
             if self.broken is not None or self.error is not None:
                 self.error_event = event
                 return b"".join(passed)
@@ -119,29 +123,43 @@ class Meter:
 
     def _meter(self, name: bytes, payload: bytes) -> None:
         try:
-            event = _decode(payload)
+            event = _read(payload)
             if name == b"message_start":
                 message = event["message"]
                 self.started = True
                 self.model = str(message.get("model") or "")
                 self.message_id = str(message.get("id") or "") or None
                 self.usage = dict(message.get("usage") or {})
+            elif not self.started and name != b"error":
+                self.broken = "the stream does not begin with message_start"
             elif name == b"message_delta":
-                if event.get("usage"):
-                    self.usage = merge_usage(self.usage, event["usage"])
-                    self.usage_is_final = True
+                if usage := event.get("usage"):
+                    self.usage = merge_usage(self.usage, usage)
+                    if usage.get("output_tokens") is not None:  # what message_start says of it is only a beginning
+                        self.usage_is_final = True
                 reason = (event.get("delta") or {}).get("stop_reason")
                 self.stop_reason = str(reason) if reason else self.stop_reason
             elif name == b"message_stop":
                 self.finished = True
             else:
                 self.error = event if isinstance(event, dict) else {}
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             self.broken = f"the event {name.decode()} cannot be read: {type(error).__name__}"
+
+
+def _read(payload: bytes) -> Any:
+    try:
+        return _decode(payload)
+    except msgspec.DecodeError:
+        readable = without_halves(payload)
+        if readable is None:
+            raise
+        return _decode(readable)
 
 
 def _says_nothing(event: bytes) -> bool:
     """Tell whether an event is made of comments and of fields without content alone."""
+    event = event.removeprefix(_BYTE_ORDER_MARK)
     return all(not line or line.startswith((b":", b"id", b"retry")) for line in event.splitlines())
 
 
@@ -149,7 +167,7 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
     """Read the name and the data of one event; a nameless one is named by the type inside its data."""
     name = b""
     data: list[bytes] = []
-    for line in event.splitlines():
+    for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"event":
@@ -159,8 +177,8 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
     payload = b"\n".join(data)
     if not name and payload:
         try:
-            kind = _decode(payload).get("type")
-        except (msgspec.DecodeError, AttributeError, ValueError):
+            kind = _read(payload).get("type")
+        except (msgspec.DecodeError, AttributeError, ValueError, RecursionError):
             kind = None
         name = kind.encode() if isinstance(kind, str) else b""
     return name, payload

@@ -23,6 +23,8 @@ from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.upstreams.kinds.kind import Reply
 
+_LINGER_S: Final = 1.0
+"""How long an upstream has to end an answer whose message has ended, so that its connection can be kept."""
 _STORE_PAUSE_S: Final = 0.25
 """While the books cannot be written, an extension is asked for this often."""
 _OPERATORS_OWN: Final = frozenset({"authentication_error", "permission_error", "billing_error"})
@@ -92,6 +94,8 @@ class Streams:
             if relay.client_is_there:
                 relay.begin(200, [*headers, (b"x-accel-buffering", b"no")])
             outcome = await self._watch(call, relay)
+            if outcome is Outcome.FINISHED and not relay.ended:
+                asyncio.get_running_loop().call_later(_LINGER_S, answer.abandon)
         finally:
             del self._relays[call.request_id]
             self._learn(call, relay)

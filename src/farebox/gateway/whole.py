@@ -1,0 +1,60 @@
+"""Answers that are one JSON body, read as far as money and routing go. The rest of them is the client's alone.
+
+What is not looked at is skipped, not decoded: numbers no float holds or bytes that are no text may stand there.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from farebox.http.surrogates import without_halves
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class WholeAnswer(msgspec.Struct):
+    """A message: what it used, and what it is called."""
+
+    usage: dict[str, Any]
+    model: Any = None
+    id: Any = None
+    stop_reason: Any = None
+
+
+class WireError(msgspec.Struct):
+    """What an error envelope says."""
+
+    type: str
+    message: str
+
+
+class _Envelope(msgspec.Struct):
+    error: WireError
+
+
+_answers: Final = msgspec.json.Decoder(WholeAnswer)
+_envelopes: Final = msgspec.json.Decoder(_Envelope)
+
+
+def read_answer(body: bytes) -> WholeAnswer | None:
+    """Read a message. None where it is none, or says nothing of what it used."""
+    answer: WholeAnswer | None = _decode(_answers, body)
+    return answer
+
+
+def read_error(body: bytes) -> WireError | None:
+    """Read an error envelope; None where the body is none."""
+    envelope: _Envelope | None = _decode(_envelopes, body)
+    return envelope.error if envelope is not None else None
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    body = body.removeprefix(_BYTE_ORDER_MARK)
+    try:
+        try:
+            return decoder.decode(body)
+        except msgspec.DecodeError:
+            readable = without_halves(body)
+            return decoder.decode(readable) if readable is not None else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None

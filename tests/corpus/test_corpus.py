@@ -1,0 +1,252 @@
+"""Whatever shape an exchange has: it comes through byte for byte, and is metered to the nano-dollar.
+
+Every exchange of the corpus runs through a running gateway, its answer cut in several ways. FAREBOX_SEED repeats the
+cuts of a run; the note at a failure names it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from farebox.http.client import Answer
+from tests.corpus.exchanges import CUTTINGS, ROOT, Exchange, Metered, names, plain_head, read
+from tests.databases import Databases
+from tests.gateway.play import envelope, eventually, message, upstream
+from tests.stage import Person, Stage, open_stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SEED: Final = int(os.environ.get("FAREBOX_SEED") or random.SystemRandom().getrandbits(32))
+STOP: Final = b'{"type":"message_stop"}\n\n'
+CUT: Final = "stream/every_event"
+"""The stream that is cut off everywhere."""
+
+
+class Theirs:
+    """An upstream that answers as it was told last, byte for byte, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[bytes] = ()
+        self.stays_open = False
+        self.heard: list[tuple[bytes, bytes]] = []
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            self.heard.append((head, await reader.readexactly(length)))
+            for piece in self.pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            if self.stays_open:
+                await reader.read()
+        writer.close()
+
+
+class Room:
+    """A gateway before that upstream, and a customer with money enough."""
+
+    def __init__(self, stage: Stage, theirs: Theirs, alice: Person) -> None:
+        self.stage = stage
+        self.theirs = theirs
+        self.alice = alice
+        self.calls = 0
+
+    async def ask(self, exchange: Exchange, pieces: Sequence[bytes]) -> tuple[Answer, bytes]:
+        """Make the call of an exchange; gives its answer and all of the body."""
+        self.theirs.pieces, self.theirs.stays_open = pieces, exchange.stays_open
+        is_stream = exchange.head.lower().find(b"text/event-stream") >= 0
+        answer = await self.stage.post(self.alice, message(**{"stream": is_stream, **exchange.ask}))
+        async with asyncio.timeout(10):
+            body = await answer.read(2**26)
+        for way_up in self.stage.parts.pool.upstreams:
+            way_up.succeeded()  # whatever this exchange made of its health, the next one begins anew
+        return answer, body
+
+    async def metered(self, status: int) -> Metered:
+        """Give the row that the last call left, once it has; nothing is held any more, and the books are true."""
+        self.calls += 1
+        counted = "SELECT count(*) FROM usage WHERE account_id = ?"
+
+        async def ended() -> bool:
+            return await self.stage.rows(counted, self.alice.account_id) == [(self.calls,)]
+
+        await eventually(ended)
+        assert await self.stage.rows("SELECT count(*) FROM hold") == [(0,)]
+        assert (await self.stage.balance(self.alice))[1] == 0
+        columns = Metered.__struct_fields__
+        sql = f"SELECT {', '.join(columns)} FROM usage WHERE account_id = ? ORDER BY at DESC LIMIT 1"
+        (row,) = await self.stage.rows(sql, self.alice.account_id)
+        told = dict(zip(columns, row, strict=True))
+        told["status"] = 0 if told["status"] == status else told["status"]
+        return msgspec.convert({name: "" if value is None else value for name, value in told.items()}, Metered)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def room(
+    databases: Databases, database_kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Room]:
+    theirs = Theirs()
+    server = await asyncio.start_server(theirs.serve, "127.0.0.1", 0, limit=2**22)
+    theirs.port = server.sockets[0].getsockname()[1]
+    directory = tmp_path_factory.mktemp("corpus")
+    with databases.fresh(database_kind, directory) as url:
+        up = upstream("theirs", theirs.port)
+        async with open_stage(directory, upstreams=up, limits="attempts = 1", database_url=url) as stage:
+            yield Room(stage, theirs, await stage.person("corpus@example.com", 10_000, plan="enterprise"))
+    server.close()
+
+
+async def see(room: Room, exchange: Exchange, pieces: Sequence[bytes]) -> None:
+    """Make the call of an exchange and see that all of it is as its files say."""
+    before = (await room.stage.balance(room.alice))[0]
+    answer, body = await room.ask(exchange, pieces)
+    metered = await room.metered(answer.status)
+    _see_body(exchange, answer, body)
+    if exchange.metered.kind == "exact":
+        assert metered == exchange.metered
+    else:  # of a call that was free the rest is only told
+        assert (metered.kind, metered.outcome) == (exchange.metered.kind, exchange.metered.outcome)
+        assert (metered.status, metered.charged_nanos) == (0, exchange.metered.charged_nanos)
+    assert (await room.stage.balance(room.alice))[0] == before - exchange.metered.charged_nanos
+    assert b"\r\naccept-encoding: identity\r\n" in room.theirs.heard[-1][0]
+    for name, value in exchange.headers.items():
+        assert answer.header(name.encode()) == value.encode()
+    head = plain_head(answer.headers)
+    assert not [words for words in exchange.hidden if words.encode() in body + head]
+
+
+def _see_body(exchange: Exchange, answer: Answer, body: bytes) -> None:
+    said = exchange.seen_body
+    way, _, wanted = exchange.gets.partition(" ")
+    if way == "end" and answer.status == 502:  # it broke before a byte of it had been passed on
+        assert envelope(body)[0] == "upstream_error"
+        return
+    assert answer.status == exchange.status, body[:500]
+    if exchange.gets == "the same":
+        assert body == said
+        assert answer.header(b"request-id") != b"req_011CTheirs"
+    elif way == "at":
+        assert said.startswith(body)
+        assert STOP in body
+    elif way == "error":
+        assert envelope(body)[0] == wanted
+    else:
+        assert way == "end"
+        begin, mark, end = body.rpartition(b"event: error" if b"event: error" in body else b"data: ")
+        assert said.startswith(begin)
+        assert b'"message_stop"' not in begin
+        assert json.loads((mark + end).partition(b"data: ")[2])["error"]["type"] == wanted
+        assert exchange.ends_with == "" or said.endswith(mark + end)
+
+
+@pytest.mark.parametrize("name", names())
+async def test_an_exchange_comes_through_and_is_metered(room: Room, name: str) -> None:
+    """However the bytes are cut: in one piece, byte by byte, by the line, at random."""
+    exchange = read(name)
+    for cutting in CUTTINGS:
+        try:
+            await see(room, exchange, cutting(exchange, random.Random(f"{SEED} {name}")))
+        except AssertionError as error:
+            error.add_note(f"{cutting.__name__}, FAREBOX_SEED={SEED}: {exchange.shows}")
+            raise
+
+
+def _events() -> list[bytes]:
+    return [event + b"\n\n" for event in read(CUT).body.split(b"\n\n")[:-1]]
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["after the event", "within the event"])
+@pytest.mark.parametrize("number", range(len(_events())))
+async def test_a_stream_that_is_cut_off_anywhere_is_free_and_never_looks_whole(
+    room: Room, number: int, *, within: bool
+) -> None:
+    """Whether the connection closes in order or is said to have ended: without message_stop there is no answer."""
+    exchange, events = read(CUT), _events()
+    if number == len(events) - 1 and not within:
+        return await see(room, exchange, [exchange.head + b"\r\n\r\n" + exchange.body])
+    body = b"".join(events[:number]) + (events[number][: len(events[number]) // 2] if within else events[number])
+    whole = number + (not within)
+    for framing in (b"", b"content-length: %d\r\n" % len(body), b"content-length: %d\r\n" % (len(body) + 1)):
+        before = await room.stage.balance(room.alice)
+        answer, heard = await room.ask(exchange, [exchange.head + b"\r\n" + framing + b"\r\n" + body])
+        row = await room.metered(answer.status)
+        assert (row.kind, row.outcome, row.charged_nanos) == ("waived", "upstream_broke", 0)
+        assert await room.stage.balance(room.alice) == before
+        assert b"event: message_stop" not in heard
+        if not whole:
+            assert (answer.status, envelope(heard)[0]) == (502, "upstream_error")
+            continue
+        begin, _, end = heard.rpartition(b"event: error\n")
+        held_back = sum(b"event: message_delta" in event for event in events[:whole])
+        assert begin == b"".join(events[: whole - held_back])
+        assert json.loads(end.removeprefix(b"data: "))["error"]["type"] == "upstream_error"
+    return None
+
+
+async def test_an_upstream_that_never_ends_the_body_keeps_no_connection(room: Room) -> None:
+    """The message has ended, so has the call; soon the connection does, too, and others get its place."""
+    exchange = read("framing/stays_open_after_the_end")
+    await see(room, exchange, CUTTINGS[0](exchange, random.Random(0)))
+    (way_up,) = room.stage.parts.pool.upstreams
+
+    async def free() -> bool:
+        return way_up.in_flight == 0
+
+    await eventually(free)
+
+
+REQUESTS: Final = sorted(path.stem for path in ROOT.glob("requests/*.json"))
+
+
+class Sent(msgspec.Struct, forbid_unknown_fields=True):
+    """What is sent beside a body, and what the client gets."""
+
+    shows: str
+    headers: dict[str, str] = {}
+    grow: dict[str, int] = {}
+    status: int = 200
+    error: str = ""
+    """An error code, or words of the message."""
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_a_request_goes_up_byte_for_byte_or_is_refused_before_it_costs_anything(room: Room, name: str) -> None:
+    sent = msgspec.toml.decode((ROOT / "requests" / f"{name}.toml").read_bytes(), type=Sent)
+    body = (ROOT / "requests" / f"{name}.json").read_bytes()
+    for mark, count in sent.grow.items():
+        body = body.replace(mark.encode(), b"x" * count)
+    plain = read("json/plain")
+    room.theirs.pieces, room.theirs.stays_open = CUTTINGS[0](plain, random.Random(0)), False
+    room.theirs.heard.clear()
+    before = (await room.stage.balance(room.alice))[0]
+    answer = await room.stage.post(room.alice, body, headers=sent.headers)
+    told = await answer.read(2**20)
+    assert answer.status == sent.status, told
+    if sent.status == 200:
+        assert (told, [asked for _, asked in room.theirs.heard]) == (plain.body, [body])
+        assert await room.metered(200) == plain.metered
+        before -= plain.metered.charged_nanos
+    else:
+        assert envelope(told)[0] == "invalid_request_error"
+        assert sent.error in told.decode()
+        assert room.theirs.heard == []
+        assert await room.stage.rows("SELECT count(*) FROM hold") == [(0,)]
+    assert (await room.stage.balance(room.alice))[0] == before
+
+
+def test_every_answer_has_its_expectation_and_every_expectation_its_answer() -> None:
+    for folder, data in (("answers", "*.http"), ("requests", "*.json")):
+        found = {path.with_suffix("") for path in (ROOT / folder).rglob(data)}
+        told = {path.with_suffix("") for path in (ROOT / folder).rglob("*.toml")}
+        assert found == told != set()
