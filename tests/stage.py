@@ -68,6 +68,13 @@ class Stage:
             )
         return Person(account.id, email, key)
 
+    async def sibling(self, person: Person) -> Person:
+        """Give a customer with another key of the same account."""
+        key = await create_key(
+            self.gateway.store, person.account_id, "other", self.gateway.config.keys.prefix, self.gateway.clock()
+        )
+        return Person(person.account_id, person.email, key[1])
+
     async def post(
         self,
         person: Person,

@@ -45,17 +45,18 @@ async def make(stage: Stage, person: Person, requests: list[dict[str, Any]]) -> 
 
 
 async def ended(stage: Stage, person: Person, batch_id: str) -> dict[str, Any]:
-    """Wait until a batch has ended."""
-    found: dict[str, Any] = {}
+    """Ask after a batch, wait until it has ended, and ask again."""
+    status, batch = await call(stage, person, "GET", f"{PATH}/{batch_id}")
+    assert status == 200, batch
 
     async def has_ended() -> bool:
-        status, batch = await call(stage, person, "GET", f"{PATH}/{batch_id}")
-        assert status == 200, batch
-        found.update(batch)
-        return bool(batch["processing_status"] == "ended")
+        return bool(await stage.rows("SELECT 1 FROM batch WHERE id = ? AND state = 'ended'", batch_id))
 
-    await eventually(has_ended, 15)
-    return found
+    await eventually(has_ended, 20)
+    status, batch = await call(stage, person, "GET", f"{PATH}/{batch_id}")
+    assert (status, batch["processing_status"]) == (200, "ended")
+    assert isinstance(batch, dict)
+    return batch
 
 
 async def results(stage: Stage, person: Person, batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

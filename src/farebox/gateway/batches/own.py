@@ -149,7 +149,7 @@ class OwnRuns:
         sent = Sent(None)
         for number in range(_ROUNDS):
             if number:
-                await asyncio.sleep(min(_LONGEST_WAIT_S, self._retry_wait_s * 4**number))
+                await asyncio.sleep(min(_LONGEST_WAIT_S, self._retry_wait_s * 3**number))
             tries = Tries()
             began = asyncio.get_running_loop().time()
             try:

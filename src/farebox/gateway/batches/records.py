@@ -28,6 +28,11 @@ _PAGE: Final = 2_000
 OPEN: Final = "'waiting', 'sent', 'answered'"
 """States of items whose holds have not ended."""
 _LEASE_US: Final = 30_000_000
+_FREE: Final = (
+    "(lease_until < now_us() OR EXISTS (SELECT 1 FROM run r WHERE r.id = batch.run_id "
+    "AND (r.stopped_at IS NOT NULL OR r.reaped_at IS NOT NULL)))"
+)
+"""Whether no process works on a batch: its lease has lapsed, or it was that of one that has gone."""
 T = TypeVar("T")
 
 
@@ -267,14 +272,14 @@ class Records:
 
     async def take(self, batch: Batch) -> bool:
         """Take a batch to work on, or keep it; False while another process has it."""
-        free = "OR lease_until < now_us()" if self._store.shared else "OR 1 = 1"
-        sql = f"UPDATE batch SET run_id = ?, lease_until = now_us() + ? WHERE id = ? AND (run_id = ? {free})"  # noqa: S608
+        free = _FREE if self._store.shared else "1 = 1"
+        sql = f"UPDATE batch SET run_id = ?, lease_until = now_us() + ? WHERE id = ? AND (run_id = ? OR {free})"  # noqa: S608
         values = (self.run_id, _LEASE_US, batch.id, self.run_id)
         return bool((await self._store.write([(sql, values)]))[0])
 
     async def unattended(self) -> list[Batch]:
         """Read batches of Farebox's own that no process works on."""
-        free = "lease_until < now_us()" if self._store.shared else "(lease_until < now_us() OR run_id <> ?)"
+        free = _FREE if self._store.shared else f"(run_id <> ? OR {_FREE})"
         values = () if self._store.shared else (self.run_id,)
         sql = f"{_READ} WHERE way = 'own' AND state IN ('in_progress', 'canceling') AND {free} ORDER BY id"
         return _batches(await self._store.fetch(sql, values))
