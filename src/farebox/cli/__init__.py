@@ -20,13 +20,14 @@ from farebox.cli.payments import payments
 from farebox.cli.receipt import receipt
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
+from farebox.cli.upstream import upstream
 from farebox.errors import FareboxError
 
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, invite, key, outbox),
     "Books": (usage, ledger, audit, receipt),
-    "Operate": (doctor, payments, backup, migrate, config, version),
+    "Operate": (doctor, upstream, payments, backup, migrate, config, version),
 }
 _EXAMPLES = (
     "farebox demo                             # a gateway to try, with a customer and a key",

@@ -1,6 +1,5 @@
 """The checks of `farebox doctor`. Each looks and tells; none changes anything."""
 
-import asyncio
 import errno
 import os
 import resource
@@ -10,7 +9,7 @@ import stat
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -24,8 +23,6 @@ from farebox.clock import US_PER_S, iso
 from farebox.config import Config, load_config
 from farebox.errors import ConfigError
 from farebox.gateway.settings import Features
-from farebox.http.client import HttpClient, read_origin
-from farebox.http.failures import UpstreamError
 from farebox.money import format_usd
 from farebox.store.schema import VERSION
 from farebox.store.sqlite import OLDEST_SQLITE
@@ -91,14 +88,14 @@ def check_machine(config: Config) -> Iterator[Finding]:
     yield from _check_public_url(config)
 
 
-def check_offer(config: Config) -> Iterator[Finding]:
+def check_offer(config: Config, upstreams: Sequence[UpstreamSettings]) -> Iterator[Finding]:
     """Look at what is sold: that every class has a price, where money would be lost, and who serves it."""
     free = [model.id for model in config.models if any(0 in _prices(rates) for rates in _sold(model))]
     below = [model.id for model in config.models if _sold_below_list(model)]
     unserved = [
         model.id
         for model in config.models
-        if not any(not u.models or {model.id, *model.aliases} & set(u.models) for u in config.upstreams)
+        if not any(not u.models or {model.id, *model.aliases} & set(u.models) for u in upstreams)
     ]
     if free:
         yield Finding("prices", "warn", f"sold for nothing in part: {_some(free)}", "make sure that you mean it")
@@ -141,45 +138,6 @@ def _people_findings(config: Config) -> Iterator[Finding]:
     if not config.server.secret:
         advice = "set [server] secret; without it a copy of the database shows second factors' and webhooks' secrets"
         yield Finding("secret", "warn", "none of your own", advice)
-
-
-async def check_upstreams(config: Config) -> list[Finding]:
-    """Ask every upstream for its models, all at once: whether it is there, and takes its key."""
-    return list(await asyncio.gather(*(_ask(upstream) for upstream in config.upstreams)))
-
-
-async def _ask(upstream: UpstreamSettings) -> Finding:
-    name = f"upstream {upstream.name}"
-    if not upstream.base_url:
-        return Finding(name, "ok", "simulator in this process")
-    origin = read_origin(upstream.base_url)
-    client = HttpClient(origin, connect_s=10.0, connections=1)
-    headers = [
-        (b"x-api-key", upstream.api_key.reveal().encode("latin-1")),
-        (b"anthropic-version", b"2023-06-01"),
-        (b"user-agent", b"farebox-doctor"),
-    ]
-    started = time.monotonic()
-    try:
-        answer = await client.request("GET", "/v1/models?limit=1", headers, b"", first_byte_s=15.0)
-        answer.abandon()
-    except UpstreamError as error:
-        return Finding(
-            name, "FAIL", f"{upstream.base_url} does not answer: {error}", "check base_url and the way there"
-        )
-    finally:
-        await client.close()
-    millis = (time.monotonic() - started) * 1000
-    if answer.status in {401, 403}:
-        advice = "check api_key: that it is whole, in force, and meant for this upstream"
-        return Finding(name, "FAIL", f"{upstream.base_url} refuses the key (status {answer.status})", advice)
-    if answer.status != 200:
-        advice = "not every server that speaks Messages lists models; try a call"
-        return Finding(name, "warn", f"{upstream.base_url} answered {answer.status} to GET /v1/models", advice)
-    if urlsplit(upstream.base_url).scheme == "http" and origin.host not in _LOOPBACK:
-        advice = "use https, or a network that is yours alone"
-        return Finding(name, "warn", f"{upstream.base_url} takes the key, but over plain http", advice)
-    return Finding(name, "ok", f"{upstream.base_url} takes the key ({millis:.0f} ms)")
 
 
 def _check_secrets(file: Path | None) -> Iterator[Finding]:

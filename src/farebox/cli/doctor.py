@@ -8,10 +8,11 @@ import click
 
 from farebox.cli.bitcoin_checks import check_bitcoin
 from farebox.cli.btcpay_checks import check_btcpay
-from farebox.cli.checks import Finding, check_machine, check_offer, check_upstreams, read_settings
+from farebox.cli.checks import Finding, check_machine, check_offer, read_settings
 from farebox.cli.common import Invocation, common_options, pass_invocation, print_json
 from farebox.cli.payments_online import check_chains
 from farebox.cli.postgres_checks import check_postgres
+from farebox.cli.upstream_checks import check_upstreams, look_at_entered
 
 _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
@@ -51,13 +52,15 @@ async def _examine(invocation: Invocation, *, offline: bool) -> int:
     if config is not None:
         for finding in await check_postgres(config) if config.database_path is None else ():
             tell(finding)
-        for finding in (*check_machine(config), *check_offer(config)):
+        entered = await look_at_entered(config)
+        upstreams = (*config.upstreams, *entered.upstreams)
+        for finding in (*check_machine(config), *check_offer(config, upstreams), *entered.findings):
             tell(finding)
         if not offline:
             if sys.stderr.isatty() and not invocation.as_json:
-                click.echo(f"asking {len(config.upstreams)} upstreams …", err=True)
+                click.echo(f"asking {len(upstreams)} upstreams …", err=True)
             coins = (*await check_bitcoin(config), *await check_chains(config), *await check_btcpay(config))
-            for finding in (*await check_upstreams(config), *coins):
+            for finding in (*await check_upstreams(config, upstreams), *coins):
                 tell(finding)
     if not invocation.as_json:
         click.echo("Something would fail; see above." if failures else "Ready to open the doors.")

@@ -18,6 +18,7 @@ KINDS: Final[Mapping[str, str]] = {
     "bedrock": "Amazon Bedrock, with an access key or a Bedrock API key",
     "vertex": "Google Vertex AI, with a service account",
     "foundry": "Microsoft Foundry, with a key or an application in Entra",
+    "chat": "OpenAI's Chat Completions, translated: vLLM, llama.cpp, Ollama, OpenRouter, DeepSeek, OpenAI",
     "simulator": "Made-up answers, for trials: nothing is sent anywhere",
 }
 """What each kind is, in words for operators."""
@@ -151,6 +152,13 @@ def texts_of(settings: UpstreamSettings) -> dict[str, str]:
     return {name: _show(value) for name, value in plain_of(settings).items() if name not in _BARE}
 
 
+def said_by(settings: UpstreamSettings) -> set[str]:
+    """Name the settings that count as given (checks.problems): whoever serves at a URL of its own may want no key."""
+    said = {name for name in _types() if getattr(settings, name)}
+    own = settings.base_url and settings.base_url.rstrip("/") != usual_url(settings)
+    return said | {"api_key"} if settings.kind == "anthropic" and own else said
+
+
 def read_name(text: str) -> str:
     """Read the name of a new upstream. Raises ValueError, in words that go on from "name"."""
     if not _NAME.fullmatch(text):
@@ -171,7 +179,8 @@ def read_fields(
 ) -> tuple[UpstreamSettings, dict[str, str]]:
     """Read a form; answers what is wrong with it, by setting, in words that go on from its name.
 
-    `kept` are the secrets that stay where the form says nothing, `sold` the ids of models by all their names.
+    `kept` are the secrets that stay where the form says nothing, empty where they are not looked up; `sold` the ids of
+    models by all their names.
     """
     wrong: dict[str, str] = {}
     values: dict[str, Any] = {}
@@ -187,9 +196,7 @@ def read_fields(
         except ValueError as error:
             wrong[field.name] = str(error)
     settings = UpstreamSettings(name=name, kind=kind, **values)
-    said = {field for field, value in values.items() if value}
-    if kind == "anthropic" and settings.base_url and settings.base_url.rstrip("/") != usual_url(settings):
-        said.add("api_key")  # others than the provider may want none
+    said = said_by(settings) | kept.keys()
     for field_name, problem in problems(settings, said):
         wrong.setdefault(field_name, _for_forms(problem))
     return settings, wrong

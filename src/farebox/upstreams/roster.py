@@ -14,6 +14,7 @@ from farebox.errors import FareboxError
 from farebox.store.protocol import Reading
 from farebox.upstreams.checks import problems
 from farebox.upstreams.entries import Entry, Opener, list_entries, opened
+from farebox.upstreams.fields import said_by
 from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 
@@ -122,7 +123,7 @@ class Roster:
             return self._unusable(entry, _SHADOWED)
         try:
             settings = opened(entry, self._seals)
-            for field, problem in problems(settings, {"api_key"}):
+            for field, problem in problems(settings, said_by(settings)):
                 return self._unusable(entry, f"{field} {problem}")
             upstream = await self._make(settings)
         except (FareboxError, ValueError) as error:

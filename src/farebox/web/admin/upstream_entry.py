@@ -14,7 +14,7 @@ from farebox.accounts.audit_log import Facts, record
 from farebox.accounts.sessions import Session
 from farebox.errors import FareboxError, InvalidRequest, NotFound
 from farebox.store.protocol import Statement
-from farebox.upstreams.entries import Entry, Record, add_entry, change_entry, find_entry, remove_entry
+from farebox.upstreams.entries import Entry, Record, add_entry, change_entry, find_entry, remove_entry, reveal
 from farebox.upstreams.fields import (
     KINDS,
     Field,
@@ -32,8 +32,6 @@ from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
 
 _HERE: Final = "/admin/upstreams"
-_KEPT: Final = "kept"
-"""Stands for a secret that is not looked at."""
 
 
 class Shown(Struct, frozen=True):
@@ -108,11 +106,10 @@ class UpstreamEntries:
             return self._show(request, me, kind, texts, {}, entry=entry)
         form = await read_form(request)
         said = _said(kind, form)
-        kept = {name: _KEPT for name in entry.moments if not said.get(name)}
+        kept, refusal = self._kept(entry, said)
         settings, wrong = read_fields(entry.name, kind, said, kept, self._sold(entry))
         blank = {name: type(getattr(settings, name))("") for name in kept if hasattr(settings, name)}
         settings = replace(settings, **blank)
-        refusal = ""
         if form.get("base") != str(entry.changed_at_us):
             refusal = "somebody else has changed this upstream meanwhile: look again"
         if not wrong and not refusal:
@@ -140,6 +137,15 @@ class UpstreamEntries:
                 kind, texts = "anthropic", {}
             return self._show(request, me, kind, texts, {}, entry=entry, unremoved=str(refused))
         return await self._done()
+
+    def _kept(self, entry: Entry, said: Mapping[str, str]) -> tuple[dict[str, str], str]:
+        """Give the secrets that stay as they are; and why they cannot be had, if so."""
+        stay = [name for name in entry.moments if not said.get(name)]
+        try:
+            secrets = reveal(entry, self._seals) if stay else {}
+        except FareboxError as error:
+            return dict.fromkeys(stay, ""), f"{error}; or enter what is secret anew"
+        return {name: secrets.get(name, "") for name in stay}, ""
 
     async def _find(self, request: Request) -> Entry:
         try:

@@ -11,8 +11,8 @@ from starlette.routing import Route
 from farebox.accounts.audit_log import REASON_CHARS, record
 from farebox.accounts.sessions import Session
 from farebox.books.figures import HOUR_US
-from farebox.store.protocol import Statement
 from farebox.upstreams.checks import goes_in_the_clear
+from farebox.upstreams.switches import switch
 from farebox.upstreams.trial import Trial
 from farebox.web.admin.guard import Admins, operator_of
 from farebox.web.kit import Kit
@@ -24,8 +24,6 @@ _LAST_HOUR: Final = (
     "sum(CASE WHEN attempts > 1 THEN 1 ELSE 0 END), sum(first_byte_us), count(first_byte_us) FROM usage "
     "WHERE at >= ? AND upstream IS NOT NULL GROUP BY upstream"
 )
-_DRAIN: Final = "INSERT INTO upstream_switch (name, drained_at) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
-_ENABLE: Final = "DELETE FROM upstream_switch WHERE name = ?"
 
 
 class Hour(Struct, frozen=True):
@@ -62,10 +60,10 @@ class Upstreams:
 
     async def drain(self, request: Request, me: Session) -> Response:
         """Send no new call to an upstream, in any process; those under way end."""
-        return await self._switch(request, me, (_DRAIN, (request.path_params["name"], self._clock())), "drain")
+        return await self._switch(request, me, "drain")
 
     async def enable(self, request: Request, me: Session) -> Response:
-        return await self._switch(request, me, (_ENABLE, (request.path_params["name"],)), "enable")
+        return await self._switch(request, me, "enable")
 
     async def test(self, request: Request, me: Session) -> Response:
         name = request.path_params["name"]
@@ -75,7 +73,7 @@ class Upstreams:
             raise HTTPException(404)
         return await self._show(request, me, name, trial)
 
-    async def _switch(self, request: Request, me: Session, change: Statement, what: str) -> Response:
+    async def _switch(self, request: Request, me: Session, what: str) -> Response:
         name = request.path_params["name"]
         state = next((one for one in self._backstage.upstreams() if one.name == name), None)
         if state is None:
@@ -86,7 +84,7 @@ class Upstreams:
             by = operator_of(request, me)
             facts = ({"drained": not wanted}, {"drained": wanted})
             line = record(by.name, by.address, f"upstream.{what}", f"upstream:{name}", *facts, reason)
-            await self._store.write([change, line])
+            await self._store.write([switch(name, self._clock(), drained=wanted), line])
             await self._backstage.follow_upstreams()
         return RedirectResponse(_HERE, 303)
 
