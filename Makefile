@@ -27,7 +27,7 @@ test: $(VENV)/.dev  ## Run every test, real clients included
 	bash tests/clients/install.sh
 	bash tests/deploy/install.sh
 	bash tests/chains/install.sh
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## Lint, formatting, types, layers
 	@$(BIN)/ruff check .

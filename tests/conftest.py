@@ -4,9 +4,12 @@ A test that is about the books, however indirectly, runs once on each kind of da
 for something made of it.
 """
 
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -22,13 +25,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+_SLOW: Final = re.compile(r"tests/(?:clients|kill|races|workers)/|browser|fuzz|at_random|speed|demo|/test_random")
+"""Files that take long for the number of their tests, by their paths."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        turns = _turns(items)
+        items.sort(key=lambda item: turns[_file(item)])
     chosen = config.getoption("store")
     if chosen == "both":
         return
     left_out = [item for item in items if _kind(item) not in {None, chosen}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _turns(items: Sequence[pytest.Item]) -> dict[str, tuple[int, int, str]]:
+    """Say which file comes when where several run at once: first what is slow, so that nothing long is left over.
+
+    Of that, one file of each folder and then the next of each, since those of a folder wait for the same things; of
+    the others the largest first.
+    """
+    sizes = Counter(map(_file, items))
+    turns = {name: (1, -size, name) for name, size in sizes.items()}
+    of_folder: Counter[str] = Counter()
+    for name in sorted(filter(_SLOW.search, sizes)):
+        folder = name.rpartition("/")[0]
+        turns[name] = (0, of_folder[folder], name)
+        of_folder[folder] += 1
+    return turns
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _kind(item: pytest.Item) -> object:
