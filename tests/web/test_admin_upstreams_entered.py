@@ -18,7 +18,6 @@ from tests.web.operators import books_hold, enter_admin, forget_proof, written
 
 HERE: Final = "/admin/upstreams"
 KEY: Final = "sk-upstream-9f8e7d6c5b4a-0x7q2"
-SECRET: Final = '[server]\nport = 0\nmetrics = "off"\nshutdown_s = 5\nsecret = "a secret of the configuration"\n'
 
 
 async def add(operator: Browser, name: str, base_url: str, key: str = KEY, **fields: str) -> Page:

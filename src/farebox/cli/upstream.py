@@ -174,7 +174,10 @@ def add(invocation: Invocation, /, name: str, kind: str, reason: str, **given: s
 @common_options
 @pass_invocation
 def edit(invocation: Invocation, /, name: str, reason: str, **given: str | None) -> None:
-    """Change settings of an upstream that was entered; what is not named stays. An empty text makes it as usual."""
+    """Change an upstream that was entered.
+
+    What is not named stays as it is; an empty text makes it as usual. A secret is replaced, never shown.
+    """
     renewed = any(value is not None for option, value in given.items() if option.startswith("secret_"))
     config = invocation.config(secrets=renewed)
 
