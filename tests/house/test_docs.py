@@ -38,10 +38,8 @@ TABLES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     **{f"[[{name}]]": (type_,) for name, type_ in TABLE_LISTS.items()},
     "Prices": (PriceTable,),
 }
-UNSAID = dict.fromkeys(
-    ("api_key", "secret_access_key", "session_token", "service_account", "client_secret"), "none"
-)
-"""Their default is an empty secret, and that upstream has none."""
+UNSAID = {"api_key": "none"}
+"""Its default is an empty secret, and that upstream has none."""
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:

@@ -17,6 +17,7 @@ from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of, demand_of
 from farebox.gateway.levels import Levels
+from farebox.gateway.messages import speaks_of_the_operator
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
@@ -145,6 +146,10 @@ class Listing:
             answer = await self._pool.send(tries, ask, conversation=conversation)
             try:
                 data = await answer.read(_ANSWER_BYTES)
+                if answer.status >= 400 and speaks_of_the_operator(data):
+                    self._pool.note_unfunded(tries)
+                    await self._pool.prepare_retry(tries)
+                    continue
                 self._pool.note_success(tries)
                 break
             except UpstreamError as error:

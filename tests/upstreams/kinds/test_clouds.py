@@ -182,14 +182,16 @@ async def test_no_header_of_a_customer_chooses_anything_of_the_operators(open_cl
     theirs = {
         "x-amz-security-token": "mallory", "x-amz-date": "20000101T000000Z", "x-amzn-bedrock-guardrailidentifier": "g",
         "x-goog-user-project": "mallory", "x-vertex-ai-llm-request-type": "dedicated", "api-key": "mallory",
-        "x-ms-client": "mallory", "ocp-apim-subscription-key": "mallory", "authorization": "Bearer mallory",
+        "x-ms-client": "mallory",
+        "x-http-method-override": "DELETE", "ocp-apim-subscription-key": "mallory", "authorization": "Bearer mallory",
         "accept": "text/event-stream", "x-stainless-lang": "python",
     }  # fmt: skip
     async with open_cloud(way) as (stage, cloud):
         assert (await stage.post(stage.alice, message(), headers=theirs)).status == 200
         (request,) = asked(cloud)
         assert "mallory" not in str(request.fields)
-        assert not [name for name, _ in request.fields if name.startswith(("x-goog", "x-vertex", "x-ms", "ocp"))]
+        clouds = ("x-goog", "x-vertex", "x-ms", "ocp", "x-http")
+        assert not [name for name, _ in request.fields if name.startswith(clouds)]
         assert stage.alice.key not in str(request.fields)
         assert request.headers["x-stainless-lang"] == "python"
         assert len({name for name, _ in request.fields}) == len(request.fields)
@@ -247,6 +249,12 @@ async def test_an_error_in_the_envelope_passes_as_it_came(open_cloud: OpenCloud,
         assert await stage.ask(stage.alice) == (400, ENVELOPED)
 
 
+ON_DEMAND: Final = (
+    "Invocation of model ID anthropic.claude-sonnet-4-6 with on-demand throughput isn\u2019t supported. Retry your request "
+    "with the ID or ARN of an inference profile that contains this model."
+)
+
+
 def google(status: int, code: str) -> Said:
     return Said(status, {"error": {"code": status, "message": "projects/fare-project", "status": code}})
 
@@ -263,7 +271,7 @@ HIDDEN: Final[dict[str, tuple[str, Said]]] = {
     "expired": ("invoke", aws(403, "ExpiredTokenException", "expired")),
     "no such model": ("invoke", aws(404, "ResourceNotFoundException", "arn:aws:bedrock:123456789012")),
     "no such id": ("invoke", aws(400, "ValidationException", "The provided model identifier is invalid.")),
-    "on demand": ("invoke", aws(400, "ValidationException", "Invocation of model ID x with on-demand throughput …")),
+    "on demand": ("invoke", aws(400, "ValidationException", ON_DEMAND)),
     "denied, messages": ("messages", aws(403, "AccessDeniedException", "arn:aws:iam::123456789012")),
     "google quota": ("vertex", google(429, "RESOURCE_EXHAUSTED")),
     "google denied": ("vertex", google(403, "PERMISSION_DENIED")),
@@ -382,3 +390,43 @@ async def test_without_a_token_the_upstream_cannot_be_reached_and_the_log_says_w
         assert len(cloud.requests) <= 2  # and not once for every try
         assert "invalid_grant Invalid JWT Signature." in str(stage.events)
         assert not asked(cloud)
+
+
+async def test_a_count_hides_what_is_the_operators_as_well(open_cloud: OpenCloud) -> None:
+    said = aws(400, "ValidationException", "The provided model identifier is invalid.")
+    body = {"model": "claude-sonnet-4-6", "messages": [{"role": "user", "content": "Hi"}]}
+    async with open_cloud("invoke") as (stage, cloud):
+        cloud.next = [said] * 20
+        answer = await stage.post(stage.alice, body, path="/v1/messages/count_tokens")
+        assert answer.status == 502
+        assert b"identifier" not in await answer.read(2**16)
+
+
+@pytest.mark.parametrize("way", ["invoke", "messages", "vertex", "foundry"])
+async def test_a_large_body_is_signed_and_sent_whole(open_cloud: OpenCloud, way: str) -> None:
+    async with open_cloud(way) as (stage, cloud):
+        status, _ = await stage.ask(stage.alice, "ä" * 2**20, max_tokens=1)
+        assert status == 200
+        assert len(asked(cloud)[0].raw) > 2**20
+        assert not cloud.refused
+
+
+@pytest.mark.parametrize("way", ["invoke", "messages"])
+async def test_no_customer_can_spoil_a_signature(open_cloud: OpenCloud, way: str) -> None:
+    """Else mallory could have the upstream taken for one that refuses its operator."""
+    async with open_cloud(way) as (stage, cloud):
+        odd = {"content-type": 'Application/JSON ;  charset="utf-8"', "x-amz-content-sha256": "UNSIGNED-PAYLOAD"}
+        for query in ("", "?beta=true", "?a=%2F%zz&b=%ff&a=+x&&c=%C3%A9;d", "?Z=1&a=2&A=3&a="):
+            answer = await stage.post(stage.alice, message(), headers=odd, path=f"/v1/messages{query}")
+            assert answer.status == 200, query
+            await answer.read(2**20)
+        assert not cloud.refused
+
+
+@pytest.mark.parametrize("name", ["Operation not allowed", "The provided model identifier is invalid."])
+async def test_no_customer_can_have_the_upstream_taken_for_broken(open_cloud: OpenCloud, name: str) -> None:
+    async with open_cloud("invoke") as (stage, cloud):
+        cloud.next = [aws(400, "ValidationException", f"{name}: Extra inputs are not permitted")] * 8
+        for _ in range(8):
+            assert (await stage.ask(stage.alice, **{name: 1}))[0] == 400
+        assert (await stage.ask(stage.alice))[0] == 200

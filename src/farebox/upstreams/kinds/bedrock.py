@@ -35,6 +35,8 @@ _SSE: Final = b"text/event-stream; charset=utf-8"
 _PROFILE: Final = re.compile(r"(?:arn:.*:inference-profile/)?[a-z-]{2,12}\.(?=anthropic\.)")
 """How the id of an inference profile across regions begins, before that of its model."""
 _COUNT_BYTES: Final = 64 * 1024
+_TYPE: Final = frozenset({b"content-type"})
+"""It is signed: whatever a customer makes of it, the signature must be right."""
 _OWN_HEADERS: Final = frozenset({VERSION, BETA, b"accept", b"content-type"})
 
 
@@ -139,7 +141,7 @@ class BedrockMessages:
         body = ask.body if name == ask.said else with_fields(ask.body, model=name)
         query = signable_query(ask.query)
         target = f"{ask.path}?{query}" if query else ask.path
-        headers = with_betas(upward(ask.headers), self._betas)
+        headers = [*with_betas(upward(ask.headers, _TYPE), self._betas), JSON]
         headers += await self._credential.headers(ask.method, target, headers, body)
         return Outgoing(ask.method, target, headers, body)
 

@@ -10,7 +10,8 @@ BETA: Final = b"anthropic-beta"
 _FIRST_VERSION: Final = "2023-06-01"
 _STAY_HERE: Final = (b"x-amz-", b"x-amzn-", b"x-goog-", b"x-vertex-", b"x-ms-", b"apim-", b"azureml-", b"ocp-apim-")
 """Headers of clouds choose accounts, quotas and prices of the operator's."""
-_KEYS: Final = frozenset({b"api-key", b"x-anthropic-beta"})
+_KEYS: Final = frozenset({b"api-key", b"x-http-method", b"x-http-method-override", b"x-method-override"})
+"""So do keys; and a request of another method is another one (Google's APIs heed these)."""
 CLOUD_BETAS: Final[Mapping[str, str]] = {"advanced-tool-use-2025-11-20": "tool-search-tool-2025-10-19"}
 """What Bedrock and Vertex AI call betas otherwise (Claude Code's own table)."""
 

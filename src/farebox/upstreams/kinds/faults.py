@@ -61,17 +61,15 @@ _OPERATORS_CODES: Final = frozenset(
     }
 )
 """What Google and Azure say of a project, a deployment or a model that was never set up."""
-_OPERATORS_WORDS: Final = (
-    "The provided model identifier is invalid",
-    "Invocation of model ID",
-    "Access to this model is not available",
-    "You don't have access to the model",
-    "Operation not allowed",
+_OPERATORS_WORDS: Final = re.compile(
+    r"The provided model identifier is invalid\.?|Operation not allowed\.?"
+    r"|Invocation of model ID \S+ with on-demand throughput isn.t supported\.[^:]*"
+    r"|Access to this model is not available for [^:]*"
 )
-"""How Bedrock's ValidationExceptions about the operator's account begin."""
+"""Bedrock's ValidationExceptions about the operator's account. Only the whole counts, and that without a colon: what
+begins so may be the name of a field that a customer made up, to have an upstream taken for broken."""
 _ACCOUNT: Final = re.compile(r"arn:aws[\w-]*(?::[^\s:]*){4,}|\bprojects/[\w.-]+(?::[\w-]+)?")
 """What names the operator's account or project within words that are otherwise the customer's to see."""
-_SET_UP: Final = "the upstream does not serve this model to this gateway"
 _DROPPED: Final = frozenset(
     {b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"connection", b"keep-alive"}
 )
@@ -131,9 +129,11 @@ class _Envelope:
 
 def _envelope(status: int, code: str, words: str) -> bytes:
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    if code in _OPERATORS_CODES or (status == 400 and words.startswith(_OPERATORS_WORDS)):
-        kind, words = "billing_error", _SET_UP
-    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": _ACCOUNT.sub("…", words)}})
+    if code in _OPERATORS_CODES or (status == 400 and _OPERATORS_WORDS.fullmatch(words)):
+        kind = "billing_error"  # which is shown to the operator alone
+    else:
+        words = _ACCOUNT.sub("…", words)
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": words}})
 
 
 def _read(body: bytes) -> tuple[str | None, str]:

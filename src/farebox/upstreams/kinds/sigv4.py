@@ -5,7 +5,6 @@ Source: AWS, "Create a signed AWS API request". Paths are signed encoded twice, 
 
 import hashlib
 import hmac
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -73,11 +72,12 @@ def sign(
 
 def signable_query(query: str) -> str:
     """Write a query so that nobody can read it in two ways: every character but the plain ones percent-encoded."""
-    return "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in _pairs(query))
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    return "&".join(f"{_quoted(name)}={_quoted(value)}" for name, value in pairs)
 
 
-def _pairs(query: str) -> Sequence[tuple[str, str]]:
-    return parse_qsl(query, keep_blank_values=True, errors="surrogateescape", encoding="utf-8")
+def _quoted(text: str) -> str:
+    return quote(text, safe="~", errors="surrogateescape")
 
 
 def _by_name(pair: str) -> tuple[str, str]:
