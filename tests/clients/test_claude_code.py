@@ -1,15 +1,19 @@
 """Claude Code from npm, in print mode, as its users set it up: two variables and nothing else."""
 
+import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.clients.run import HERE, Ended, charges, check_books, run, wanted
+from farebox.accounts.key_rules import Rules
+from farebox.accounts.keys import change_key, find_key
+from farebox.billing.budgets import period_start_us
+from tests.clients.run import ENVS, Ended, charges, check_books, run, wanted
 from tests.stage import Person, Stage, open_stage
 
-CLAUDE = HERE / "node" / "node_modules" / "@anthropic-ai" / "claude-code-linux-x64" / "claude"
+CLAUDE = ENVS / "claude-code" / "node_modules" / "@anthropic-ai" / "claude-code-linux-x64" / "claude"
 OPENED = 100 * 10**9
 ANSWER = "This is the Farebox simulator answering as claude-opus-5-5"
 
@@ -55,6 +59,25 @@ async def test_two_dollars_are_enough_though_it_asks_for_128_000_tokens(stage: S
     assert ended.code == 0, ended
     assert ANSWER in ended.out
     await check_books(stage, carol, 2 * 10**9)
+
+
+@pytest.mark.parametrize(("percent", "warned_at"), [(10, None), (80, 0.75), (97, 0.95)])
+async def test_it_warns_by_itself_when_much_of_what_its_key_may_spend_is_used(
+    stage: Stage, tmp_path: Path, percent: int, warned_at: float | None
+) -> None:
+    store, clock = stage.gateway.store, stage.gateway.clock
+    key = await find_key(store, stage.alice.key)
+    await change_key(store, key, "k", Rules(limit_nanos=50 * 10**9, resets="monthly"), clock())
+    spent = (percent * 5 * 10**8, period_start_us("monthly", clock()))
+    await store.write([("UPDATE key_budget SET used_nanos = ?, since = ?", spent)])
+    stage.gateway.gatehouse.forget_keys()
+    env = {"ANTHROPIC_BASE_URL": stage.base_url, "ANTHROPIC_AUTH_TOKEN": stage.alice.key}
+    env["CLAUDE_CODE_USE_GATEWAY"] = "1"
+    args = ("-p", "say ok", "--output-format", "stream-json", "--verbose")
+    ended = await run(wanted(CLAUDE), *args, env=env, cwd=tmp_path)
+    assert ended.code == 0, ended
+    events = [json.loads(line) for line in ended.out.splitlines() if "rate_limit_event" in line]
+    assert [event["rate_limit_info"].get("surpassedThreshold") for event in events] == [warned_at]
 
 
 async def test_the_turns_after_a_tool_are_served_as_well(stage: Stage, tmp_path: Path) -> None:

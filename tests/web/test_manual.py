@@ -33,7 +33,7 @@ from farebox.web.docs.endpoints import endpoints
 from farebox.web.docs.markdown import LANGUAGES
 from farebox.web.offer import Offer
 from farebox.web.swap import swaps
-from tests.clients.run import HERE, Ended, charges, check_books, run, wanted
+from tests.clients.run import ENVS, Ended, charges, check_books, run, wanted
 from tests.clients.test_claude_code import CLAUDE
 from tests.clients.test_documented import curl
 from tests.house.pages import ROOT, codes, rows, section
@@ -125,7 +125,7 @@ async def run_sample(language: str, text: str, key: str, home: Path) -> Ended:
         case "python":
             return await run(sys.executable, "-c", text, env=env, cwd=home)
         case "typescript":  # it has no types in it, so Node.js runs it as it stands
-            (home / "node_modules").symlink_to(wanted(HERE / "node" / "node_modules"))
+            (home / "node_modules").symlink_to(wanted(ENVS / "typescript-sdk" / "node_modules"))
             (home / "sample.mjs").write_text(text)
             return await run("node", home / "sample.mjs", env=env, cwd=home)
         case "claude-code":
@@ -167,8 +167,11 @@ async def test_openapi_describes_every_endpoint_and_no_other(plain: Stage) -> No
     server: Any = plain.gateway._server
     routes = next(one.__self__ for one in vars(server).values() if isinstance(getattr(one, "__self__", None), Routes))
     base = "/api/proxy/v1"
-    served = {(method, path) for path, (method, _) in routes._exact.items() if path.startswith(f"{base}/")}
-    served |= {(method, f"{begin}{{}}{end}") for begin, end, method, _ in routes._under if begin.startswith(f"{base}/")}
+    patterns = {path: methods for path, methods in routes._exact.items() if path.startswith(f"{base}/")}
+    patterns |= {
+        f"{begin}{{}}{end}": methods for (begin, end), methods in routes._under.items() if begin.startswith(f"{base}/")
+    }
+    served = {(method, path) for path, methods in patterns.items() for method in methods}
     served = {(method, path) for method, path in served if not path.startswith(f"{base}/v1/")}
     told = {(method, re.sub(r"\{\w+\}", "{}", f"/api/proxy{path}")) for method, path, _ in operations(described)}
     assert told == served
@@ -184,7 +187,11 @@ async def test_answers_are_as_described(plain: Stage, endpoint: Endpoint) -> Non
     headers.append((b"accept", b"application/json"))
     body = json.dumps(endpoint.example).encode() if endpoint.example is not None else b""
     answer = await plain.client.request(endpoint.method, f"/api/proxy{path}", headers, body, first_byte_s=30)
-    value = json.loads(await answer.read(2**20))
+    data = await answer.read(2**20)
+    if endpoint.only_streams:
+        assert (answer.status, answer.header(b"content-type")) == (200, b"text/event-stream; charset=utf-8")
+        return
+    value = json.loads(data)
     assert answer.status == 200, value
     assert misfits(endpoint.answer, value) == []
     assert misfits(endpoint.answer, endpoint.answer_example) == []
@@ -237,6 +244,7 @@ def test_the_reference_pages_have_what_openapi_has() -> None:
     """Each field of each operation is on its page, as required as it is."""
     page_of = {"messages": "messages", "count_tokens": "count-tokens", "models": "models", "model": "models"}
     page_of |= {"quote": "quotes", "receipt": "receipts", "statusline": "status-line"}
+    page_of |= dict.fromkeys(("doctor", "doctor_stream"), "claude-code")
     page_of |= dict.fromkeys(("balance", "usage", "key", "request"), "account")
     for _, _, operation in operations(json.loads(BOOK.openapi)):
         source = BOOK.pages[page_of[operation["operationId"]]].source
@@ -244,7 +252,7 @@ def test_the_reference_pages_have_what_openapi_has() -> None:
         if "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             fields |= {name: name in schema["required"] for name in schema["properties"]}
-        assert fields or operation["operationId"] in {"balance", "key"}
+        assert fields or operation["operationId"] in {"balance", "key", "doctor", "doctor_stream"}
         for name, required in fields.items():
             entry = re.search(rf"^- `{name}` \*[a-z ]+\*( \*\*required\*\*)?$", source, re.MULTILINE)
             assert entry is not None, name

@@ -57,6 +57,7 @@ from farebox.web.second_factor import SecondFactorRoom
 from farebox.web.second_step import SecondStep
 from farebox.web.security import Guard
 from farebox.web.settings import Settings
+from farebox.web.setup import Setup
 from farebox.web.sign_in import SignIn
 from farebox.web.takeout import Takeout
 from farebox.web.topups import TopupRoom
@@ -151,6 +152,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         TopupRoom(kit),
         Receipts(kit),
         SignedReceipts(kit),
+        Setup(kit.offer),
         Settings(kit),
         Confirm(kit),
         SecondFactorRoom(kit),

@@ -7,6 +7,7 @@ from farebox.billing.usage import Line, Usage
 from farebox.books.call_receipts import show_line
 from farebox.books.log import itemise
 from farebox.money import decimal_usd
+from farebox.web.docs.doctor_endpoints import doctor_endpoints
 from farebox.web.docs.endpoint import EVERYWHERE, WITH_A_BODY, Endpoint, Field, Schema
 from farebox.web.offer import Offer
 
@@ -37,6 +38,7 @@ def account_endpoints(offer: Offer) -> tuple[Endpoint, ...]:
         _request(call),
         _receipt(call, offer.public_url, offer.key_prefix),
         _statusline(),
+        *doctor_endpoints(),
     )
 
 

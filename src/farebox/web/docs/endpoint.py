@@ -31,7 +31,7 @@ class Endpoint(Struct, frozen=True):
     """One thing to ask the gateway for. `path` is below the base URL."""
 
     slug: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     title: str
     words: str
@@ -42,10 +42,15 @@ class Endpoint(Struct, frozen=True):
     answer_example: Schema
     refusals: tuple[type[Refusal], ...]
     streams: bool = False
+    only_streams: bool = False
+    """The answer is a stream, and never a whole."""
     passes_on: bool = False
     """What a provider refuses with is passed on."""
     answers_text: bool = False
     """The answer is a line of text, and JSON to who accepts it."""
+
+    answers_lines: bool = False
+    """The answer is one such value a line."""
 
     @property
     def body(self) -> tuple[Field, ...]:

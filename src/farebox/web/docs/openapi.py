@@ -78,8 +78,12 @@ def _operation(endpoint: Endpoint, table: list[Advice]) -> Schema:
 
 def _answer(endpoint: Endpoint) -> Schema:
     content: Schema = {"application/json": {"schema": endpoint.answer, "example": endpoint.answer_example}}
+    if endpoint.only_streams:
+        content = {"text/event-stream": {"schema": _EVENT}}
     if endpoint.streams:
         content["text/event-stream"] = {"schema": _EVENT}
+    if endpoint.answers_lines:
+        content = {"application/x-jsonl": {"schema": {"type": "string"}}}
     if endpoint.answers_text:
         content["text/plain"] = {"schema": {"type": "string"}}
     return {
