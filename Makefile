@@ -13,7 +13,7 @@ JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format bench soak demo-chains screenshots lock clean help
+.PHONY: run test clients check format bench soak demo-chains screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ test: $(VENV)/.dev  ## Run every test, real clients included
 	bash tests/deploy/install.sh
 	bash tests/chains/install.sh
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+clients: $(VENV)/.dev  ## Run every client that docs/clients.md names, and write its table there (CLIENTS="langchain llm" for some; a few minutes)
+	@bash tests/clients/install.sh $(if $(CLIENTS),$(CLIENTS),all)
+	$(BIN)/python -m tests.clients $(CLIENTS)
 
 check: $(VENV)/.dev  ## Lint, formatting, types, layers
 	@$(BIN)/ruff check .
@@ -61,7 +65,7 @@ lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/clients/node/node_modules .clients .peers .screenshots .chains
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Install the clients that the tests here run: an older Python SDK, the TypeScript SDK, Claude Code, and cURL.
-# Quick when all is there already. The current Python SDK is part of the development environment.
+# Install clients, each with what it needs into an environment of its own, .clients/NAME, at the versions and hashes that
+# envs/NAME locks. Without arguments those that `make test` runs, with `all` every one, else those named.
+# Quick when all is there already.
 set -eu
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
 
 want() { # command, Debian package
     command -v "$1" >/dev/null && return
@@ -13,23 +15,36 @@ want() { # command, Debian package
     $sudo apt-get install -y -qq "$2" >/dev/null
 }
 
-same() { # file, its copy from when it was last installed
-    cmp -s "$1" "$2"
+add() { # name of a client
+    home=$root/.clients/$1
+    lock=envs/$1/requirements.txt
+    [ -f "$lock" ] || lock=envs/$1/package-lock.json
+    cmp -s "$lock" "$home/.installed" && return
+    echo "Installing $1 ..."
+    rm -rf "$home"
+    case $lock in
+    *.txt)
+        "$python" -m venv --without-pip "$home"
+        "$python" -m pip --python "$home/bin/python" install --quiet --disable-pip-version-check --no-compile \
+            --require-hashes --only-binary :all: -r "$lock"
+        ;;
+    *.json)
+        mkdir -p "$home"
+        cp "envs/$1/package.json" "$lock" "envs/$1/.npmrc" "$home"
+        (cd "$home" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+        ;;
+    esac
+    cp "$lock" "$home/.installed"
 }
 
 want curl curl
 want node nodejs
 want npm npm
-
-if ! same node/package-lock.json node/node_modules/.installed; then
-    echo "Installing the TypeScript SDK and Claude Code ..."
-    (cd node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
-    cp node/package-lock.json node/node_modules/.installed
-fi
-if ! same python/requirements.txt "$root/.clients/python/.installed"; then
-    echo "Installing an older Python SDK ..."
-    rm -rf "$root/.clients/python"
-    "${PYTHON:-$root/.venv/bin/python}" -m pip install --quiet --disable-pip-version-check --no-deps \
-        --require-hashes --target "$root/.clients/python" -r python/requirements.txt
-    cp python/requirements.txt "$root/.clients/python/.installed"
-fi
+case ${1-} in
+'') names="anthropic-1 typescript-sdk claude-code pydantic-ai vercel-ai" ;;
+all) names=$(ls envs) ;;
+*) names=$* ;;
+esac
+for name in $names; do
+    add "$name"
+done

@@ -10,6 +10,8 @@ from tests.stage import Person, Stage
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+ENVS = ROOT / ".clients"
+"""Where install.sh puts the clients, each in a directory of its own."""
 LIMIT_S = 120.0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.run import HERE, ROOT, Ended, charges, check_books, run, wanted
+from tests.clients.run import ENVS, ROOT, Ended, charges, check_books, run, wanted
 from tests.stage import Stage
 
 OPENED = 100 * 10**9
@@ -66,7 +66,7 @@ async def test_a_documented_python_snippet_works_as_it_stands(stage: Stage, tmp_
 @pytest.mark.parametrize("script", documented("ts"))
 async def test_a_documented_typescript_snippet_works_as_it_stands(stage: Stage, tmp_path: Path, script: str) -> None:
     """It has no types in it, so Node.js runs it as it stands."""
-    (tmp_path / "node_modules").symlink_to(wanted(HERE / "node" / "node_modules"))
+    (tmp_path / "node_modules").symlink_to(wanted(ENVS / "typescript-sdk" / "node_modules"))
     (tmp_path / "snippet.mjs").write_text(filled_in(script, stage))
     ended = await run("node", tmp_path / "snippet.mjs", env={"FAREBOX_KEY": stage.alice.key}, cwd=tmp_path)
     await check_charged(stage, ended, "Farebox simulator")

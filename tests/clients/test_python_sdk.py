@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.clients.run import HERE, ROOT, charges, check_books, run, wanted
+from tests.clients.run import ENVS, HERE, charges, check_books, run, wanted
 from tests.stage import MODEL, Stage, open_stage
 
 OPENED = 100 * 10**9
@@ -165,7 +164,7 @@ async def test_each_refusal_is_the_right_exception_with_the_gateway_s_words(sdk:
         (anthropic.BadRequestError, None, ask(model="gpt-4"), "is not sold here"),
         (anthropic.BadRequestError, None, ask(max_tokens=-5), "got -5"),
         (anthropic.BadRequestError, None, ask(extra_body={"temperature": 2}), "temperature must be 0…1"),
-        (anthropic.NotFoundError, None, lambda c: c.messages.batches.create(requests=[]), "nothing at"),
+        (anthropic.NotFoundError, None, lambda c: c.get("/v1/hologram", cast_to=object), "nothing at"),
         (
             anthropic.RequestBodyEncodingUnsupportedError,
             None,
@@ -242,12 +241,12 @@ async def test_the_rate_limit_is_a_rate_limit_error_with_its_headers(tmp_path: P
 
 
 async def test_the_older_sdk_that_sends_x_api_key_works_untouched(stage: Stage, tmp_path: Path) -> None:
+    python = wanted(ENVS / "anthropic-1" / "bin" / "python")
     env = {
-        "PYTHONPATH": str(wanted(ROOT / ".clients" / "python")),
         "ANTHROPIC_BASE_URL": stage.base_url,
         "ANTHROPIC_API_KEY": stage.alice.key,
     }
-    ended = await run(sys.executable, HERE / "python" / "older.py", env=env, cwd=tmp_path)
+    ended = await run(python, HERE / "envs" / "anthropic-1" / "older.py", env=env, cwd=tmp_path)
     assert ended.code == 0, ended.err
     said = json.loads(ended.out)
     assert said["version"] == "1.17.0"

@@ -1,22 +1,26 @@
 """The official TypeScript SDK under Node.js: base URL and key from the environment, nothing else changed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.run import HERE, charges, check_books, run, wanted
+from tests.clients.run import ENVS, HERE, charges, check_books, run, wanted
 from tests.stage import MODEL, Stage, open_stage
 
-NODE = HERE / "node"
+HOME = ENVS / "typescript-sdk"
 OPENED = 100 * 10**9
 
 
 async def act(stage: Stage, home: Path, *scene: str, key: str = "") -> Any:
-    wanted(NODE / "node_modules" / "@anthropic-ai" / "sdk")
+    script = home / "sdk.mjs"
+    if not script.exists():
+        (home / "node_modules").symlink_to(wanted(HOME / "node_modules"))
+        shutil.copy(HERE / "envs" / "typescript-sdk" / "sdk.mjs", script)
     env = {"ANTHROPIC_BASE_URL": stage.base_url, "ANTHROPIC_API_KEY": key or stage.alice.key}
-    ended = await run("node", NODE / "sdk.mjs", *scene, env=env, cwd=home)
+    ended = await run("node", script, *scene, env=env, cwd=home)
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
 

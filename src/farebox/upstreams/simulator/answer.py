@@ -223,7 +223,8 @@ def _thinking(ask: Ask, knobs: Knobs, budget: int) -> Block | None:
 def _text(ask: Ask, knobs: Knobs, wanted: int | None) -> str:
     if knobs.big_event:
         return answer_text(ask, knobs.big_event // 4 + 1, echo=False)[: knobs.big_event]
-    schema = members(members(ask.fields.get("output_config")).get("format")).get("schema")
+    wanted_format = members(ask.fields.get("output_config")).get("format") or ask.fields.get("output_format")
+    schema = members(wanted_format).get("schema")
     if schema and wanted is None and not knobs.echo:
         return _encode(fits(schema)).decode()
     return answer_text(ask, wanted, echo=knobs.echo)
