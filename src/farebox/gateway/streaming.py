@@ -77,11 +77,13 @@ class Streams:
 
         Raises UpstreamError when it broke before anything of it reached the client.
         """
-        hidden_rate = call.model.output_tokens_per_s if thinks_hidden(call.asked) else 0
+        upstream = call.tries.upstream
+        thinks = thinks_hidden(call.asked) or (upstream is not None and not upstream.kind.speaks_messages)
+        hidden_rate = call.model.output_tokens_per_s if thinks else 0
         relay = Relay(
             answer,
             call.exchange,
-            stall_s=(call.tries.upstream.stall_s if call.tries.upstream else None) or self._limits.stall_s,
+            stall_s=(upstream.stall_s if upstream else None) or self._limits.stall_s,
             keep_alive_s=self._limits.keep_alive_ping_s,
             hidden_rate=hidden_rate,
         )
@@ -210,8 +212,8 @@ class Streams:
             usage = read_usage(counts, relay.meter.model or call.model.id, long_cache_asked=call.demand.caches_long)
         except UnusableUsage:
             return None, bound
-        if call.demand.web_searches:
-            return usage, bound  # each search adds input later on
+        if call.demand.web_searches or not any(line.prompt_tokens for line in usage.lines):
+            return usage, bound  # each search adds input later on; no input at all means that it is told at the end
         return usage, call.catalogue.price(usage, call.model).cost_nanos
 
     def _usage_is_usable(self, call: Call, relay: Relay) -> bool:

@@ -27,7 +27,7 @@ def problems(settings: UpstreamSettings, said: Container[str]) -> Iterator[tuple
         yield "speed", 'is for upstreams of kind "simulator" without a base_url; leave it out'
     yield from faults_of(settings, said)
     url = settings.base_url or usual_url(settings)
-    if url and (wrong := _wrong_about(url)):
+    if url and (wrong := _wrong_about(url, settings.kind)):
         yield "base_url", wrong
 
 
@@ -53,7 +53,7 @@ def sendable(text: str) -> bool:
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
-def _wrong_about(url: str) -> str:
+def _wrong_about(url: str, kind: str) -> str:
     try:
         parts = urlsplit(url)
         whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -63,6 +63,6 @@ def _wrong_about(url: str) -> str:
         return f'is "{url[:60]}"; it must be a URL such as "{ANTHROPIC_URL}"'
     if parts.username or parts.password:
         return "holds a password; say api_key instead"
-    if parts.path.rstrip("/").endswith("/v1"):
+    if kind != "chat" and parts.path.rstrip("/").endswith("/v1"):
         return f'is "{url[:60]}"; leave out the /v1 at its end, it is added'
     return ""

@@ -27,6 +27,15 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TEXT_CHARS: Final = 2_000
 _SECRET_CHARS: Final = 20_000
 _MODELS_MOST: Final = 200
+_DOCUMENTS: Final = frozenset({"service_account"})
+"""Secrets that are more than a word."""
+_URLS: Final[Mapping[str, str]] = {
+    "anthropic": ANTHROPIC_URL,
+    "bedrock": "as its region has it",
+    "vertex": "as its region has it",
+    "foundry": "as its resource has it",
+    "simulator": "one inside the process that serves",
+}
 _BARE: Final = frozenset({"name", "kind"})
 """What an upstream keeps as long as it is there."""
 
@@ -49,11 +58,14 @@ FIELDS: Final = (
     Field(
         "base_url",
         "Base URL",
-        "Without /v1. It is you who is trusted here: it may be any address this server reaches, private ones included.",
-        usual=ANTHROPIC_URL,
+        "Without /v1; for kind chat with it. It is you who is trusted here: it may be any address this server reaches, "
+        "private ones included.",
     ),
     Field(
-        "api_key", "API key", "Kept sealed, and never shown again.", ("anthropic", "bedrock", "foundry", "simulator")
+        "api_key",
+        "API key",
+        "Kept sealed, and never shown again.",
+        ("anthropic", "bedrock", "foundry", "chat", "simulator"),
     ),
     Field(
         "api", "API", "By InvokeModel, or by the endpoint that speaks the Messages API.", ("bedrock",), usual="invoke"
@@ -61,7 +73,7 @@ FIELDS: Final = (
     Field("region", "Region", "Such as us-east-1 at AWS; us-east5, global or eu at Google.", ("bedrock", "vertex")),
     Field("access_key_id", "Access key", "Of AWS; or say an API key of Bedrock.", ("bedrock",)),
     Field("secret_access_key", "Secret access key", "Kept sealed, and never shown again.", ("bedrock",)),
-    Field("session_token", "Session token", "Of temporary credentials, which are not renewed.", ("bedrock",)),
+    Field("session_token", "Session token", "Of temporary credentials, which are not renewed.", ("bedrock",), lines=3),
     Field("project", "Project", "Its id.", ("vertex",), usual="the service account's own"),
     Field("service_account", "Service account", "Its key file, JSON. Kept sealed.", ("vertex",), lines=6),
     Field("resource", "Resource", "Its name in Azure.", ("foundry",)),
@@ -81,6 +93,24 @@ FIELDS: Final = (
         "Names in anthropic-beta that this cloud refuses.",
         ("bedrock", "vertex", "foundry"),
     ),
+    Field(
+        "output_tokens",
+        "Output tokens",
+        "The most it writes at once; a larger max_tokens is lowered to it.",
+        ("chat",),
+        usual="as asked for",
+    ),
+    Field("max_tokens_as", "Name of max_tokens", "What this server calls it.", ("chat",), usual="max_tokens"),
+    Field("thinking", "Thinking", "How a wish for it is put.", ("chat",), usual="off"),
+    Field("thinking_history", "Earlier thinking", "What becomes of it in later calls.", ("chat",), usual="drop"),
+    Field(
+        "later_system",
+        "Later system messages",
+        "Whose words they are put as: models' templates may allow none after the first.",
+        ("chat",),
+        usual="system",
+    ),
+    Field("takes", "Takes as well", "Of top_k, pdf and continuous_usage, what this server understands.", ("chat",)),
     Field(
         "models",
         "Models it serves",
@@ -116,6 +146,11 @@ FIELDS: Final = (
 def fields_of(kind: str) -> list[Field]:
     """Give the fields of a kind, in the order of the form."""
     return [field for field in FIELDS if not field.kinds or kind in field.kinds]
+
+
+def usual_of(field: Field, kind: str) -> str:
+    """Say what holds when a field is left empty."""
+    return _URLS.get(kind, "") if field.name == "base_url" else field.usual
 
 
 def is_secret(name: str) -> bool:
@@ -210,7 +245,7 @@ def _for_forms(problem: str) -> str:
 def _read_secret(field: Field, text: str) -> str:
     if len(text) > _SECRET_CHARS:
         raise ValueError(f"is longer than {_SECRET_CHARS:,} characters")
-    if text and field.lines == 1 and not sendable(text):
+    if text and field.name not in _DOCUMENTS and not sendable(text):
         raise ValueError("is no key: one is of letters, digits and signs, without spaces or line breaks")
     return text
 

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from farebox.secret import Secret
 
-UpstreamKind = Literal["anthropic", "simulator", "bedrock", "vertex", "foundry"]
+UpstreamKind = Literal["anthropic", "simulator", "bedrock", "vertex", "foundry", "chat"]
 
 
 class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,5 +53,17 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Foundry: where tokens of Entra are had; other clouds of Azure have others."""
     drop_betas: tuple[str, ...] = ()
     """Clouds: names in `anthropic-beta` that this one refuses; they are left out."""
+    max_tokens_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Chat: what max_tokens is called there."""
+    output_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Chat: the most that the server writes at once; a larger max_tokens is lowered to it. 0: as much as is asked."""
+    thinking: Literal["off", "reasoning_effort"] = "off"
+    """Chat: how a wish for thinking is put."""
+    thinking_history: Literal["drop", "reasoning_content"] = "drop"
+    """Chat: what becomes of the thinking in earlier answers."""
+    later_system: Literal["system", "user"] = "system"
+    """Chat: whose words a system message after the first is put as."""
+    takes: tuple[Literal["top_k", "pdf", "continuous_usage"], ...] = ()
+    """Chat: what the server takes that not all do."""
     speed: Annotated[float, Meta(ge=0)] | None = None
     """Output tokens a second of a simulator in this process; 0: as fast as possible."""

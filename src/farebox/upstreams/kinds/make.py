@@ -5,6 +5,7 @@ from typing import Final
 from farebox.http.client import read_origin
 from farebox.upstreams.kinds.anthropic import Anthropic
 from farebox.upstreams.kinds.bedrock import BedrockInvoke, BedrockMessages, Credential
+from farebox.upstreams.kinds.chat import Chat, Manner
 from farebox.upstreams.kinds.clouds import CLOUD_BETAS
 from farebox.upstreams.kinds.foundry import Foundry, entra_tokens
 from farebox.upstreams.kinds.kind import Kind
@@ -47,6 +48,8 @@ def make_kind(settings: UpstreamSettings) -> Kind:
             return _make_bedrock(settings)
         case "vertex":
             return _make_vertex(settings)
+        case "chat":
+            return _make_chat(settings)
         case "foundry":
             tokens = None
             if settings.tenant_id:
@@ -68,6 +71,18 @@ def _make_bedrock(settings: UpstreamSettings) -> Kind:
     )
     betas = {**CLOUD_BETAS, **dict.fromkeys(settings.drop_betas, "")}
     return BedrockMessages(credential, betas) if settings.api == "messages" else BedrockInvoke(credential, betas)
+
+
+def _make_chat(settings: UpstreamSettings) -> Kind:
+    manner = Manner(
+        max_tokens_as=settings.max_tokens_as,
+        output_tokens=settings.output_tokens,
+        thinking=settings.thinking,
+        thinking_history=settings.thinking_history,
+        later_system=settings.later_system,
+        takes=frozenset(settings.takes),
+    )
+    return Chat(read_origin(settings.base_url), settings.api_key, manner)
 
 
 def _make_vertex(settings: UpstreamSettings) -> Kind:

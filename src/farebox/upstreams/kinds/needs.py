@@ -25,6 +25,12 @@ _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "client_secret": ("foundry",),
     "authority": ("foundry",),
     "drop_betas": ("bedrock", "vertex", "foundry"),
+    "max_tokens_as": ("chat",),
+    "output_tokens": ("chat",),
+    "thinking": ("chat",),
+    "thinking_history": ("chat",),
+    "later_system": ("chat",),
+    "takes": ("chat",),
 }
 """The kinds that a setting is for; those not named here are for all."""
 
@@ -45,6 +51,8 @@ def faults_of(settings: UpstreamSettings, said: Container[str]) -> Iterator[tupl
             yield from _of_vertex(settings, said)
         case "foundry":
             yield from _of_foundry(settings, said)
+        case "chat":
+            yield from _of_chat(settings)
 
 
 def quoted(text: str) -> str:
@@ -100,6 +108,13 @@ def _of_foundry(settings: UpstreamSettings, said: Container[str]) -> Iterator[tu
             "authority",
             f'is {quoted(settings.authority)}; it must be a URL such as "https://login.microsoftonline.com"',
         )
+
+
+def _of_chat(settings: UpstreamSettings) -> Iterator[tuple[str, str]]:
+    if not settings.base_url:
+        yield "base_url", 'is missing; it must be the URL of a server, such as "http://localhost:8000/v1"'
+    elif settings.base_url.rstrip("/").endswith("/chat/completions"):
+        yield "base_url", f"is {quoted(settings.base_url[:60])}; leave out the /chat/completions, it is added"
 
 
 def _given(value: str | Secret) -> bool:
