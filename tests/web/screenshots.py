@@ -52,10 +52,19 @@ async def demo(speed: str) -> AsyncIterator[dict[str, Any]]:
                 line = await asyncio.wait_for(process.stdout.readline(), 60)
                 assert line, "the demo did not start"
                 shown = json.loads(line)
+            await _enter_upstream(f"{data}/farebox.toml")
             yield shown
         finally:
             process.terminate()
             await process.wait()
+
+
+async def _enter_upstream(config: str) -> None:
+    """Enter an upstream, so that there is one to change."""
+    words = ("upstream", "add", "spare", "--kind", "simulator", "--weight", "0", "--config", config)
+    command = (sys.executable, "-c", "from farebox.cli import main; main()", *words)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
 
 
 class Photographer:

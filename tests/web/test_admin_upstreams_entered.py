@@ -22,9 +22,9 @@ KEY: Final = "sk-upstream-9f8e7d6c5b4a-0x7q2"
 
 async def add(operator: Browser, name: str, base_url: str, key: str = KEY, **fields: str) -> Page:
     """Enter an upstream of kind anthropic by the form."""
-    form = await operator.get(f"{HERE}/new?kind=anthropic")
+    form = await operator.get(f"{HERE}/new/of/anthropic")
     values = {"name": name, "base_url": base_url, "secret_api_key": key, "reason": "a new one", **fields}
-    return await operator.submit(form, f"{HERE}/new", **values)
+    return await operator.submit(form, f"{HERE}/new/of/anthropic", **values)
 
 
 async def edit(operator: Browser, name: str, **fields: str) -> Page:
@@ -273,12 +273,12 @@ async def test_plain_http_over_more_than_a_private_network_is_warned_of(stage: S
 async def test_only_operators_who_have_proved_who_they_are_see_the_form(stage: Stage) -> None:
     operator, mallory = await enter_admin(stage), await enter(stage, stage.bob.email)
     await add(operator, "mine", "http://127.0.0.1:9")
-    for path in (f"{HERE}/new", f"{HERE}/mine/edit"):
+    for path in (f"{HERE}/new/of/anthropic", f"{HERE}/mine/edit"):
         assert (await mallory.get(path)).status == 404
         assert (await operator.get(f"{HERE}/nothing/edit")).status == 404
     form = await operator.get(f"{HERE}/mine/edit")
     await forget_proof(stage)
-    for path in (f"{HERE}/new", f"{HERE}/mine/edit"):
+    for path in (f"{HERE}/new/of/anthropic", f"{HERE}/mine/edit"):
         assert (await operator.get(path)).path.startswith("/confirm?")
     page = await operator.submit(form, f"{HERE}/mine/edit", secret_api_key="sk-canary-of-a-key", reason="too late")
     assert page.path.startswith("/confirm")

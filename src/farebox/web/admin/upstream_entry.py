@@ -25,6 +25,7 @@ from farebox.upstreams.fields import (
     read_kind,
     read_name,
     texts_of,
+    usual_of,
 )
 from farebox.upstreams.settings import UpstreamKind
 from farebox.web.admin.guard import Admins, operator_of, read_reason
@@ -43,6 +44,7 @@ class Shown(Struct, frozen=True):
     error: str
     secret: bool
     choices: list[str]
+    usual: str
     set_at_us: int | None
 
 
@@ -61,20 +63,25 @@ class UpstreamEntries:
     def routes(self) -> list[Route]:
         page = self._admins.page
         return [
-            Route(f"{_HERE}/new", page(self.new, proof=True), methods=["GET", "POST"]),
+            Route(f"{_HERE}/new", page(self.kinds)),
+            Route(f"{_HERE}/new/of/{{kind}}", page(self.new, proof=True), methods=["GET", "POST"]),
             Route(f"{_HERE}/{{name}}/edit", page(self.edit, proof=True), methods=["GET", "POST"]),
             Route(f"{_HERE}/{{name}}/remove", page(self.remove), methods=["POST"]),
         ]
 
+    async def kinds(self, request: Request, me: Session) -> Response:
+        """Ask which kind a new one is."""
+        return self._pages.render(request, "admin/upstream_kinds.html", me=me, kinds=KINDS)
+
     async def new(self, request: Request, me: Session) -> Response:
-        """Ask for the kind, then for its settings; add the upstream."""
-        form = await read_form(request) if request.method == "POST" else {}
+        """Ask for the settings of a kind; add the upstream."""
         try:
-            kind = read_kind(form.get("kind") or request.query_params.get("kind", ""))
-        except ValueError:
-            return self._pages.render(request, "admin/upstream_kinds.html", me=me, kinds=KINDS)
+            kind = read_kind(request.path_params["kind"])
+        except ValueError as error:
+            raise HTTPException(404) from error
         if request.method == "GET":
             return self._show(request, me, kind, {}, {})
+        form = await read_form(request)
         settings, wrong = read_fields("new", kind, _said(kind, form), {}, self._sold())
         name = form.get("name", "").strip()
         try:
@@ -195,7 +202,7 @@ class UpstreamEntries:
             about=KINDS.get(kind, ""),
             entry=entry,
             readable=readable,
-            fields=[_shown(field, texts, wrong, moments) for field in fields_of(kind)],
+            fields=[_shown(field, kind, texts, wrong, moments) for field in fields_of(kind)],
             name=texts.get("name", ""),
             wrong=wrong,
             error=error,
@@ -213,7 +220,9 @@ def _input(name: str) -> str:
     return f"secret_{name}" if is_secret(name) else name
 
 
-def _shown(field: Field, texts: Mapping[str, str], wrong: Mapping[str, str], moments: Mapping[str, int]) -> Shown:
+def _shown(
+    field: Field, kind: str, texts: Mapping[str, str], wrong: Mapping[str, str], moments: Mapping[str, int]
+) -> Shown:
     secret = is_secret(field.name)
     value = "" if secret else texts.get(field.name, "")
     return Shown(
@@ -223,5 +232,6 @@ def _shown(field: Field, texts: Mapping[str, str], wrong: Mapping[str, str], mom
         error=wrong.get(field.name, ""),
         secret=secret,
         choices=choices_of(field.name),
+        usual=usual_of(field, kind),
         set_at_us=moments.get(field.name),
     )
