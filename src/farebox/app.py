@@ -23,6 +23,8 @@ from farebox.errors import ConfigError
 from farebox.frontage import make_frontage
 from farebox.gateway.batches.open import Batching, open_batches
 from farebox.gateway.bodies import Bodies
+from farebox.gateway.chat import front as chat
+from farebox.gateway.chat.answer import refusal_of
 from farebox.gateway.checkup import Checkup
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.customer import Customer
@@ -402,6 +404,8 @@ class Gateway:
             is_ready=lambda: self._ready and self.books is not None and self.books.available,
         )
         routes.add("POST", "/messages", messages.serve)
+        routes.add("POST", chat.PATH, chat.Chat(messages, parts.prices, self.clock).serve)
+        routes.refuse_as(chat.PATH, refusal_of)
         routes.add("POST", "/messages/count_tokens", listing.count_tokens)
         routes.add("POST", "/messages/batches", batching.desk.create)
         routes.add("GET", "/messages/batches", batching.desk.list)

@@ -1,6 +1,7 @@
 """The free endpoints: what is sold (GET …/models), and the upstream's token count (POST …/count_tokens)."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -31,6 +32,9 @@ Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 
 _ANSWER_BYTES: Final = 2**20
 _LONGEST_NUMBER: Final = 4
+_MOST_MODELS: Final = 1000
+"""What a client gets that knows of no pages."""
+_OWNER: Final = "system"
 
 
 class Listing:
@@ -81,7 +85,8 @@ class Listing:
 
     async def _models(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         query = parse_qs(exchange.query)
-        limit = _limit(query)
+        is_plain = exchange.header(b"anthropic-version") is None
+        limit = _MOST_MODELS if is_plain and "limit" not in query else _limit(query)
         models = [model for model in self._prices.now.models.values() if caller.may_use(model.id)]
         ids = [model.id for model in models]
         begin, end = 0, len(models)
@@ -94,8 +99,9 @@ class Listing:
         else:
             end = min(end, limit)
         more = begin > 0 if "before_id" in query else end < len(models)
-        page = [_describe(model) for model in models[begin:end]]
+        page = [_describe(model, plain=is_plain) for model in models[begin:end]]
         body = {
+            **({"object": "list"} if is_plain else {}),
             "data": page,
             "has_more": more,
             "first_id": page[0]["id"] if page else None,
@@ -109,7 +115,8 @@ class Listing:
         if model is None:
             raise NotFound(f"model: {name[:100]} is not sold here")
         self._keys.check_model(caller, model.id)
-        exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(_describe(model)))
+        described = _describe(model, plain=exchange.header(b"anthropic-version") is None)
+        exchange.respond(200, self._headers(caller, request_id), msgspec.json.encode(described))
 
     async def _count_tokens(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         if wait_s := self._counts.take(caller.account_id):
@@ -179,8 +186,11 @@ def _place(ids: list[str], model_id: str, name: str) -> int:
     return ids.index(model_id)
 
 
-def _describe(model: Model) -> dict[str, Any]:
+def _describe(model: Model, *, plain: bool) -> dict[str, Any]:
+    """Describe a model; to who names no version of the Messages API, with what other APIs say of one, too."""
+    others = {"object": "model", "created": _second_of(model), "owned_by": _OWNER} if plain else {}
     return {
+        **others,
         "type": "model",
         "id": model.id,
         "display_name": model.display_name,
@@ -193,6 +203,10 @@ def _describe(model: Model) -> dict[str, Any]:
             "list": _prices(model.rates.list),
         },
     }
+
+
+def _second_of(model: Model) -> int:
+    return int(datetime.fromisoformat(model.created_at).timestamp())
 
 
 def _prices(rates: Rates) -> dict[str, str]:

@@ -21,11 +21,13 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import error_body, error_headers
 from farebox.gateway.metrics import Metrics
-from farebox.http.exchange import Exchange
+from farebox.http.exchange import Exchange, Headers
 from farebox.ids import new_request_id, show_request_id
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 Methods = dict[str, Handler]
+Manner = Callable[[Refusal, str], tuple[int, Headers, bytes]]
+"""How a refusal is put to who asked, by the id of the call: status, headers and body."""
 Log = Callable[..., Any]
 
 _FILES: Final = ("/openapi.json", "/llms", "/.well-known/", "/statusline.sh", "/setup", "/doctor")
@@ -45,6 +47,7 @@ class Routes:
         self._pages: Handler | None = None
         self._exact: dict[str, Methods] = {}
         self._under: dict[tuple[str, str], Methods] = {}
+        self._manners: dict[str, Manner] = {}
         self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
         self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1")
 
@@ -59,6 +62,11 @@ class Routes:
                 self._under.setdefault((prefix + begin, end), {})[method] = handler
             else:
                 self._exact.setdefault(prefix + path, {})[method] = handler
+
+    def refuse_as(self, path: str, manner: Manner) -> None:
+        """Put what is refused at `path`, in every form of it, in the words of another API."""
+        for prefix in self._prefixes:
+            self._manners[prefix + path] = manner
 
     def add_pages(self, handler: Handler) -> None:
         """Serve whatever is no call by a handler of its own, the site. The probes that browsers never send stay."""
@@ -163,8 +171,12 @@ class Routes:
         if exchange.started or exchange.gone:
             return
         shown = show_request_id(request_id)
-        headers = [*error_headers(refusal), (b"request-id", shown.encode()), *refusal.headers]
-        exchange.respond(refusal.status, headers, error_body(refusal, shown))
+        status, headers, body = self._manners.get(exchange.path, _in_the_envelope)(refusal, shown)
+        exchange.respond(status, [*headers, (b"request-id", shown.encode()), *refusal.headers], body)
+
+
+def _in_the_envelope(refusal: Refusal, shown_id: str) -> tuple[int, Headers, bytes]:
+    return refusal.status, error_headers(refusal), error_body(refusal, shown_id)
 
 
 def _refuse_coding(exchange: Exchange) -> None:

@@ -192,6 +192,11 @@ class Exchange:
         self._connection.break_off(reset=reset)
 
     @property
+    def line(self) -> Line:
+        """The connection it came on, for an exchange that stands before this one."""
+        return self._connection
+
+    @property
     def backed_up(self) -> bool:
         """Whether the client reads more slowly than we write; `on_resumed` is called when that ends."""
         return self._connection.write_paused
