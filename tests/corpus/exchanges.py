@@ -99,10 +99,11 @@ def _unframed(head: bytes, body: bytes) -> bytes:
     whole = b""
     while body:
         line, _, body = body.partition(b"\r\n")
-        size = int(line.split(b";")[0], 16)
-        if not size:
+        size = re.fullmatch(rb"([0-9a-fA-F]+)(;.*)?", line)
+        if size is None or not int(size[1], 16):
             break
-        whole, body = whole + body[:size], body[size + 2 :]
+        end = int(size[1], 16)
+        whole, body = whole + body[:end], body[end + 2 :]
     return whole
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -105,6 +105,13 @@ async def room(
         async with open_stage(directory, upstreams=up, limits="attempts = 1", database_url=url) as stage:
             yield Room(stage, theirs, await stage.person("corpus@example.com", 10_000, plan="enterprise"))
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing falls through to the event loop, which would log it."""
+    yield
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def see(room: Room, exchange: Exchange, pieces: Sequence[bytes]) -> None:

@@ -125,6 +125,9 @@ class Meter:
         try:
             event = _read(payload)
             if name == b"message_start":
+                if self.started:
+                    self.broken = "the stream begins twice"
+                    return
                 message = event["message"]
                 self.started = True
                 self.model = str(message.get("model") or "")
