@@ -38,7 +38,7 @@ async def attempt(result: Result, part: Exercise, room: asyncio.Semaphore) -> No
         with tempfile.TemporaryDirectory(prefix="farebox-client-") as folder:
             try:
                 result.hosts |= await exercise(result.client, part, Path(folder))
-            except Exception:  # whatever it is, it is told and counted, and the others go on
+            except Exception:  # noqa: BLE001  whatever it is, it is told and counted, and the others go on
                 result.failed[part.name] = traceback.format_exc()
     outcome = "FAILED" if part.name in result.failed else "ok"
     print(f"{outcome:7}{result.client.name}: {part.name} ({time.monotonic() - begun:.1f} s)", flush=True)

@@ -1,8 +1,10 @@
 """The clients of docs/clients.md and what is exercised with each."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
+from tests.clients import agents
 from tests.clients.rounds import Client, Exercise, Round
 from tests.stage import MODEL
 
@@ -23,7 +25,7 @@ def streamed(seen: Any) -> None:
 def used_a_tool(seen: Any) -> None:
     """The client ran the tool with what the model gave, and the model was told what the tool said."""
     assert seen["called"] == ["simulated city"], seen
-    assert 'The tool answered: "Sunny in simulated city"' in seen["text"], seen
+    assert 'The tool answered: "Sunny in simulated city' in seen["text"], seen
 
 
 def fitted(seen: Any) -> None:
@@ -130,12 +132,20 @@ CLIENTS: Final = (
         ),
     ),
     Client(
+        "Claude Code",
+        "@anthropic-ai/claude-code",
+        "claude-code",
+        (BASE, KEY),
+        agents.CLAUDE_CODE,
+        agents.quiet("DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "DISABLE_AUTOUPDATER"),
+    ),
+    Client(
         "Claude Agent SDK",
         "claude-agent-sdk",
         "agent-sdk",
         (BASE, KEY),
-        scenes("message", "tool", "turns", "resumed", "poor"),
-        {"DISABLE_TELEMETRY": "1", "DISABLE_ERROR_REPORTING": "1", "DISABLE_AUTOUPDATER": "1"},
+        (*agents.AGENT_SDK, replace(SCENES["tool"], calls=None), SCENES["poor"]),
+        agents.quiet("DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "DISABLE_AUTOUPDATER"),
     ),
     Client(
         "LangChain",
@@ -175,5 +185,22 @@ CLIENTS: Final = (
         "vercel-ai",
         (f"{BASE}/v1", KEY),
         scenes("message", "stream", "tool", "structured", "retry", "poor"),
+    ),
+    Client("llm with llm-anthropic", "llm-anthropic", "llm", (BASE, KEY), agents.LLM),
+    Client(
+        "Aider",
+        "aider-chat",
+        "aider",
+        ("ANTHROPIC_API_BASE=https://HOST/api/proxy", KEY),
+        agents.AIDER,
+        {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+    ),
+    Client(
+        "OpenCode",
+        "opencode-linux-x64",
+        "opencode",
+        (f"{BASE}/v1", KEY),
+        agents.OPENCODE,
+        agents.quiet("OPENCODE_DISABLE_AUTOUPDATE", "OPENCODE_DISABLE_MODELS_FETCH", "OPENCODE_DISABLE_LSP_DOWNLOAD"),
     ),
 )

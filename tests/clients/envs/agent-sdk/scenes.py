@@ -50,7 +50,10 @@ async def message() -> Any:
 async def tool() -> Any:
     server = create_sdk_mcp_server("weather", tools=[get_weather])
     options = ClaudeAgentOptions(
-        model=MODEL, mcp_servers={"weather": server}, allowed_tools=["mcp__weather__get_weather"]
+        model=MODEL,
+        mcp_servers={"weather": server},
+        allowed_tools=["mcp__weather__get_weather"],
+        env={"ENABLE_TOOL_SEARCH": "false"},
     )
     async with ClaudeSDKClient(options) as client:
         await client.query("[[sim tool=mcp__weather__get_weather]] What is it like in Ghent?")
@@ -69,6 +72,10 @@ async def resumed() -> Any:
     first = await ended(query(prompt="How are you?", options=ClaudeAgentOptions(model=MODEL)))
     options = ClaudeAgentOptions(model=MODEL, resume=first["session"])
     return await ended(query(prompt="And now?", options=options)) | {"first": first["text"]}
+
+
+async def delegated() -> Any:
+    return await ended(query(prompt="[[sim tool=Agent]] Delegate it", options=ClaudeAgentOptions(model=MODEL)))
 
 
 async def poor() -> Any:
