@@ -36,6 +36,7 @@ from farebox.web.swap import swaps
 from tests.clients.run import ENVS, Ended, charges, check_books, run, wanted
 from tests.clients.test_claude_code import CLAUDE
 from tests.clients.test_documented import curl
+from tests.gateway.batches.bench import ended, make
 from tests.house.pages import ROOT, codes, rows, section
 from tests.stage import MODEL, Stage, open_stage
 from tests.web.browse import browser_of
@@ -113,7 +114,7 @@ async def test_every_sample_runs_as_it_stands(plain: Stage, tmp_path: Path, lang
     assert ended.code == 0, ended
     assert ended.out.strip(), ended
     charged = await check_books(plain, plain.alice, OPENED)
-    is_free = not re.search(r"v1/messages \\|\.messages\s*\.(?!count)|^claude ", text, re.MULTILINE)
+    is_free = not re.search(r"v1/messages \\|\.messages\s*\.(?!count)|^claude |chat/completions \\|chat\.completions", text, re.MULTILINE)
     assert (charged > 0) is not is_free
     if not is_free:
         assert [kind for kind, _, _ in await charges(plain, plain.alice)] == ["exact"]
@@ -183,6 +184,8 @@ async def test_answers_are_as_described(plain: Stage, endpoint: Endpoint) -> Non
     assert (await plain.ask(plain.alice))[0] == 200
     ((called,),) = await plain.rows("SELECT request_id FROM usage")
     path = endpoint.path.replace("{model_id}", MODEL).replace("{request_id}", f"req_{called.hex()}")
+    if "{message_batch_id}" in path:
+        path = path.replace("{message_batch_id}", await _ended_batch(plain))
     headers = [(b"x-api-key", plain.alice.key.encode()), (b"content-type", b"application/json")]
     headers.append((b"accept", b"application/json"))
     body = json.dumps(endpoint.example).encode() if endpoint.example is not None else b""
@@ -200,6 +203,15 @@ async def test_answers_are_as_described(plain: Stage, endpoint: Endpoint) -> Non
         assert value == endpoint.answer_example
 
 
+async def _ended_batch(stage: Stage) -> str:
+    """Make a batch of one message, and wait until it has ended."""
+    made = await make(
+        stage, stage.alice, [{"custom_id": "first", "params": {"model": MODEL, "max_tokens": 9, **ASKED}}]
+    )
+    return str((await ended(stage, stage.alice, made["id"]))["id"])
+
+
+ASKED: Final = {"messages": [{"role": "user", "content": "Hello"}]}
 REFUSED: Final[tuple[tuple[str, Any, int], ...]] = (
     ("POST /v1/messages", {}, 400),
     ("POST /v1/messages", {"model": MODEL, "messages": [], "temperature": 3}, 400),
@@ -243,8 +255,10 @@ async def test_refusals_are_as_described(plain: Stage, what: str, body: Any, sta
 def test_the_reference_pages_have_what_openapi_has() -> None:
     """Each field of each operation is on its page, as required as it is."""
     page_of = {"messages": "messages", "count_tokens": "count-tokens", "models": "models", "model": "models"}
-    page_of |= {"quote": "quotes", "receipt": "receipts", "statusline": "status-line"}
+    page_of |= {"chat_completions": "openai", "quote": "quotes", "receipt": "receipts", "statusline": "status-line"}
     page_of |= dict.fromkeys(("doctor", "doctor_stream"), "claude-code")
+    page_of |= dict.fromkeys(("create_batch", "list_batches", "get_batch", "cancel_batch"), "batches")
+    page_of |= dict.fromkeys(("delete_batch", "batch_results"), "batches")
     page_of |= dict.fromkeys(("balance", "usage", "key", "request"), "account")
     for _, _, operation in operations(json.loads(BOOK.openapi)):
         source = BOOK.pages[page_of[operation["operationId"]]].source

@@ -31,6 +31,8 @@ OUTCOMES: Final = {
     "refused_upstream": "The model's provider refused the request: free.",
     "upstream_broke": "The model's provider broke off or could not be reached: free.",
     "gateway_broke": "The gateway broke off: free.",
+    "canceled": "Its batch was cancelled before its turn had come: free.",
+    "expired": "Its batch had no time left for it: free.",
     "gateway_died": "The gateway ended before the call did; a later one closed it: free.",
 }
 KINDS: Final = {

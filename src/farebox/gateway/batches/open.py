@@ -63,15 +63,7 @@ def open_batches(
     records = Records(store)
     charges = Charges(store, ledger, prices, records, metrics, alert)
     native = Native(pool, records, charges, clock, log, alert)
-    own = OwnRuns(
-        pool,
-        records,
-        charges,
-        clock,
-        at_once=settings.at_once,
-        retry_wait_s=limits.retry_wait_s,
-        log=log,
-    )
+    own = OwnRuns(pool, records, charges, clock, at_once=settings.at_once, retry_wait_s=limits.retry_wait_s, log=log)
     making = Making(
         store=store,
         ledger=ledger,
