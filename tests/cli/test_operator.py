@@ -187,6 +187,16 @@ def test_the_doctor_finds_what_would_fail(farebox: Farebox, tmp_path: Path) -> N
         assert words in seen.out, words
 
 
+def test_the_doctor_looks_at_the_file_of_every_secret(farebox: Farebox, tmp_path: Path) -> None:
+    (tmp_path / "aws.key").write_text("canary")
+    (tmp_path / "aws.key").chmod(0o644)
+    (tmp_path / "farebox.toml").write_text(
+        '[[upstreams]]\nname = "a"\nkind = "bedrock"\nregion = "us-east-1"\naccess_key_id = "AKIA"\n'
+        'secret_access_key = "file:aws.key"\nmodels = { "claude-sonnet-4-6" = "us.anthropic.claude-sonnet-4-6" }\n'
+    )
+    assert "aws.key may be read by others" in farebox("doctor", "--offline").out
+
+
 def test_the_doctor_finds_a_clock_that_was_set_back(farebox: Farebox, tmp_path: Path) -> None:
     (tmp_path / "farebox.toml").write_text(SIMULATOR)
     farebox("account", "create", "alice@example.com")

@@ -24,6 +24,7 @@ from farebox.config import Config, load_config
 from farebox.errors import ConfigError
 from farebox.gateway.settings import Features
 from farebox.money import format_usd
+from farebox.secret import Secret
 from farebox.store.schema import VERSION
 from farebox.store.sqlite import OLDEST_SQLITE
 from farebox.upstreams.settings import UpstreamSettings
@@ -144,7 +145,9 @@ def _check_secrets(file: Path | None) -> Iterator[Finding]:
     """Look at who may read the files that hold secrets."""
     if file is None:
         return
-    keys = [str(up.get("api_key", "")) for up in tomllib.loads(file.read_text("utf-8")).get("upstreams", [])]
+    secret = [field.name for field in msgspec.structs.fields(UpstreamSettings) if field.type is Secret]
+    tables = tomllib.loads(file.read_text("utf-8")).get("upstreams", [])
+    keys = [str(up.get(name, "")) for up in tables for name in secret]
     holders = [file.parent / key.removeprefix("file:") for key in keys if key.startswith("file:")]
     if any(key and not key.startswith(("file:", "env:")) for key in keys):
         holders.append(file)

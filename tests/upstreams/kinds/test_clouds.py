@@ -250,8 +250,8 @@ async def test_an_error_in_the_envelope_passes_as_it_came(open_cloud: OpenCloud,
 
 
 ON_DEMAND: Final = (
-    "Invocation of model ID anthropic.claude-sonnet-4-6 with on-demand throughput isn\u2019t supported. Retry your request "
-    "with the ID or ARN of an inference profile that contains this model."
+    "Invocation of model ID anthropic.claude-sonnet-4-6 with on-demand throughput isn\u2019t supported. Retry your "
+    "request with the ID or ARN of an inference profile that contains this model."
 )
 
 
