@@ -57,12 +57,18 @@ class Entry(Struct, frozen=True):
     @property
     def moments(self) -> dict[str, int]:
         """Which secrets are kept, and when each was set."""
-        return msgspec.json.decode(self.set_at, type=dict[str, int])
+        try:
+            return msgspec.json.decode(self.set_at, type=dict[str, int])
+        except msgspec.DecodeError:
+            return {}
 
     @property
     def values(self) -> dict[str, Any]:
-        """What is not secret, as it was kept."""
-        return msgspec.json.decode(self.settings, type=dict[str, Any])
+        """What is not secret, as it was kept; nothing where that cannot be read."""
+        try:
+            return msgspec.json.decode(self.settings, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return {}
 
     @property
     def shown(self) -> UpstreamSettings:

@@ -13,6 +13,7 @@ from farebox.accounts.people import People
 from farebox.accounts.providers import Provider
 from farebox.accounts.sealing import Seals
 from farebox.accounts.signing import Signing
+from farebox.bills.watch import BillWatch
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.events.webhooks import Webhooks
@@ -35,6 +36,8 @@ class House(Struct, frozen=True):
     """Whether operators need a second factor."""
     cost_percent: int = 100
     """What upstreams charge, in percent of their list prices."""
+    has_secret: bool = True
+    """Whether secrets are sealed under one of the operator's own; if not, their key lies in the same database."""
     mail_host: str = ""
     """Where mail is handed in; empty: it waits in the outbox."""
     settings: Sequence[tuple[str, str, str, str]] = ()
@@ -65,4 +68,5 @@ class Kit(Struct, frozen=True, kw_only=True):
     identities: Identities
     providers: Mapping[str, Provider]
     """Other ways to sign in, by name."""
+    bills: BillWatch
     house: House

@@ -59,6 +59,7 @@ class UpstreamEntries:
         self._clock = kit.clock
         self._offer = kit.offer
         self._backstage = kit.backstage
+        self._has_secret = kit.house.has_secret
 
     def routes(self) -> list[Route]:
         page = self._admins.page
@@ -202,6 +203,7 @@ class UpstreamEntries:
             about=KINDS.get(kind, ""),
             entry=entry,
             readable=readable,
+            has_secret=self._has_secret,
             fields=[_shown(field, kind, texts, wrong, moments) for field in fields_of(kind)],
             name=texts.get("name", ""),
             wrong=wrong,
