@@ -27,6 +27,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TEXT_CHARS: Final = 2_000
 _SECRET_CHARS: Final = 20_000
 _MODELS_MOST: Final = 200
+_LARGEST: Final = 10_000_000
 _DOCUMENTS: Final = frozenset({"service_account"})
 """Secrets that are more than a word."""
 _URLS: Final[Mapping[str, str]] = {
@@ -277,9 +278,12 @@ def _read_value(name: str, text: str) -> Any:
     type_ = next(one.type for one in msgspec.structs.fields(UpstreamSettings) if one.name == name)
     lists = isinstance(_types()[name], inspect.VarTupleType)
     try:
-        return msgspec.convert(text.replace(",", " ").split() if lists else text, type_, strict=False)
+        value = msgspec.convert(text.replace(",", " ").split() if lists else text, type_, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"is “{text[:60]}”; it must be {_expected(_types()[name])}") from error
+    if isinstance(value, int | float) and not value <= _LARGEST:
+        raise ValueError(f"is “{text[:60]}”; it must be a number up to {_LARGEST:,}")
+    return value
 
 
 def _expected(type_: inspect.Type | None) -> str:
@@ -295,6 +299,8 @@ def _expected(type_: inspect.Type | None) -> str:
             return "true or false"
         case inspect.LiteralType(values=choices):
             return " or ".join(map(str, choices))
+        case inspect.VarTupleType(item_type=inspect.LiteralType(values=choices)):
+            return f"some of {', '.join(map(str, choices))}"
         case _:
             return "a text"
 
