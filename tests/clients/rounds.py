@@ -129,7 +129,10 @@ async def exercise(client: Client, part: Exercise, folder: Path) -> set[str]:
     """
     home = folder / "home"
     home.mkdir()
-    async with open_stage(folder, limits="attempts = 1") as stage, open_fence() as (fence, proxied):
+    async with (
+        open_stage(folder, "[batches]\npoll_s = 0.1\n", limits="attempts = 1") as stage,
+        open_fence() as (fence, proxied),
+    ):
         person = stage.bob if part.poor else stage.alice
         base = stage.base_url.removesuffix("/api/proxy")
         env = {

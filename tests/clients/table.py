@@ -59,6 +59,15 @@ def passed_betas(seen: Any) -> None:
     counted(seen)
 
 
+def batched(seen: Any) -> None:
+    """Two items, one of which the simulator refuses: that one is free."""
+    assert seen["status"] == "ended", seen
+    assert seen["results"]["good"] == "succeeded", seen
+    assert seen["results"]["bad"] == "errored", seen
+    assert ANSWER in seen["text"], seen
+    assert seen["listed"], seen
+
+
 def refused(seen: Any) -> None:
     assert "'claude-hologram-9' is not sold here" in seen["error"], seen
 
@@ -103,6 +112,7 @@ SCENES: Final = {
         ("count", "token count", counted, 0),
         ("models", "models", listed, 0),
         ("beta", "betas", passed_betas, 1),
+        ("batch", "batch", batched, 1),
         ("retry", "retry of an overload", answered, 1),
         ("refused", "refusal", refused, 0),
     )
@@ -115,9 +125,10 @@ def scenes(*names: str) -> tuple[Exercise, ...]:
 
 BASE: Final = "ANTHROPIC_BASE_URL=https://HOST/api/proxy"
 KEY: Final = "ANTHROPIC_API_KEY=KEY"
+OPENAI: Final = ("OPENAI_BASE_URL=https://HOST/api/proxy/v1", "OPENAI_API_KEY=KEY")
 SDK: Final = scenes(
     "message", "message_async", "stream", "stream_async", "tool", "tool_async", "structured", "structured_async",
-    "thinking", "count", "models", "beta", "retry", "refused", "poor",
+    "thinking", "count", "models", "beta", "batch", "retry", "refused", "poor",
 )  # fmt: skip
 CLIENTS: Final = (
     Client("Anthropic SDK for Python", "anthropic", "anthropic-2", (BASE, KEY), SDK),
@@ -128,7 +139,18 @@ CLIENTS: Final = (
         "typescript-sdk",
         (BASE, KEY),
         scenes(
-            "message", "stream", "tool", "structured", "thinking", "count", "models", "beta", "retry", "refused", "poor"
+            "message",
+            "stream",
+            "tool",
+            "structured",
+            "thinking",
+            "count",
+            "models",
+            "beta",
+            "batch",
+            "retry",
+            "refused",
+            "poor",
         ),
     ),
     Client(
@@ -202,5 +224,30 @@ CLIENTS: Final = (
         (f"{BASE}/v1", KEY),
         agents.OPENCODE,
         agents.quiet("OPENCODE_DISABLE_AUTOUPDATE", "OPENCODE_DISABLE_MODELS_FETCH", "OPENCODE_DISABLE_LSP_DOWNLOAD"),
+    ),
+    Client(
+        "OpenAI SDK for Python",
+        "openai",
+        "openai-python",
+        OPENAI,
+        scenes(
+            "message",
+            "message_async",
+            "stream",
+            "stream_async",
+            "tool",
+            "structured",
+            "models",
+            "retry",
+            "refused",
+            "poor",
+        ),
+    ),
+    Client(
+        "OpenAI SDK for Node.js",
+        "openai",
+        "openai-node",
+        OPENAI,
+        scenes("message", "stream", "tool", "structured", "models", "retry", "refused", "poor"),
     ),
 )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,24 @@ def beta() -> Any:
     return {"text": said.content[0].text, "tokens": tokens.input_tokens}
 
 
+def batch() -> Any:
+    client = anthropic.Anthropic()
+    good, bad = saying("How are you?"), saying("[[sim error=400]] Hi")
+    items: Any = [{"custom_id": "good", "params": good}, {"custom_id": "bad", "params": bad}]
+    made = client.messages.batches.create(requests=items)
+    while made.processing_status != "ended":
+        time.sleep(0.1)
+        made = client.messages.batches.retrieve(made.id)
+    results = {one.custom_id: one.result for one in client.messages.batches.results(made.id)}
+    listed = made.id in [one.id for one in client.messages.batches.list()]
+    return {
+        "status": made.processing_status,
+        "results": {name: result.type for name, result in results.items()},
+        "text": results["good"].message.content[0].text,
+        "listed": listed,
+    }
+
+
 def retry() -> Any:
     said = anthropic.Anthropic().messages.create(**saying("[[sim fail_first=1 error=529]] How are you?"))
     return {"text": said.content[0].text}
@@ -153,7 +172,7 @@ SCENES: dict[str, Callable[[], Any]] = {
     scene.__name__: scene
     for scene in (
         message, message_async, stream, stream_async, tool, tool_async, structured, structured_async,
-        thinking, count, models, beta, retry, refused, poor,
+        thinking, count, models, beta, batch, retry, refused, poor,
     )
 }  # fmt: skip
 seen = SCENES[sys.argv[1]]()

@@ -75,6 +75,26 @@ const scenes = {
     const { input_tokens } = await client.beta.messages.countTokens({ model, messages: asked("Hi").messages, betas });
     return { text: said.content[0].text, tokens: input_tokens };
   },
+  async batch() {
+    const requests = [
+      { custom_id: "good", params: asked("How are you?") },
+      { custom_id: "bad", params: asked("[[sim error=400]] Hi") },
+    ];
+    let made = await client.messages.batches.create({ requests });
+    while (made.processing_status !== "ended") {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      made = await client.messages.batches.retrieve(made.id);
+    }
+    const results = {};
+    let text = "";
+    for await (const { custom_id, result } of await client.messages.batches.results(made.id)) {
+      results[custom_id] = result.type;
+      if (result.type === "succeeded") text = result.message.content[0].text;
+    }
+    let listed = false;
+    for await (const one of client.messages.batches.list()) listed ||= one.id === made.id;
+    return { status: made.processing_status, results, text, listed };
+  },
   async retry() {
     return { text: (await client.messages.create(asked("[[sim fail_first=1 error=529]] How are you?"))).content[0].text };
   },
