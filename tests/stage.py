@@ -118,6 +118,7 @@ def config_text(
     limits: str = "",
     database_url: str = "",
     database: str = "",
+    server: str = "",
 ) -> str:
     """Write the configuration of a test gateway. Its books are in SQLite if nothing else is said."""
     return f"""
@@ -125,6 +126,7 @@ def config_text(
 port = 0
 metrics = "off"
 shutdown_s = 5
+{server}
 [database]
 url = "{database_url or f"sqlite:///{directory}/farebox.db"}"
 {database}
@@ -149,11 +151,20 @@ async def open_stage(
     alice_usd: float = 100,
     database_url: str = "",
     database: str = "",
+    server: str = "",
 ) -> AsyncIterator[Stage]:
     """Start a gateway and its simulator; end both."""
     path = directory / "farebox.toml"
     path.write_text(
-        config_text(directory, extra, upstreams=upstreams, limits=limits, database_url=database_url, database=database)
+        config_text(
+            directory,
+            extra,
+            upstreams=upstreams,
+            limits=limits,
+            database_url=database_url,
+            database=database,
+            server=server,
+        )
     )
     simulator = Simulator(speed=speed)
     await simulator.listen()

@@ -70,6 +70,8 @@ PARTS: Final = (
     Part("payments", "payment", "rail, asset, address, units, topup_id, tx, block, height, confirmations, needed, "
          "state, seen_at, changed_at, worth_nanos, taken_nanos, pricing, transfer_id", ("seen_at", "id")),
     Part("deposit_addresses", "deposit_address", "family, address, rail, asset, created_at, used_at", ("id",)),
+    Part("batches", "batch", "id AS batch, way, state, created_at, expires_at, cancel_at, ended_at, items, succeeded, "
+         "errored, canceled, expired", ("id",)),
     Part("alerts", "alert", "kind, at_nanos, told_at", ("id",)),
     Part("webhooks", "webhook", "url, events, created_at, disabled_at", ("id",)),
     Part("linked_accounts", "identity", "provider, name, created_at", ("id",)),

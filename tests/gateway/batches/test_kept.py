@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from farebox.errors import ConfigError
 from farebox.store.urls import is_postgres
 from tests.cluster import Cluster
 from tests.databases import name_of
@@ -72,12 +73,15 @@ async def test_after_a_restart_it_goes_on_once_its_api_key_is_seen_again(open_st
 
 
 async def test_unattended_it_goes_on_by_itself(open_stage: OpenStage) -> None:
-    settings = f"{SLOW}unattended = true\n"
-    async with open_stage(settings) as stage:
+    settings, secret = f"{SLOW}unattended = true\n", f'secret = "{"s" * 40}"'
+    with pytest.raises(ConfigError, match="secret"):
+        async with open_stage(settings):
+            pass
+    async with open_stage(settings, server=secret) as stage:
         alice = stage.alice
         await make(stage, alice, items(*["[[sim delay=150]]"] * 4))
         await _answered(stage, 1)
-    async with open_stage(settings) as stage:
+    async with open_stage(settings, server=secret) as stage:
         await _answered(stage, 4)
         await eventually(lambda: _is_over(stage))
         await books_agree(stage, alice)

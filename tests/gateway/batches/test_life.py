@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from farebox.billing.ledger import Admission, Admit
+from farebox.books.audit import audit
+from farebox.books.ledger import debit
 from tests.gateway.batches.bench import FAST, HALF, OWN, PATH, books_agree, call, ended, items, make, price, results
-from tests.gateway.play import envelope
-from tests.stage import OpenStage
+from tests.gateway.play import envelope, eventually
+from tests.stage import MODEL, OpenStage
 
 WAYS = pytest.mark.parametrize(("settings", "share"), [(FAST, HALF), (OWN, "1"), (f"{OWN}percent = 70\n", "7/10")])
 
@@ -109,3 +112,53 @@ async def test_a_batch_is_its_accounts_alone_and_can_be_deleted_once_it_has_ende
         assert (await call(stage, stage.alice, "GET", f"{PATH}/{ids[0]}"))[0] == 404
         assert len(await stage.rows("SELECT 1 FROM batch_item")) == 2
         await books_agree(stage, stage.alice)
+
+
+async def test_where_bytes_are_too_much_for_the_balance_the_upstreams_count_decides(open_stage: OpenStage) -> None:
+    async with open_stage(FAST, alice_usd=0.01) as stage:
+        made = await make(stage, stage.alice, items(*["word " * 900] * 4, max_tokens=20))
+        counted = [one for one in stage.simulator.requests if one.path.endswith("/count_tokens")]
+        assert len(counted) == 4
+        await ended(stage, stage.alice, made["id"])
+        await books_agree(stage, stage.alice, 10**7)
+
+
+async def test_a_call_that_takes_the_money_in_between_leaves_all_of_it_or_nothing(open_stage: OpenStage) -> None:
+    async with open_stage(FAST) as stage:
+        hold = stage.gateway.ledger.hold
+        held = 0
+
+        async def poorer(command: Admit, patience_s: float) -> Admission:
+            nonlocal held
+            held += 1
+            if held == 30:
+                spent = debit("spent", stage.alice.account_id, 100 * 10**9 - 10**8, actor="test", memo="")
+                assert (await stage.gateway.ledger.post(spent)).now
+            return await hold(command, patience_s)
+
+        stage.gateway.ledger.hold = poorer  # type: ignore[method-assign]
+        body = json.dumps({"requests": items(*["hi"] * 300)}).encode()
+        status, refusal = await call(stage, stage.alice, "POST", PATH, body)
+        assert (status, refusal["error"]["type"]) == (402, "insufficient_balance")
+        posted, on_hold = await stage.balance(stage.alice)
+        assert (posted, on_hold) == (10**8, 0)
+        assert not await stage.rows("SELECT 1 FROM batch")
+        assert not await stage.rows("SELECT 1 FROM usage WHERE charged_nanos > 0")
+        assert not stage.simulator.requests
+        await books_agree(stage, stage.alice, posted)
+
+
+async def test_a_standing_hold_of_no_batch_is_found_by_the_audit_and_ended(open_stage: OpenStage) -> None:
+    async with open_stage(FAST) as stage:
+        ((key_id,),) = await stage.rows("SELECT id FROM api_key WHERE account_id = ?", stage.alice.account_id)
+        stray = Admit(bytes(16), stage.alice.account_id, key_id, MODEL, 10**9, 10**9, 0, 1, standing=True)
+        assert (await stage.gateway.ledger.admit(stray)).verdict == "admitted"
+        live = next(check for check in await audit(stage.gateway.store) if check.name == "live holds")
+        assert not live.ok
+        assert "no batch" in live.detail
+
+        async def gone() -> bool:
+            return not await stage.rows("SELECT 1 FROM hold")
+
+        await eventually(gone, 15)
+        assert await books_agree(stage, stage.alice) == 0

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.accounts.keyring import Caller, KeyRing
-from farebox.billing.bound import Demand
+from farebox.billing.bound import Demand, output_cost, output_rate
 from farebox.billing.pricing import PPM, Catalogue, Model
 from farebox.errors import InvalidRequest, PermissionDenied
 from farebox.gateway.ask import Asked
@@ -97,6 +97,12 @@ def most_nanos(entry: Entry, percent: int | None) -> int:
     """Bound what an item can cost in a batch. Searches cost the same as anywhere."""
     searches = entry.demand.web_searches * (entry.model.web_search or 0)
     return -(-(entry.nanos - searches) * share_ppm(entry.model, percent) // PPM) + searches
+
+
+def output_nanos(entry: Entry, percent: int | None) -> int:
+    """Bound what its output alone can cost: what is held is never less, however its input is counted."""
+    most = output_cost(output_rate(entry.model, entry.demand), entry.demand.max_tokens)
+    return -(-most * share_ppm(entry.model, percent) // PPM)
 
 
 def _most(terms: Terms) -> Amounts:

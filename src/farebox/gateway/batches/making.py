@@ -29,7 +29,8 @@ from farebox.errors import (
 )
 from farebox.gateway.batches import vault
 from farebox.gateway.batches.charges import Charges
-from farebox.gateway.batches.entries import Entry, most_nanos
+from farebox.gateway.batches.counted import Counting
+from farebox.gateway.batches.entries import Entry, most_nanos, output_nanos
 from farebox.gateway.batches.native import Native, read_id
 from farebox.gateway.batches.own import OwnRuns, kept_headers, sealed_body
 from farebox.gateway.batches.records import Batch, Item, Records, parts
@@ -71,6 +72,11 @@ class Draft(msgspec.Struct):
     def percent(self) -> int | None:
         return self.batch.percent if self.batch.own else None
 
+    @property
+    def most_nanos(self) -> int:
+        """The most that all of it can cost."""
+        return sum(most_nanos(entry, self.percent) for entry in self.entries)
+
 
 class Making:
     """Makes batches."""
@@ -84,6 +90,7 @@ class Making:
         charges: Charges,
         native: Native,
         own: OwnRuns,
+        counting: Counting,
         seals: Seals,
         settings: BatchSettings,
         clock: Callable[[], int],
@@ -96,6 +103,7 @@ class Making:
         self._charges = charges
         self._native = native
         self._own = own
+        self._counting = counting
         self._seals = seals
         self._settings = settings
         self._clock = clock
@@ -114,7 +122,7 @@ class Making:
         """Make a batch and let it begin. Raises Refusal; then nothing of it stays."""
         upstream = self._way(entries)
         draft = self._draft(headers, entries, caller, catalogue, api_key, upstream)
-        await self._check_balance(draft)
+        await self._check_balance(draft, headers)
         try:
             await self._records.add(draft.batch, draft.items, self._bodies(draft))
             await self._hold(draft)
@@ -189,11 +197,13 @@ class Making:
         for item, entry in zip(draft.items, draft.entries, strict=True):
             yield sealed_body(item, bytes(entry.params), draft.key) if draft.batch.own else None
 
-    async def _check_balance(self, draft: Draft) -> None:
+    async def _check_balance(self, draft: Draft, headers: Headers) -> None:
         """Refuse what the balance cannot cover before anything is written: holding tells for sure."""
         sql = "SELECT posted_nanos - held_nanos FROM account WHERE id = ?"
         free = int((await self._store.fetch(sql, (draft.caller.account_id,)))[0][0])
-        if sum(most_nanos(entry, draft.percent) for entry in draft.entries) > free:
+        if draft.most_nanos > free >= sum(output_nanos(entry, draft.percent) for entry in draft.entries):
+            await self._counting.refine(draft.entries, headers, draft.caller.account_id)
+        if draft.most_nanos > free:
             raise self._insufficient(draft, free)
 
     async def _hold(self, draft: Draft) -> None:
@@ -238,14 +248,14 @@ class Making:
                 return AuthenticationFailed("this API key has just been revoked or disabled; use another")
 
     def _insufficient(self, draft: Draft, free_nanos: int) -> InsufficientBalance:
-        missing = sum(most_nanos(entry, draft.percent) for entry in draft.entries) - free_nanos
+        missing = draft.most_nanos - free_nanos
         return InsufficientBalance(
             f"your free balance is {format_usd(free_nanos)} and this batch of {len(draft.items)} items needs "
             f"{self._needed(draft)} held: {format_usd(max(1, missing))} short; {self._top_up_words}, or send fewer"
         )
 
     def _needed(self, draft: Draft) -> str:
-        return format_usd(sum(most_nanos(entry, draft.percent) for entry in draft.entries))
+        return format_usd(draft.most_nanos)
 
     async def _begin_upstream(self, draft: Draft, headers: Headers, body: bytes) -> str | None:
         if draft.upstream is None:

@@ -182,7 +182,9 @@ class Native:
         match outcome.type:
             case "succeeded":
                 try:
-                    settle = self._charges.paid(batch, item, catalogue, _message.decode(outcome.message), sent)
+                    message = _message.decode(outcome.message)
+                    message = msgspec.structs.replace(message, model=self._sold_as(batch, message.model))
+                    settle = self._charges.paid(batch, item, catalogue, message, sent)
                 except msgspec.DecodeError:
                     settle = None
                 if settle is not None:
@@ -219,6 +221,9 @@ class Native:
 
     def _stall_s(self, batch: Batch) -> float:
         return next((one.stall_s for one in self._pool.upstreams if one.name == batch.upstream), 90.0)
+
+    def _sold_as(self, batch: Batch, name: str) -> str:
+        return next((one.sold_as(name) for one in self._pool.upstreams if one.name == batch.upstream), name)
 
 
 def read_id(body: bytes) -> str | None:

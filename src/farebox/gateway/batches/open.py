@@ -11,6 +11,7 @@ from farebox.books.ledger import Ledger
 from farebox.books.prices import Prices
 from farebox.clock import Clock
 from farebox.gateway.batches.charges import Charges
+from farebox.gateway.batches.counted import Counting
 from farebox.gateway.batches.desk import Desk
 from farebox.gateway.batches.entries import Reading
 from farebox.gateway.batches.making import Making
@@ -47,6 +48,7 @@ def open_batches(
     seals: Seals,
     prices: Prices,
     levels: Levels,
+    counts: CountLimit,
     metrics: Metrics,
     features: Features,
     limits: CallLimits,
@@ -71,6 +73,7 @@ def open_batches(
         charges=charges,
         native=native,
         own=own,
+        counting=Counting(pool, counts),
         seals=seals,
         settings=settings,
         clock=clock,

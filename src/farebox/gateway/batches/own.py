@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from farebox.billing.ledger import Settle
 from farebox.billing.pricing import Catalogue
-from farebox.errors import FareboxError, Refusal
+from farebox.errors import FareboxError, Refusal, StoreUnavailable
 from farebox.gateway.batches import vault
 from farebox.gateway.batches.charges import Answered, Charges, Sent
 from farebox.gateway.batches.records import Batch, Item, Records
@@ -30,6 +31,7 @@ _ROUNDS: Final = 6
 """Times that all upstreams may fail an item, minutes apart in the end, before that is its result."""
 _LONGEST_WAIT_S: Final = 120.0
 _PAGE: Final = 50
+_PATIENCE_S: Final = 600.0
 _message: Final = msgspec.json.Decoder(Answered)
 Log = Callable[..., Any]
 
@@ -57,16 +59,26 @@ class OwnRuns:
         self._retry_wait_s = retry_wait_s
         self._log = log
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._keys: dict[str, bytes] = {}
+        """Of batches under way whose key is known here."""
 
     def attach(self, batch: Batch, key: bytes) -> None:
         """Work on a batch whose key has come to be known, unless that is being done."""
         if batch.id not in self._tasks and batch.state in {"in_progress", "canceling"}:
+            self._keys[batch.id] = key
             task = asyncio.create_task(self._run(batch, key))
             self._tasks[batch.id] = task
             task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
 
     def works_on(self, batch: Batch) -> bool:
         return batch.id in self._tasks
+
+    def goes_on(self, batch: Batch) -> bool:
+        """Go on with a batch whose key is known here; tells whether it is."""
+        key = self._keys.get(batch.id)
+        if key is not None:
+            self.attach(batch, key)
+        return key is not None
 
     async def stop(self) -> None:
         """Leave everything as it stands."""
@@ -79,6 +91,7 @@ class OwnRuns:
         """Work on a batch until it has ended, or until it is another process's."""
         try:
             if not await self._records.take(batch):
+                self._keys.pop(batch.id, None)
                 return
             async with asyncio.TaskGroup() as group:
                 keeper = group.create_task(self._keep(batch))
@@ -91,8 +104,9 @@ class OwnRuns:
         """Keep the lease. Raises when it is lost, which ends the work."""
         while True:
             await asyncio.sleep(_RENEW_S)
-            if not await self._records.take(batch):
-                raise FareboxError("another process has taken it up")
+            with contextlib.suppress(StoreUnavailable):  # then nobody else can take it up either
+                if not await self._records.take(batch):
+                    raise FareboxError("another process has taken it up")
 
     async def _work(self, batch: Batch, key: bytes) -> None:
         catalogue = await self._charges.catalogue(batch.price_version)
@@ -117,6 +131,7 @@ class OwnRuns:
                 task.cancel()
             if under_way:
                 await asyncio.wait(under_way)
+        self._keys.pop(batch.id, None)
         if await self._records.end(batch, self._clock()):
             self._log("batch_ended", batch=batch.id, account_id=batch.account_id, items=batch.items)
 
@@ -137,13 +152,24 @@ class OwnRuns:
                 return
             body = vault.open_sealed(content.body, key, _about(item, "body"))
             result, settle = await self._ask(batch, item, body, catalogue)
-            line = vault.seal(result, key, _about(item, "result"))
-            text = msgspec.json.encode(settle).decode()
-            await self._records.answer(item, line, text)
-            await self._charges.settle([settle])
-            await self._records.mark([item], "succeeded" if settle.outcome == "finished" else "errored")
+            await self._insist(item, vault.seal(result, key, _about(item, "result")), settle)
 
-    async def _ask(self, batch: Batch, item: Item, body: bytes, catalogue: Catalogue) -> tuple[bytes, Any]:
+    async def _insist(self, item: Item, result: bytes, settle: Settle) -> None:
+        """Keep an answer and settle it, again and again while the books are away: asking anew would cost anew."""
+        give_up_at = asyncio.get_running_loop().time() + _PATIENCE_S
+        while True:
+            try:
+                await self._records.answer(item, result, msgspec.json.encode(settle).decode())
+                await self._charges.settle([settle])
+                await self._records.mark([item], "succeeded" if settle.outcome == "finished" else "errored")
+            except StoreUnavailable:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+    async def _ask(self, batch: Batch, item: Item, body: bytes, catalogue: Catalogue) -> tuple[bytes, Settle]:
         """Send an item until it has a result; answers that, and what ends its hold."""
         refusal: Refusal | None = None
         sent = Sent(None)
@@ -162,17 +188,22 @@ class OwnRuns:
             sent = Sent(upstream, theirs, tries.count, status, took_us)
             if status >= 400:
                 return _errored(_error(data)), self._charges.free(batch, item, "refused_upstream", sent)
-            settle = self._paid(batch, item, catalogue, data, sent)
+            settle = self._paid(batch, item, catalogue, data, sent, tries)
             if settle is not None:
                 return b'{"type":"succeeded","message":%b}' % _one_line(data), settle
         words = refusal.message if refusal is not None else "the upstream gave no usable answer; nothing was charged"
         return _errored(_api_error(words)), self._charges.free(batch, item, "upstream_broke", sent)
 
-    def _paid(self, batch: Batch, item: Item, catalogue: Catalogue, data: bytes, sent: Sent) -> Any:
+    def _paid(
+        self, batch: Batch, item: Item, catalogue: Catalogue, data: bytes, sent: Sent, tries: Tries
+    ) -> Settle | None:
         try:
-            return self._charges.paid(batch, item, catalogue, _message.decode(data), sent)
+            message = _message.decode(data)
         except msgspec.DecodeError:
             return None
+        if tries.upstream is not None:
+            message = msgspec.structs.replace(message, model=tries.upstream.sold_as(message.model))
+        return self._charges.paid(batch, item, catalogue, message, sent)
 
     async def _send(self, batch: Batch, item: Item, body: bytes, tries: Tries) -> tuple[int, bytes, str | None]:
         """Send it once, with the retries that every call has. Raises Refusal when no upstream answered."""

@@ -1,13 +1,14 @@
 """What goes on beside the calls about batches: native ones are looked after, and every one ends in time (promise 4)."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from farebox.accounts.sealing import Seals
 from farebox.clock import DAY_US
-from farebox.errors import FareboxError
+from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.batches.charges import Charges
 from farebox.gateway.batches.native import Native
 from farebox.gateway.batches.own import OwnRuns
@@ -53,15 +54,16 @@ class Upkeep:
         self._sweep_at = 0.0
 
     async def tick(self) -> None:
-        """Begin what is due. Raises StoreUnavailable; then the next tick goes on."""
+        """Begin what is due. While the books are away it waits for them."""
         now = asyncio.get_running_loop().time()
-        if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_S
-            await self._take_up()
+        with contextlib.suppress(StoreUnavailable):
+            if now >= self._sweep_at:
+                self._sweep_at = now + _SWEEP_S
+                await self._take_up()
+                if self._leads():
+                    await self._sweep()
             if self._leads():
-                await self._sweep()
-        if self._leads():
-            await self._look_after(now)
+                await self._look_after(now)
 
     async def stop(self) -> None:
         """Leave everything as it stands: whoever comes next goes on."""
@@ -92,9 +94,11 @@ class Upkeep:
             self._log("batch_not_looked_after", batch=batch.id, error=str(error))
 
     async def _take_up(self) -> None:
-        """Work on batches of ours that nobody works on, where the server itself can open them."""
+        """Work on batches of ours that nobody works on, where their key is known or the server itself can open it."""
         for batch in await self._records.unattended():
-            if batch.sealed_key is not None and not self._own.works_on(batch):
+            if self._own.goes_on(batch):
+                continue
+            if batch.sealed_key is not None:
                 try:
                     self._own.attach(batch, self._seals.open_sealed(batch.sealed_key, f"batch {batch.id}"))
                 except FareboxError as error:
