@@ -114,7 +114,8 @@ async def test_every_sample_runs_as_it_stands(plain: Stage, tmp_path: Path, lang
     assert ended.code == 0, ended
     assert ended.out.strip(), ended
     charged = await check_books(plain, plain.alice, OPENED)
-    is_free = not re.search(r"v1/messages \\|\.messages\s*\.(?!count)|^claude |chat/completions \\|chat\.completions", text, re.MULTILINE)
+    calls = r"v1/messages \\|\.messages\s*\.(?!count)|^claude |v1/chat/completions \\|\.chat\.completions"
+    is_free = not re.search(calls, text, re.MULTILINE)
     assert (charged > 0) is not is_free
     if not is_free:
         assert [kind for kind, _, _ in await charges(plain, plain.alice)] == ["exact"]

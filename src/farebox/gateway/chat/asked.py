@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.errors import InvalidRequest
-from farebox.gateway.chat.turns import Turn, to_turns
+from farebox.gateway.chat.turns import NULL, Turn, is_given, to_turns
 from farebox.gateway.duplicates import refuse_crowd
 from farebox.http.surrogates import without_halves
 
@@ -58,14 +58,14 @@ class StreamOptions(msgspec.Struct):
 class Function(msgspec.Struct):
     name: str
     description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    parameters: msgspec.Raw = NULL
     strict: bool | None = None
 
 
 class Tool(msgspec.Struct):
     type: str
     function: Function | None = None
-    cache_control: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = NULL
 
 
 class Named(msgspec.Struct):
@@ -78,7 +78,7 @@ class Choice(msgspec.Struct):
 
 
 class JsonSchema(msgspec.Struct):
-    schema: msgspec.Raw = msgspec.Raw(b"null")
+    schema: msgspec.Raw = NULL
 
 
 class Format(msgspec.Struct):
@@ -94,7 +94,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
-    top_p: msgspec.Raw | None = None
+    top_p: msgspec.Raw = NULL
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -178,7 +178,7 @@ def _check(fields: Mapping[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """Give the fields that go on as they are. Raises InvalidRequest for what cannot be had or is not known."""
     passed = {}
     for name, raw in fields.items():
-        if name in ChatRequest.__struct_fields__ or name in IGNORED or bytes(raw) == b"null":
+        if name in ChatRequest.__struct_fields__ or name in IGNORED or not is_given(raw):
             continue
         if name in PASSED:
             passed[name] = raw
@@ -208,7 +208,7 @@ def _put_limits(chat: ChatRequest, message: dict[str, Any]) -> None:
         if not 0 <= chat.temperature <= 1:
             raise InvalidRequest(f"temperature must be 0…1 with these models, got {chat.temperature:g}")
         message["temperature"] = chat.temperature
-    if chat.top_p is not None and bytes(chat.top_p) != b"null":
+    if is_given(chat.top_p):
         message["top_p"] = chat.top_p
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     if any(stops):
@@ -232,8 +232,8 @@ def _put_format(chat: ChatRequest, system: list[dict[str, Any]]) -> dict[str, An
         raise InvalidRequest(
             f"response_format.type must be text, json_object or json_schema, got {wanted.type[:_SHOWN]!r}"
         )
-    schema = wanted.json_schema.schema if wanted.json_schema else msgspec.Raw(b"null")
-    if bytes(schema[:1]) != b"{":
+    schema = wanted.json_schema.schema if wanted.json_schema else NULL
+    if not bytes(schema).startswith(b"{"):
         raise InvalidRequest("response_format.json_schema.schema: an object is required")
     return {"format": {"type": "json_schema", "schema": schema}}
 
@@ -279,14 +279,14 @@ def _tool(number: int, tool: Tool) -> dict[str, Any]:
     described["input_schema"] = _input_schema(at, function.parameters)
     if function.strict:
         described["strict"] = True
-    if tool.cache_control is not None:
+    if is_given(tool.cache_control):
         described["cache_control"] = tool.cache_control
     return described
 
 
 def _input_schema(at: str, parameters: msgspec.Raw) -> object:
     """Give a tool's schema as it was written; the one that takes nothing may be left out, or be an empty object."""
-    if bytes(parameters) == b"null":
+    if not is_given(parameters):
         return {"type": "object", "properties": {}}
     try:
         fields = _fields.decode(parameters)

@@ -12,6 +12,7 @@ _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w-]+=[^;,]*)*;base
 _PICTURES: Final = {"image/jpg": "image/jpeg"}
 """Media types as people write them, and as they are called."""
 _SHOWN: Final = 60
+NULL: Final = msgspec.Raw(b"null")
 Block = dict[str, Any]
 
 
@@ -31,7 +32,7 @@ class Part(msgspec.Struct):
     refusal: str | None = None
     image_url: str | ImageUrl | None = None
     file: File | None = None
-    cache_control: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = NULL
 
 
 class CalledFunction(msgspec.Struct):
@@ -53,10 +54,15 @@ class Turn(msgspec.Struct):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    function_call: msgspec.Raw | None = None
+    function_call: msgspec.Raw = NULL
 
 
 _object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def is_given(raw: msgspec.Raw) -> bool:
+    """Tell whether a field was sent, and is not null."""
+    return len(raw) != len(NULL) or bytes(raw) != bytes(NULL)
 
 
 def to_turns(messages: Sequence[Turn]) -> tuple[list[Block], list[Block]]:
@@ -88,7 +94,7 @@ def _said(at: str, message: Turn) -> tuple[str, list[Block]]:
         case "user":
             return "user", _blocks(at, message.content)
         case "assistant":
-            if message.function_call is not None and bytes(message.function_call) != b"null":
+            if is_given(message.function_call):
                 raise InvalidRequest(f"{at}.function_call: give calls as tool_calls")
             blocks = _blocks(at, message.content, only_text=True)
             if message.refusal:
@@ -124,7 +130,7 @@ def _blocks(at: str, content: str | list[Part] | None, *, only_text: bool = Fals
             raise InvalidRequest(f"{place}: parts of type {kinds} are taken here, not {part.type[:_SHOWN]!r}")
         else:
             block = _picture(place, part) if part.type == "image_url" else _document(place, part)
-        if part.cache_control is not None:
+        if is_given(part.cache_control):
             block["cache_control"] = part.cache_control
         blocks.append(block)
     return blocks

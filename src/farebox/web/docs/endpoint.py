@@ -49,6 +49,8 @@ class Endpoint(Struct, frozen=True):
     answers_text: bool = False
     """The answer is a line of text, and JSON to who accepts it."""
 
+    error: Literal["Error", "ChatError"] = "Error"
+    """The shape of its errors."""
     answers_lines: bool = False
     """The answer is one such value a line."""
 

@@ -1,11 +1,14 @@
 """The API for customers, one structure per endpoint. Reference pages, samples and /openapi.json come of it."""
 
+from datetime import datetime
 from typing import Any, Final
 
 from farebox import errors
 from farebox.billing.pricing import Model, Rates
 from farebox.money import decimal_usd
 from farebox.web.docs.account_endpoints import account_endpoints, quote
+from farebox.web.docs.batch_endpoints import batch_endpoints
+from farebox.web.docs.chat_endpoint import chat_completions
 from farebox.web.docs.endpoint import EVERYWHERE, WITH_A_BODY, Endpoint, Field, Schema
 from farebox.web.offer import Offer
 
@@ -16,6 +19,8 @@ def endpoints(offer: Offer) -> tuple[Endpoint, ...]:
     return (
         messages,
         _count_tokens(offer),
+        *batch_endpoints(offer),
+        chat_completions(offer),
         quote(messages),
         _models(offer),
         _model(offer),
@@ -102,7 +107,7 @@ def _models(offer: Offer) -> Endpoint:
             Field(
                 "limit",
                 {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
-                "How many models to give at most.",
+                "How many models to give at most. Left out without a header `anthropic-version`, it is all of them.",
                 place="query",
             ),
             Field("after_id", {"type": "string"}, "Give those that come after this model.", place="query"),
@@ -113,6 +118,7 @@ def _models(offer: Offer) -> Endpoint:
             "type": "object",
             "required": ["data", "has_more", "first_id", "last_id"],
             "properties": {
+                "object": {"const": "list"},
                 "data": {"type": "array", "items": _MODEL},
                 "has_more": {"type": "boolean"},
                 "first_id": id_or_null,
@@ -147,6 +153,9 @@ def _model(offer: Offer) -> Endpoint:
 def describe(model: Model) -> Schema:
     """Show a model as the API does."""
     return {
+        "object": "model",
+        "created": int(datetime.fromisoformat(model.created_at).timestamp()),
+        "owned_by": "system",
         "type": "model",
         "id": model.id,
         "display_name": model.display_name,
@@ -242,6 +251,9 @@ _MODEL: Final[Schema] = {
     "type": "object",
     "required": ["type", "id", "display_name", "created_at", "max_input_tokens", "max_tokens", "pricing"],
     "properties": {
+        "object": {"const": "model"},
+        "created": _COUNT,
+        "owned_by": {"type": "string"},
         "type": {"const": "model"},
         "id": {"type": "string"},
         "display_name": {"type": "string"},

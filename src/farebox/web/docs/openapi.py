@@ -20,13 +20,28 @@ _ERROR: Final[Schema] = {
         "request_id": {"type": ["string", "null"]},
     },
 }
+_CHAT_ERROR: Final[Schema] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        },
+    },
+}
 _EVENT: Final[Schema] = {
     "description": "One event; the answer is as many as it takes.",
     "type": "object",
     "required": ["event", "data"],
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
 }
-_ANSWERED_ERROR: Final[Schema] = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 
 
 def openapi(endpoints: tuple[Endpoint, ...], table: list[Advice], offer: Offer, title: str, version: str) -> Schema:
@@ -50,7 +65,7 @@ def openapi(endpoints: tuple[Endpoint, ...], table: list[Advice], offer: Offer, 
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
                 "bearer": {"type": "http", "scheme": "bearer"},
             },
-            "schemas": {"Error": _ERROR},
+            "schemas": {"Error": _ERROR, "ChatError": _CHAT_ERROR},
             "headers": {
                 "request-id": {"description": "The id of this call", "schema": {"type": "string"}},
             },
@@ -96,23 +111,29 @@ def _answer(endpoint: Endpoint) -> Schema:
 def _refusals(endpoint: Endpoint, table: list[Advice]) -> Schema:
     statuses = {kind.status for kind in endpoint.refusals}
     rows = {row.status: row for row in table if row.status in statuses | {431} and row.type}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{endpoint.error}"}}}
     answers: Schema = {
         str(status): {
-            "description": f"`{row.type}`: {row.when}. {_sentence(row.what_to_do)}",
-            "content": _ANSWERED_ERROR,
+            "description": (f"`{row.type}`: {row.when}" if endpoint.error == "Error" else _begin(row.when))
+            + f". {_sentence(row.what_to_do)}",
+            "content": content,
         }
         for status, row in rows.items()
     }
     if endpoint.passes_on:
         answers["default"] = {
             "description": "What the provider refuses with, word for word.",
-            "content": _ANSWERED_ERROR,
+            "content": content,
         }
     return answers
 
 
 def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
+    return f"{_begin(words)}."
+
+
+def _begin(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _parameter(field: Field) -> Schema:
