@@ -306,8 +306,10 @@ async def test_without_another_upstream_it_is_a_failure_that_names_nobody(open_c
     way, said = HIDDEN[case]
     async with open_cloud(way) as (stage, cloud):
         cloud.next = [said] * 20
-        status, body = await stage.ask(stage.alice)
-        kind, words = envelope(body)
+        answer = await stage.post(stage.alice, message())
+        status, (kind, words) = answer.status, envelope(await answer.read(2**20))
+        if "retry-after" in said.headers:
+            assert answer.header(b"retry-after") == said.headers["retry-after"].encode()
         assert (status, kind) in {(502, "upstream_error"), (429, "rate_limit_error"), (529, "overloaded_error")}
         assert not [name for name in ("1234", "arn:", "fare-project", "fare ") if name in words]
         assert await stage.balance(stage.alice) == (100 * USD, 0)

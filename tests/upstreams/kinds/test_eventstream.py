@@ -119,7 +119,7 @@ def test_events_that_are_not_chunks_are_left_out() -> None:
     )
 
 
-@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"type":"a\\nb"}', b'{"type":1}', b"\xff"])
+@pytest.mark.parametrize("payload", [b"[]", b"{}", b'{"type":"a\\nb"}', b'{"type":1}', b"\xff", b'{"a":' * 5000])
 def test_a_chunk_that_is_no_event_is_not_passed_on(payload: bytes) -> None:
     with pytest.raises(BadAnswer):
         decoded(chunk(payload))

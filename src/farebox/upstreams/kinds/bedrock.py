@@ -173,7 +173,7 @@ def _counting(body: bytes) -> bytes:
     """Wrap a body for CountTokens, which wants what InvokeModel does, `max_tokens` included."""
     try:
         said = msgspec.json.decode(body, type=_Counting)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise InvalidRequest(str(error)) from None
     if said.max_tokens is None:
         body = with_fields(body, max_tokens=(said.thinking.budget_tokens if said.thinking else 0) + 1)
@@ -199,5 +199,5 @@ class _Counted:
     def end(self) -> bytes:
         try:
             return b'{"input_tokens":%d}' % msgspec.json.decode(self._body, type=_InputTokens).inputTokens
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BadAnswer("the upstream's count is no count") from None

@@ -4,6 +4,7 @@ Source: AWS, "Event stream encoding": a prelude with two lengths and a checksum,
 over all of it. What Bedrock puts into its chunks are the events of the Messages API, which go on as they came.
 """
 
+import json
 import re
 import struct
 import zlib
@@ -107,13 +108,22 @@ def _kind_of(headers: dict[str, str]) -> str:
 def _event(payload: bytes) -> bytes:
     try:
         event = _chunk.decode(payload).bytes
-        name = _typed.decode(event).type
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        name = _name_of(event)
+    except (ValueError, KeyError, TypeError, RecursionError):  # msgspec's errors are ValueErrors too
         raise BadAnswer("the event stream has a chunk that is no event of a message") from None
     if not _EVENT.fullmatch(name):
         raise BadAnswer("the event stream has an event without a proper name")
     data = b"\ndata: ".join(event.splitlines()) if b"\n" in event or b"\r" in event else event
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+def _name_of(event: bytes) -> str:
+    try:
+        return _typed.decode(event).type
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:  # halves of surrogate pairs are JSON (RFC 8259 8.2), though not to msgspec
+        return str(json.loads(event)["type"])
 
 
 def _frame(data: bytes, headers_bytes: int) -> Frame:

@@ -140,7 +140,7 @@ def _read(body: bytes) -> tuple[str | None, str]:
     """Read code and words of an error, whoever wrote it. The code is None for one in the envelope already."""
     try:
         said: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", ""
     if isinstance(said, list) and said:  # as Google's streams have it
         said = said[0]

@@ -12,6 +12,7 @@ _PLACE: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _PROJECT: Final = re.compile(r"[a-z0-9]+(?:[.:-][a-z0-9]+)*")
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "batches": ("anthropic", "simulator"),
     "api": ("bedrock",),
     "region": ("bedrock", "vertex"),
     "access_key_id": ("bedrock",),
