@@ -19,6 +19,8 @@ _RATES_S: Final = 5.0
 """How often it is seen which sources of rates are to be asked again: those that answer twice a minute."""
 _RECONCILE_S: Final = 600.0
 """How often it is seen whether chain and books are to be compared again, which is once a day."""
+_BILLS_S: Final = 600.0
+"""How often it is seen whether a bill is to be got again, which is once a day."""
 _LOOK_OUT_S: Final = 15.0
 
 
@@ -120,6 +122,8 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
                     parts.log.info("payments_compared", **about)
 
     lead(_TEND_S, "tend_topups", parts.till.topups.tend)
+    if any(bill.admin_key for bill in parts.bills.settings.values()):
+        lead(_BILLS_S, "fetch_bills", parts.bills.look)
     if any(not rail.simulated for rail in parts.till.topups.rails.values()):
         lead(_RATES_S, "refresh_rates", parts.till.rates.refresh)
     if parts.till.rounds:

@@ -9,12 +9,15 @@ from farebox.accounts.keyring import KeyRing
 from farebox.accounts.sealing import Seals
 from farebox.accounts.signing import Signing
 from farebox.accounts.stopped_sessions import StoppedSessions
+from farebox.bills.reports import Bills
+from farebox.bills.watch import BillWatch
 from farebox.books.keeping import Bookkeeping
 from farebox.books.ledger import Ledger
 from farebox.books.prices import Prices, pin_prices
 from farebox.clock import Clock
 from farebox.config import Config
 from farebox.events.herald import Herald
+from farebox.http.errands import Errands
 from farebox.logs import Logger
 from farebox.payments.till import Till, TillSettings, make_till
 from farebox.store.protocol import Store
@@ -43,6 +46,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     hub: Hub
     herald: Herald
     till: Till
+    bills: BillWatch
 
     @property
     def store(self) -> Store:
@@ -68,6 +72,7 @@ async def make_parts(
     store, clock, site = books.store, books.clock, config.site
     seals = await Seals.open(store, config.server.secret, clock())
     operator = site.support_email or "the operator of this gateway"
+    prices = Prices(store, await pin_prices(store, config.models, clock()))
     parts = Parts(
         config=config,
         log=log,
@@ -76,7 +81,7 @@ async def make_parts(
         keys=KeyRing(store, config.keys.prefix, operator, f"{config.public_url}/dashboard/keys"),
         seals=seals,
         signing=await Signing.open(store, seals, clock()),
-        prices=Prices(store, await pin_prices(store, config.models, clock())),
+        prices=prices,
         roster=Roster(store, pool, seals, make_upstream, log.error),
         switches=Switches(store, pool),
         stopped=StoppedSessions(store, f"{config.public_url}/dashboard/agents/of"),
@@ -98,6 +103,7 @@ async def make_parts(
             public_url=config.public_url,
             warn=log.warning,
         ),
+        bills=BillWatch(config.bills, Bills(Errands(allow_private=True)), store, prices, clock, log.error),
     )
     await parts.announcements.refresh(clock())
     await parts.roster.follow()

@@ -6,10 +6,10 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -17,7 +17,10 @@ from tests.clients.run import Ended
 from tests.stage import Stage
 
 PYTHON = os.path.realpath(sys.executable)
-THEIRS = {"permissions": {"allow": ["Bash(ls)"]}, "env": {"FOO": "bär", "ANTHROPIC_MODEL": "claude-opus-5-5"}}
+THEIRS: Final[dict[str, Any]] = {
+    "permissions": {"allow": ["Bash(ls)"]},
+    "env": {"FOO": "bär", "ANTHROPIC_MODEL": "claude-opus-5-5"},
+}
 
 
 async def fetch(stage: Stage, path: str, **headers: str) -> tuple[int, bytes, dict[bytes, bytes]]:
@@ -36,7 +39,7 @@ async def script(stage: Stage, path: str) -> str:
     return body.decode().replace(public_url, stage.base_url.removesuffix("/api/proxy"))
 
 
-async def sh(text: str, home: Path, *options: str, tools: tuple[str, ...] = (), **env: str) -> Ended:
+async def sh(text: str, home: Path, *options: str, tools: Sequence[str] = (), **env: Any) -> Ended:
     """Run a script as `curl … | sh` does: it comes on standard input, and no terminal is there."""
     path = os.environ["PATH"]
     if tools:

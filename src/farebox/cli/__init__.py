@@ -8,6 +8,7 @@ import click
 
 from farebox.cli.account import account
 from farebox.cli.backup import backup
+from farebox.cli.bills import bills
 from farebox.cli.books import audit, ledger, usage
 from farebox.cli.common import Invocation, common_options, fail, write_examples
 from farebox.cli.demo import demo
@@ -27,7 +28,7 @@ _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, invite, key, outbox),
     "Books": (usage, ledger, audit, receipt),
-    "Operate": (doctor, upstream, payments, backup, migrate, config, version),
+    "Operate": (doctor, upstream, bills, payments, backup, migrate, config, version),
 }
 _EXAMPLES = (
     "farebox demo                             # a gateway to try, with a customer and a key",

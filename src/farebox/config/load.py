@@ -5,6 +5,7 @@ All that is wrong is told at once, in one ConfigError; nothing starts on half a 
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -20,6 +21,7 @@ from farebox.accounts.mail import MailSettings
 from farebox.accounts.providers import ProviderSettings, is_trustworthy
 from farebox.billing.plans import Plan, Plans
 from farebox.billing.pricing import Model
+from farebox.bills.reports import BillSettings
 from farebox.config.coins import check_payments
 from farebox.config.locate import Path as KeyPath
 from farebox.config.locate import locate
@@ -37,6 +39,7 @@ from farebox.config.settings import (
 from farebox.errors import ConfigError
 from farebox.gateway.batches.settings import BatchSettings
 from farebox.gateway.settings import CallLimits, Features
+from farebox.http.errands import read_target
 from farebox.http.server import ServerLimits
 from farebox.payments.keys import PRIVATE, is_private
 from farebox.payments.settings import BitcoinSettings, BtcpaySettings, EvmSettings, PaymentSettings
@@ -68,8 +71,9 @@ TABLE_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "plans": PlanTable,
     "sign_in": ProviderSettings,
     "evm": EvmSettings,
+    "bills": BillSettings,
 }
-"""Tables written [[name]], once for each upstream, model, plan, provider or chain."""
+"""Tables written [[name]], once for each upstream, model, plan, provider, chain or bill."""
 
 _TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -155,6 +159,7 @@ def _read_tables(
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     providers = _read_providers(reader, tables.get("sign_in", []))
     chains = _read_list(reader, "evm", tables.get("evm", [])) if tables.get("evm", []) != [] else []
+    bills = _read_bills(reader, tables.get("bills", []))
     coins, said = (read.get(PaymentSettings), read.get(BitcoinSettings), chains), tables.get("btcpay", {})
     check_payments(reader, *coins, read.get(BtcpaySettings), said)
     database = read.get(DatabaseSettings)
@@ -164,6 +169,10 @@ def _read_tables(
         _check_workers(reader, server, place.path)
     if server is not None:
         _check_proxies(reader, server)
+    batches = read.get(BatchSettings)
+    if batches is not None and batches.unattended and server is not None and not tables.get("server", {}).get("secret"):
+        words = "needs secret in [server]: without it the database alone could read what is in batches"
+        reader.problem(("batches", "unattended"), words)
     site = read.get(SiteSettings)
     texts = _site_texts(reader, site, base) if site else {}
     mail = read.get(MailSettings)
@@ -193,6 +202,7 @@ def _read_tables(
         server_limits=read[ServerLimits],
         features=read[Features],
         batches=read[BatchSettings],
+        bills=bills,
         log=read[LogSettings],
         source=path,
         origins=_origins(reader, tables, variables),
@@ -215,6 +225,23 @@ def _read_list(reader: Reader, name: str, tables: Any) -> list[tuple[KeyPath, An
     paths: list[KeyPath] = [(name, position) for position in range(len(tables))]
     read = [(path, reader.struct(path, table, TABLE_LISTS[name])) for path, table in zip(paths, tables, strict=True)]
     return [(path, struct) for path, struct in read if struct is not None]
+
+
+def _read_bills(reader: Reader, tables: Any) -> tuple[BillSettings, ...]:
+    bills: list[BillSettings] = []
+    for path, table in _read_list(reader, "bills", tables) if tables != [] else []:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", table.name):
+            reader.problem((*path, "name"), f"is {show(table.name)}; it must be a short name of a-z, 0-9, _ and -")
+        if any(other.name == table.name for other in bills):
+            reader.problem((*path, "name"), f"is {show(table.name)} a second time; names are unique")
+        if not table.upstreams:
+            reader.problem((*path, "upstreams"), "is empty; it must name the upstreams that the bill is for")
+        try:
+            read_target(table.base_url)
+        except ValueError:
+            reader.problem((*path, "base_url"), f"is {show(table.base_url)}; it must be a URL")
+        bills.append(table)
+    return tuple(bills)
 
 
 def _read_models(reader: Reader, tables: Any) -> tuple[Model, ...]:

@@ -11,6 +11,7 @@ from farebox.accounts.mail import MailSettings
 from farebox.accounts.providers import ProviderSettings
 from farebox.billing.plans import Plans
 from farebox.billing.pricing import Model, PriceList
+from farebox.bills.reports import BillSettings
 from farebox.gateway.batches.settings import BatchSettings
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.addresses import Network
@@ -147,6 +148,7 @@ class Config(Struct, frozen=True, kw_only=True):
     server_limits: ServerLimits
     features: Features
     batches: BatchSettings
+    bills: tuple[BillSettings, ...]
     log: LogSettings
     source: Path | None = None
     """The file all this was read from."""

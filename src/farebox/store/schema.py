@@ -50,6 +50,7 @@ TABLES: Final = {
     "incident": "id",
     "processor_event": "id",
     "reconciliation": "id",
+    "bill_day": "id",
     "announcement": "id",
     "upstream_switch": "name",
     "batch": "id",

@@ -21,6 +21,7 @@ from farebox.accounts.sessions import Sessions
 from farebox.accounts.signing import Signing
 from farebox.accounts.totp import Totp
 from farebox.billing.plans import Plans
+from farebox.bills.watch import BillWatch
 from farebox.books.ledger import Ledger
 from farebox.clock import Clock
 from farebox.errors import StoreUnavailable
@@ -75,6 +76,7 @@ def make_site(
     announcements: Announcements,
     webhooks: Webhooks,
     hub: Hub,
+    bills: BillWatch,
     *,
     clock: Clock,
     seals: Seals,
@@ -123,6 +125,7 @@ def make_site(
         webhooks=webhooks,
         identities=Identities(store, site, offer.plans[0].name),
         providers=_providers(providers, offer.public_url),
+        bills=bills,
         house=house,
     )
 

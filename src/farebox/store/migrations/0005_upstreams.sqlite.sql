@@ -54,3 +54,14 @@ CREATE TABLE batch_item (
   result      BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX batch_item_by_batch ON batch_item (batch_id, state, place);
+
+CREATE TABLE bill_day (                         -- what an upstream bills for a day and model beside what was metered
+  id            INTEGER PRIMARY KEY,
+  bill          TEXT NOT NULL,
+  day           TEXT NOT NULL,
+  model         TEXT NOT NULL,                  -- empty: nothing was billed or metered
+  metered_nanos INTEGER NOT NULL,            -- at list prices
+  billed_nanos  INTEGER NOT NULL,
+  fetched_at    INTEGER NOT NULL,
+  UNIQUE (bill, day, model)
+) STRICT;

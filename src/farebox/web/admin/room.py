@@ -4,6 +4,7 @@ from starlette.routing import Route
 
 from farebox.web.admin.announcements import AnnouncementRoom
 from farebox.web.admin.audit import AuditLog
+from farebox.web.admin.bills import BillRoom
 from farebox.web.admin.customer import CustomerRoom
 from farebox.web.admin.customers import Customers
 from farebox.web.admin.guard import Admins
@@ -34,6 +35,7 @@ class Admin:
             CustomerRoom(kit, admins),
             TopupsRoom(kit, admins),
             LedgerRoom(kit, admins),
+            BillRoom(kit, admins),
             AuditLog(kit, admins),
             Outbox(kit, admins),
             InvitationRoom(kit, admins),

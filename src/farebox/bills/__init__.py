@@ -1,0 +1,1 @@
+"""What upstreams bill, compared day by day with what was metered."""
