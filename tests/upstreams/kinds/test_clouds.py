@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import anthropic
 import msgspec
 import pytest
 
@@ -432,3 +433,22 @@ async def test_no_customer_can_have_the_upstream_taken_for_broken(open_cloud: Op
         for _ in range(8):
             assert (await stage.ask(stage.alice, **{name: 1}))[0] == 400
         assert (await stage.ask(stage.alice))[0] == 200
+
+
+@pytest.mark.parametrize("way", ["invoke", "messages", "vertex", "foundry"])
+async def test_the_sdk_does_not_see_which_cloud_it_is(open_cloud: OpenCloud, way: str) -> None:
+    async with open_cloud(way) as (stage, _):
+        async with anthropic.AsyncAnthropic(api_key=stage.alice.key, base_url=stage.base_url, max_retries=0) as client:
+            ask: dict[str, Any] = {
+                "model": "claude-sonnet-4-6", "max_tokens": 100, "messages": [{"role": "user", "content": "Hi"}],
+                "tools": TOOLS,
+            }  # fmt: skip
+            async with client.messages.stream(**ask) as stream:
+                final = await stream.get_final_message()
+            assert final.stop_reason == "tool_use"
+            (block,) = final.content
+            assert block.type == "tool_use"
+            assert (block.name, block.input) == ("weather", {"city": "Zürich"})
+            counted = await client.messages.count_tokens(**{name: ask[name] for name in ("model", "messages", "tools")})
+            assert counted.input_tokens == COUNTED
+        assert (await books(stage, stage.alice))["charged_nanos"] == COST
