@@ -22,7 +22,8 @@ def admin_paths(stage: Stage, letter_id: int) -> list[str]:
         "account_id": str(stage.alice.account_id),
         "letter_id": str(letter_id),
         "model_id": MODEL,
-        "name": "sim",
+        "name": "mine",
+        "kind": "bedrock",
     }
     found = []
     for route in routes(stage):
@@ -46,6 +47,8 @@ async def test_no_page_of_operators_has_errors_barriers_or_a_sideways_scroll(
     customer = f"/admin/customers/{stage.alice.account_id}"
     await visitor.submit(await visitor.get(customer), f"{customer}/suspend", reason="a long reason, " * 20)
     await visitor.submit(await visitor.get("/admin/invitations"), "/admin/invitations", email="carol@example.com")
+    form = await visitor.get("/admin/upstreams/new/of/simulator")
+    await visitor.submit(form, "/admin/upstreams/new/of/simulator", name="mine", reason="a trial")
     ((letter_id,), *_) = await stage.rows("SELECT id FROM outbox ORDER BY id")
     context, window = await open_window(chromium, stage, scheme=scheme)
     await lend(context, stage, visitor.cookies)
