@@ -12,13 +12,14 @@ import msgspec
 import pytest
 
 from farebox.billing import bound
+from farebox.billing.ledger import SpendLimit
 from farebox.billing.ratelimit import Level
 from farebox.cli import cli
 from farebox.config.load import SINGLE_TABLES, TABLE_LISTS, default_offer, load_config
 from farebox.config.offers import PriceTable
 from farebox.errors import MethodNotAllowed, Refusal
 from farebox.gateway import wire
-from farebox.gateway.answers import error_headers, limit_headers
+from farebox.gateway.answers import budget_headers, error_headers, limit_headers
 from farebox.gateway.metrics import Metrics
 from farebox.gateway.settings import CallLimits
 from farebox.http.server import ServerLimits
@@ -110,7 +111,8 @@ def test_the_headers_that_are_added_are_documented() -> None:
     level = Level(1, 1, 1)
     refusal = MethodNotAllowed("", "GET")
     refusal.retry_after_s = 1
-    ours = {name.decode() for name, _ in [*limit_headers(level, level), *error_headers(refusal)]}
+    budget = budget_headers(SpendLimit(100, 1, "daily"), 0)
+    ours = {name.decode() for name, _ in [*limit_headers(level, level), *budget, *error_headers(refusal)]}
     framing = {"date", "content-length", "transfer-encoding", "connection"}
     assert headers_in("Added on the way down") == ours | framing | {"request-id", "x-accel-buffering"}
 

@@ -159,7 +159,6 @@ def _read_tables(
     upstreams = _read_upstreams(reader, tables.get("upstreams", []), models)
     providers = _read_providers(reader, tables.get("sign_in", []))
     chains = _read_list(reader, "evm", tables.get("evm", [])) if tables.get("evm", []) != [] else []
-    bills = _read_bills(reader, tables.get("bills", []))
     coins, said = (read.get(PaymentSettings), read.get(BitcoinSettings), chains), tables.get("btcpay", {})
     check_payments(reader, *coins, read.get(BtcpaySettings), said)
     database = read.get(DatabaseSettings)
@@ -202,7 +201,7 @@ def _read_tables(
         server_limits=read[ServerLimits],
         features=read[Features],
         batches=read[BatchSettings],
-        bills=bills,
+        bills=_read_bills(reader, tables.get("bills", [])),
         log=read[LogSettings],
         source=path,
         origins=_origins(reader, tables, variables),
