@@ -168,10 +168,7 @@ def _read_tables(
         _check_workers(reader, server, place.path)
     if server is not None:
         _check_proxies(reader, server)
-    batches = read.get(BatchSettings)
-    if batches is not None and batches.unattended and server is not None and not tables.get("server", {}).get("secret"):
-        words = "needs secret in [server]: without it the database alone could read what is in batches"
-        reader.problem(("batches", "unattended"), words)
+    _check_batches(reader, read.get(BatchSettings), tables)
     site = read.get(SiteSettings)
     texts = _site_texts(reader, site, base) if site else {}
     mail = read.get(MailSettings)
@@ -362,6 +359,13 @@ def _check_workers(reader: Reader, server: ServerSettings, sqlite: Path | None) 
             f"is {server.workers}; with SQLite one process writes the books, by design, so it must be 1. One process "
             'serves some thousand streams; for more say a [database] url such as "postgresql://user@host/farebox"',
         )
+
+
+def _check_batches(reader: Reader, batches: BatchSettings | None, tables: Mapping[str, Any]) -> None:
+    server = tables.get("server", {})
+    if batches is not None and batches.unattended and isinstance(server, dict) and not server.get("secret"):
+        words = "needs secret in [server]: without it the database alone could read what is in batches"
+        reader.problem(("batches", "unattended"), words)
 
 
 def _belongs_elsewhere(key: str) -> str:
