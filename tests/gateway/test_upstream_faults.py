@@ -361,8 +361,8 @@ async def test_an_upstream_whose_answers_begin_well_and_break_comes_to_rest(open
     try:
         upstreams = upstream("sick", sick.port, weight="1000") + '[[upstreams]]\nname = "sim"\nkind = "simulator"\n'
         async with open_stage(upstreams=upstreams) as stage:
-            for _ in range(8):
-                await (await listen(stage, stage.alice)).end()
+            for number in range(8):  # conversations of their own: one that was served elsewhere stays there
+                await (await listen(stage, stage.alice, f"Hello {number}")).end()
             assert len(sick.requests) == 5
             assert len(stage.simulator.requests) >= 3
     finally:

@@ -9,8 +9,9 @@ import pytest
 
 from farebox.errors import Refusal
 from farebox.http.failures import Cut
+from farebox.upstreams.budgets import RetryBudget
 from farebox.upstreams.kinds.kind import Ask
-from farebox.upstreams.pool import Pool, RetryBudget, Tries, Upstream
+from farebox.upstreams.pool import Pool, Tries, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from tests.upstreams.wire import Line, Peer, serving, whole
 

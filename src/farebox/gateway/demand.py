@@ -4,6 +4,7 @@ Features whose cost cannot be bounded or metered are refused by name, each behin
 """
 
 import re
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -257,7 +258,11 @@ _CLAUDE_CODE_SESSION: Final = re.compile(rb"session_id\W{1,8}([0-9a-f-]{36})")
 
 
 def conversation_of(asked: Asked, headers: Headers, account_id: int) -> bytes:
-    """Name the conversation a request belongs to, so that it stays with one upstream and its prompt cache."""
+    """Name the conversation a request belongs to, so that it stays with one upstream and its prompt cache.
+
+    What Claude Code says; else a hash of how its system prompt and its first message begin, which later turns repeat
+    but for where they mark the cache.
+    """
     for name, value in headers:
         if name == b"x-claude-code-session-id":
             return value[:64]
@@ -266,4 +271,24 @@ def conversation_of(asked: Asked, headers: Headers, account_id: int) -> bytes:
         found = _CLAUDE_CODE_SESSION.search(metadata)
         if found is not None:
             return found.group(1)
-    return b"%d" % account_id
+    seen = blake2b(b"%d\0" % account_id, digest_size=16)
+    system = asked.fields.get("system")
+    if system is not None:
+        seen.update(_beginning(memoryview(system)))
+    seen.update(_beginning(asked.messages))
+    return seen.digest()
+
+
+_FIRST_TEXT: Final = re.compile(rb'"(?:text|content)"\s*:\s*"')
+_TO_ITS_END: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*')
+_LOOKED_AT_BYTES: Final = 1_024
+_HASHED_BYTES: Final = 512
+
+
+def _beginning(raw: bytes | memoryview) -> bytes | memoryview:
+    """Give how a prompt begins: its first text, without what may change around it from turn to turn."""
+    found = _FIRST_TEXT.search(raw, 0, _LOOKED_AT_BYTES)
+    if found is None:
+        return raw[:_HASHED_BYTES]
+    text = _TO_ITS_END.match(raw, found.end(), found.end() + _HASHED_BYTES)
+    return text.group() if text is not None else b""

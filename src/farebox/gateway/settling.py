@@ -19,7 +19,7 @@ from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.metrics import Metrics
 from farebox.ids import show_request_id
-from farebox.upstreams.pool import OPERATORS_OWN
+from farebox.upstreams.refusals import OPERATORS_OWN
 
 _PAUSE_S: Final = 0.25
 Log = Callable[..., Any]

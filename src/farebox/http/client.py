@@ -7,7 +7,7 @@ fail is told apart by what the other side may have done with the request.
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -157,6 +157,10 @@ class HttpClient:
         self.opened: set[ClientConnection] = set()
         self._free = asyncio.Semaphore(connections)
         """One for each exchange that may run. A connection is opened only when none idles, so no more of them exist."""
+        self.running = 0
+        """Exchanges that have one, those that still connect included."""
+        self.on_free: Callable[[], None] | None = None
+        """Called when an exchange has ended."""
 
     async def request(
         self,
@@ -201,6 +205,7 @@ class HttpClient:
                 raise ConnectFailed(f"no free connection to {self.origin.host} within {self._connect_s:g} s") from None
         else:
             await self._free.acquire()  # at once
+        self.running += 1
         oldest = asyncio.get_running_loop().time() - self._idle_s
         while self._idle:
             connection = self._idle.pop()
@@ -211,7 +216,7 @@ class HttpClient:
         try:
             return await self._open(), True
         except BaseException:
-            self._free.release()
+            self._ended()
             raise
 
     async def _open(self) -> "ClientConnection":
@@ -238,17 +243,24 @@ class HttpClient:
     def release(self, connection: "ClientConnection") -> None:
         """Keep a connection whose exchange has ended."""
         connection.busy = False
-        self._free.release()
         self._idle.append(connection)
+        self._ended()
 
     def forget(self, connection: "ClientConnection") -> None:
         """Drop a connection that is lost."""
         self.opened.discard(connection)
-        if connection.busy:
-            connection.busy = False
-            self._free.release()
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
+        if connection.busy:
+            connection.busy = False
+            self._ended()
+
+    def _ended(self) -> None:
+        """Give back what an exchange had."""
+        self.running -= 1
+        self._free.release()
+        if self.on_free is not None:
+            self.on_free()
 
 
 class ClientConnection(asyncio.Protocol):

@@ -120,6 +120,27 @@ FIELDS: Final = (
         usual="all that are sold",
     ),
     Field("weight", "Weight", "Its share of the calls, 0 to 1000; 0: only when no other is healthy.", usual="1"),
+    Field(
+        "priority",
+        "Priority",
+        "Lower numbers are called first; higher ones only when none of those is able or has room.",
+        usual="0",
+        more=True,
+    ),
+    Field(
+        "concurrency",
+        "Calls at once",
+        "Further calls go elsewhere, or wait shortly.",
+        usual="as many as connections",
+        more=True,
+    ),
+    Field(
+        "organization",
+        "Organization",
+        "The same name for upstreams of one account: thinking and caches of one are good at all of them.",
+        usual="its own",
+        more=True,
+    ),
     Field("connections", "Connections", "Open at most; further calls wait for one.", usual="1000", more=True),
     Field("connect_s", "Seconds to connect", "How long a connection may take.", usual="as in [limits]", more=True),
     Field(

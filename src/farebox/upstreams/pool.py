@@ -1,4 +1,4 @@
-"""The pool: which upstream gets a call, how its health is judged, and when a failed try may be repeated.
+"""The pool: which upstream gets a call, and when a failed try may be repeated.
 
 A try is repeated only before its first byte has reached the client, at another upstream or the same one, within a
 retry budget. Everything after that is the relay's and the client's to know.
@@ -14,36 +14,40 @@ from typing import Final
 
 import msgspec
 
-from farebox.errors import Overloaded, Refusal, UpstreamFailed
+from farebox.errors import Overloaded, UpstreamFailed
 from farebox.http.client import HttpClient, read_origin
 from farebox.http.failures import UpstreamError
+from farebox.upstreams.budgets import RateBudget, RetryBudget, retry_after
+from farebox.upstreams.health import Health
 from farebox.upstreams.kinds.kind import Ask, Reply
 from farebox.upstreams.kinds.make import make_kind
+from farebox.upstreams.places import Place, Places, is_bound, is_cold
+from farebox.upstreams.refusals import OPERATORS_OWN, refusal_of
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-OPERATORS_OWN: Final = frozenset({401, 402, 403})
-"""Statuses that speak of the operator's account: never shown to a customer."""
 _ERROR_BODY_BYTES: Final = 2**20
-_RESTS_AFTER: Final = 5
-_REST_S: Final = 10.0
-_LONGEST_REST_S: Final = 120.0
-_PROBE_S: Final = 10.0
-"""A probe that has not ended by then lets another one go."""
-LATELY_S: Final = 300.0
-_SAMPLES: Final = 30
 _LONGEST_WAIT_S: Final = 8.0
-_LONGEST_RETRY_AFTER_S: Final = 86_400
+_QUEUE_S: Final = 5.0
+_QUEUE_CALLS: Final = 1_000
+"""How long, and how many, calls wait for an upstream that takes no more at once."""
+_MODEL_BARRED_S: Final = 60.0
+"""How long a 403 keeps a model's calls elsewhere: a key may have the right to other models."""
+_FULL: Final = (1 << 30, 0, 0, 0)
 
 
-class Upstream:
+class Upstream(Health):
     """One way up: its connections, its credential, and how it has been doing."""
 
     def __init__(
         self, settings: UpstreamSettings, *, connect_s: float, stall_s: float, tls: ssl.SSLContext | None = None
     ) -> None:
+        super().__init__()
         self.name = settings.name
         self.weight = settings.weight
+        self.priority = settings.priority
+        self.concurrency = settings.concurrency
+        self.organization = settings.organization
         self.names = dict(settings.models) if isinstance(settings.models, dict) else {}
         """What it calls models, by their ids, where that is not what everybody calls them."""
         self.models = frozenset(settings.models)
@@ -52,7 +56,7 @@ class Upstream:
         self.client = HttpClient(
             read_origin(settings.base_url),
             connect_s=settings.connect_s or connect_s,
-            connections=settings.connections,
+            connections=min(settings.connections, settings.concurrency or settings.connections),
             stall_s=self.stall_s,
             tls=tls,
         )
@@ -63,19 +67,17 @@ class Upstream:
         self.drained = False
         """By the operator's word no call goes here; those under way end."""
         self.last_failure: Failure | None = None
-        self.calls = 0
-        self.failures = 0
-        self.limited = 0
-        """Answers 429: it is well, but wants no more for now."""
-        self._samples: deque[tuple[float, int, int]] = deque(maxlen=_SAMPLES)
-        self.failures_in_a_row = 0
-        self.rests = 0
-        self.rests_until = 0.0
-        self.probed_until = 0.0
+        self.rate = RateBudget()
 
-    def is_healthy(self, now: float) -> bool:
-        """Whether calls go here. After a run of failures it rests, then one call at a time finds out."""
-        return now >= self.rests_until and now >= self.probed_until
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        return self.client.running
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more call at once."""
+        return not self.concurrency or self.client.running < self.concurrency
 
     async def request(self, ask: Ask, *, first_byte_s: float) -> Reply:
         """Send it an ask, in its own words. Raises Refusal for what it cannot be asked, UpstreamError if it fails."""
@@ -89,64 +91,15 @@ class Upstream:
         )
         return self.kind.reply(ask, answer)
 
+    def go_on_from(self, before: "Upstream") -> None:
+        """Know what is known of the same server and account under other settings."""
+        for name in vars(Health()):
+            setattr(self, name, getattr(before, name))
+        self.last_failure, self.rate = before.last_failure, before.rate
+
     def sold_as(self, name: str) -> str:
         """Give the id that a model is sold by, of the name that this upstream answers with."""
         return next((sold for sold, theirs in self.names.items() if theirs == name), name)
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are under way."""
-        return sum(connection.busy for connection in self.client.opened)
-
-    def lately(self) -> tuple[int, int]:
-        """Give the calls of the last minutes, and how many of them failed."""
-        _, calls, failures = self._samples[0] if self._samples else (0.0, 0, 0)
-        return self.calls - calls, self.failures - failures
-
-    def tick(self, now: float) -> None:
-        """Remember where the counts stand, every few seconds."""
-        if not self._samples or now - self._samples[-1][0] >= LATELY_S / _SAMPLES:
-            self._samples.append((now, self.calls, self.failures))
-
-    def takes(self, now: float) -> None:
-        """Take note of a call that goes here. The first after a rest is the probe that the others wait for."""
-        self.calls += 1
-        if self.rests and self.is_healthy(now):
-            self.probed_until = now + _PROBE_S
-
-    def succeeded(self) -> None:
-        """Take note of a whole answer: whatever was before, it is well."""
-        self.failures_in_a_row = self.rests = 0
-        self.rests_until = self.probed_until = 0.0
-
-    def failed(self, now: float) -> None:
-        """Count a failure that is the upstream's own; after five in a row it rests, after each probe that fails longer.
-
-        Calls sent before it rested may fail while it does: those say nothing new.
-        """
-        self.failures += 1
-        self.failures_in_a_row += 1
-        if now >= self.rests_until and (self.rests or self.failures_in_a_row >= _RESTS_AFTER):
-            self.rests += 1
-            self.rests_until = now + min(_REST_S * self.rests, _LONGEST_REST_S)
-            self.probed_until = 0.0
-
-
-class RetryBudget:
-    """Retries as a share of calls, with a small allowance for quiet times (Finagle's RetryBudget)."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._tokens = 10.0 if share > 0 else 0.0
-
-    def call(self) -> None:
-        self._tokens = min(self._tokens + self._share, 100.0)
-
-    def take(self) -> bool:
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -174,6 +127,7 @@ class Tries:
         self.retry_after_s: float | None = None
         self.status: int | None = None
         self.model: str | None = None
+        self.conversation = b""
         self.upstream: Upstream | None = None
         self.abandoned = False
         """The client has gone: what is under way is read to its end, but nothing is tried again."""
@@ -193,7 +147,6 @@ class Pool:
         first_byte_s: float,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.upstreams = upstreams
         self._attempts = attempts
         self._budget = RetryBudget(retry_budget)
         self._retry_wait_s = retry_wait_s
@@ -201,6 +154,11 @@ class Pool:
         self._first_byte_s = first_byte_s
         self._chance = chance
         self.retries = 0
+        self.places = Places()
+        self.waiting: deque[tuple[asyncio.Future[None], Tries]] = deque()
+        """Calls that every upstream for them has no room for, in the order they came."""
+        self.upstreams: Sequence[Upstream] = ()
+        self.replace(upstreams)
 
     async def send(self, tries: Tries, ask: Ask, *, conversation: bytes) -> Reply:
         """Send a request until an upstream answers it, in success or with an error that is the client's to see.
@@ -212,30 +170,31 @@ class Pool:
         that breaks before its first byte was passed on can be tried again by calling this again.
         """
         tries.model = ask.model
+        tries.conversation = conversation
         if tries.count == 0:
             self._budget.call()
+        loop = asyncio.get_running_loop()
         while True:
-            upstream = self._choose(tries, conversation)
-            if upstream is None:
-                if not self.upstreams:
-                    raise UpstreamFailed("no upstream is set up here yet; ask the operator", retry_after_s=60)
-                raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
+            upstream = self._choose(tries, conversation, ask.body) or await self._wait(tries, conversation, ask.body)
             tries.count += 1
             tries.upstream = upstream
-            tries.sent_at = asyncio.get_running_loop().time()
+            tries.sent_at = loop.time()
             upstream.takes(tries.sent_at)
             try:
                 answer = await upstream.request(ask, first_byte_s=self._first_byte_s)
             except UpstreamError as error:
                 self.note_failure(tries, error)
             else:
+                now = loop.time()
+                upstream.began(now - tries.sent_at)
+                upstream.rate.learn(ask.model, answer.headers, now)
                 if (
                     answer.status not in _RETRIED
                     and answer.status not in OPERATORS_OWN
                     and not 300 <= answer.status < 400
                 ):
                     if answer.status >= 400:  # of others the end will tell
-                        upstream.succeeded()
+                        upstream.ended_well(now)
                     return answer
                 await self._note_status(tries, answer)
             await self.prepare_retry(tries)
@@ -243,7 +202,10 @@ class Pool:
     def note_success(self, tries: Tries) -> None:
         """Remember that the try's upstream gave a whole, usable answer: its head alone proves little."""
         assert tries.upstream is not None
-        tries.upstream.succeeded()
+        now = asyncio.get_running_loop().time()
+        tries.upstream.ended_well(now)
+        if tries.conversation and len(self.upstreams) > 1 and not tries.only:
+            self.places.keep(tries.conversation, Place(tries.upstream.name, tries.upstream.organization, now))
 
     def note_failure(self, tries: Tries, error: UpstreamError) -> None:
         """Remember that the try's upstream broke it."""
@@ -257,14 +219,14 @@ class Pool:
         """Remember that the try's upstream refuses the operator's account, in whatever words."""
         assert tries.upstream is not None
         tries.last, tries.status, tries.retry_after_s = None, 402, None
-        self._note(tries, tries.upstream).failed(asyncio.get_running_loop().time())
+        self._note(tries, tries.upstream).barred(asyncio.get_running_loop().time())
 
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
         others = any(upstream.name not in tries.failed_at for upstream in self._able(tries))
         patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
         if tries.abandoned or tries.count >= self._attempts or not (others or patient) or not self._budget.take():
-            raise _refusal(tries)
+            raise refusal_of(tries.status, tries.count, tries.retry_after_s)
         self.retries += 1
         if others:
             return
@@ -285,6 +247,10 @@ class Pool:
     def replace(self, upstreams: Sequence[Upstream]) -> None:
         """Send new calls to these alone. Those that stay keep all they know; calls under way at others end there."""
         self.upstreams = tuple(upstreams)
+        for upstream in upstreams:
+            upstream.client.on_free = self._next if upstream.concurrency else None
+        for turn, _ in self.waiting:
+            _wake(turn)
 
     def tick(self, now: float) -> None:
         """Called about once a second."""
@@ -307,27 +273,113 @@ class Pool:
             if not upstream.drained and (not upstream.models or model is None or model in upstream.models)
         ]
 
-    def _choose(self, tries: Tries, conversation: bytes) -> Upstream | None:
-        """Choose by rendezvous hashing: a conversation stays where its prompt cache is, weights are kept."""
+    def _choose(self, tries: Tries, conversation: bytes, body: bytes = b"", *, waited: bool = False) -> Upstream | None:
+        """Choose an upstream: where the conversation is, while that is well; else by health, priority and weight.
+
+        None when none is able, or when those that are best have no room: calls wait for them, unless this one has.
+        """
         able = self._able(tries)
         if len(able) == 1:
-            return able[0]
+            return able[0] if able[0].has_room else None
         now = asyncio.get_running_loop().time()
-        fresh = [u for u in able if u.name not in tries.failed_at] or able
-        healthy = [u for u in fresh if u.is_healthy(now)] or fresh
-        weighted = [u for u in healthy if u.weight > 0] or healthy
-        return max(weighted, key=lambda u: _score(u, conversation), default=None)
+        model = tries.model
+        place = self.places.find(conversation)
+        if place is not None:
+            for upstream in able:
+                if upstream.name == place.upstream:
+                    if upstream.name in tries.failed_at or not upstream.is_healthy(now):
+                        break
+                    if upstream.has_room and not upstream.rate.is_spent(model, now) and not is_cold(place, now):
+                        return upstream
+                    if is_bound(body) and (upstream.has_room or not waited):
+                        return upstream if upstream.has_room else None
+                    break
+        return self._best(able, tries, conversation, now, place.organization if place else "", waited=waited)
+
+    def _best(
+        self, able: list[Upstream], tries: Tries, conversation: bytes, now: float, organization: str, *, waited: bool
+    ) -> Upstream | None:
+        """Choose by rendezvous hashing among the best, so that weights are kept, and few move when one is lost."""
+        best = full = _FULL
+        found: list[Upstream] = []
+        model, failed_at = tries.model, tries.failed_at
+        for upstream in able:
+            rank = (
+                (4 if upstream.name in failed_at else 0)
+                + (0 if upstream.is_healthy(now) else 2)
+                + (1 if upstream.rate.is_spent(model, now) else 0),
+                1 if organization and upstream.organization != organization else 0,
+                0 if upstream.weight else 1,
+                upstream.priority,
+            )
+            if not upstream.has_room:
+                full = min(full, rank)
+            elif rank < best:
+                best, found = rank, [upstream]
+            elif rank == best:
+                found.append(upstream)
+        if full[0] < best[0] and not (waited and found):
+            return None
+        return max(found, key=lambda upstream: _score(upstream, conversation, now), default=None)
+
+    async def _wait(self, tries: Tries, conversation: bytes, body: bytes) -> Upstream:
+        """Wait for room, in turn and not for long. Raises what the client gets when there is none."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + _QUEUE_S
+        again = False
+        while True:
+            if not self._able(tries):
+                if not self.upstreams:
+                    raise UpstreamFailed("no upstream is set up here yet; ask the operator", retry_after_s=60)
+                raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
+            if len(self.waiting) >= _QUEUE_CALLS or tries.abandoned:
+                raise _no_room()
+            turn: asyncio.Future[None] = loop.create_future()
+            waiter = (turn, tries)
+            (self.waiting.appendleft if again else self.waiting.append)(waiter)
+            timer = loop.call_at(ends_at, _wake, turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._next()  # its turn is another's
+                raise
+            finally:
+                timer.cancel()
+                self.waiting.remove(waiter)
+            waited = loop.time() >= ends_at
+            upstream = self._choose(tries, conversation, body, waited=waited)
+            if upstream is not None:
+                return upstream
+            if waited:
+                raise _no_room()
+            again = True
+
+    def _next(self) -> None:
+        """There is room for one: let the call look again that has waited longest for it."""
+        for turn, tries in self.waiting:
+            if not turn.done() and any(upstream.has_room for upstream in self._able(tries)):
+                turn.set_result(None)
+                return
 
     async def _note_status(self, tries: Tries, answer: Reply) -> None:
         assert tries.upstream is not None
+        now = asyncio.get_running_loop().time()
         tries.status = answer.status
         tries.last = None
-        tries.retry_after_s = _seconds(answer.header(b"retry-after"))
+        tries.retry_after_s = retry_after(answer.header(b"retry-after"))
         upstream = self._note(tries, tries.upstream)
         if answer.status == 429:
             upstream.limited += 1
+            upstream.rate.limited(tries.model, tries.retry_after_s, now)
+        elif answer.status in {401, 402}:
+            upstream.barred(now)
         else:
-            upstream.failed(asyncio.get_running_loop().time())
+            upstream.failed(now)
+            if answer.status == 403:
+                upstream.rate.rest(tries.model, now + _MODEL_BARRED_S)
+            elif tries.retry_after_s is not None:
+                upstream.rate.limited(tries.model, tries.retry_after_s, now)
         try:
             await answer.read(_ERROR_BODY_BYTES)
         except UpstreamError as error:
@@ -337,44 +389,22 @@ class Pool:
         """Keep what a failed try can be told by."""
         now = asyncio.get_running_loop().time()
         tries.failed_at.add(upstream.name)
+        upstream.failed_by[str(tries.status) if error is None else error] += 1
         upstream.last_failure = Failure(upstream.name, tries.sent_at, now, tries.status, error)
         tries.failures.append(upstream.last_failure)
         return upstream
 
 
-def _score(upstream: Upstream, conversation: bytes) -> float:
+def _score(upstream: Upstream, conversation: bytes, now: float) -> float:
     digest = hashlib.blake2b(conversation + b"\0" + upstream.name.encode(), digest_size=8).digest()
     share = (int.from_bytes(digest, "big") + 1) / 2**64
-    return float(share ** (1.0 / max(upstream.weight, 1)))
+    return float(share ** (1.0 / (max(upstream.weight, 1) * upstream.ramp(now))))
 
 
-def _seconds(value: bytes | None) -> float | None:
-    try:
-        seconds = float(value) if value is not None else 0.0
-    except ValueError:
-        return None
-    return seconds if 0 < seconds <= _LONGEST_RETRY_AFTER_S else None  # nor "nan" nor "inf"
+def _wake(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
 
 
-def _refusal(tries: Tries) -> Refusal:
-    """Say what went wrong without naming the operator's account. An upstream's own 401, 402 or 403 is never shown."""
-    wait_s = min(_LONGEST_RETRY_AFTER_S, max(1, round(tries.retry_after_s or 2)))
-    if tries.status == 529:
-        return Overloaded("the model's provider is overloaded; try again shortly", retry_after_s=wait_s)
-    if tries.status == 429:
-        refusal = Overloaded(
-            "the model's provider is at its rate limit; your own limits are not touched; try again shortly",
-            retry_after_s=wait_s,
-        )
-        refusal.status, refusal.wire_type = 429, "rate_limit_error"
-        return refusal
-    if tries.status in OPERATORS_OWN:
-        return UpstreamFailed(
-            "the upstream does not accept this gateway at the moment; its operator has been told",
-            retry_after_s=30,
-        )
-    reason = f"answered {tries.status}" if tries.status is not None else "gave no usable answer"
-    return UpstreamFailed(
-        f"the upstream {reason} after {tries.count} {'try' if tries.count == 1 else 'tries'}; nothing was charged",
-        retry_after_s=wait_s,
-    )
+def _no_room() -> Overloaded:
+    return Overloaded("all upstreams are at their limit of calls at once; try again shortly", retry_after_s=2)

@@ -19,6 +19,12 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     api_key: Secret = Secret("")
     weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     """Its share of the calls among healthy upstreams; 0: only when no other is healthy."""
+    priority: Annotated[int, Meta(ge=0, le=100)] = 0
+    """Those of the lowest number are called; the next ones only when none of those is able or has room."""
+    concurrency: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Calls it takes at once; further ones go elsewhere, or wait shortly. 0: as many as there are connections."""
+    organization: str = ""
+    """Whose account it is, where several are of one: thinking and caches of one are then good at all of them."""
     models: tuple[str, ...] | dict[str, str] = ()
     """Ids of models; or a table of them with what the upstream calls each."""
     connections: Annotated[int, Meta(ge=1)] = 1000

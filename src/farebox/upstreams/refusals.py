@@ -1,0 +1,33 @@
+"""What a customer is told when no upstream answered: never the operator's account, always what to do."""
+
+from typing import Final
+
+from farebox.errors import Overloaded, Refusal, UpstreamFailed
+from farebox.upstreams.budgets import LONGEST_RETRY_AFTER_S
+
+OPERATORS_OWN: Final = frozenset({401, 402, 403})
+"""Statuses that speak of the operator's account: never shown to a customer."""
+
+
+def refusal_of(status: int | None, tries: int, retry_after_s: float | None) -> Refusal:
+    """Say what went wrong, by the status of the last try. An upstream's own 401, 402 or 403 is never shown."""
+    wait_s = min(LONGEST_RETRY_AFTER_S, max(1, round(retry_after_s or 2)))
+    if status == 529:
+        return Overloaded("the model's provider is overloaded; try again shortly", retry_after_s=wait_s)
+    if status == 429:
+        refusal = Overloaded(
+            "the model's provider is at its rate limit; your own limits are not touched; try again shortly",
+            retry_after_s=wait_s,
+        )
+        refusal.status, refusal.wire_type = 429, "rate_limit_error"
+        return refusal
+    if status in OPERATORS_OWN:
+        return UpstreamFailed(
+            "the upstream does not accept this gateway at the moment; its operator has been told",
+            retry_after_s=30,
+        )
+    reason = f"answered {status}" if status is not None else "gave no usable answer"
+    return UpstreamFailed(
+        f"the upstream {reason} after {tries} {'try' if tries == 1 else 'tries'}; nothing was charged",
+        retry_after_s=wait_s,
+    )
