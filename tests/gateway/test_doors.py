@@ -11,7 +11,7 @@ from farebox.ids import new_key
 from tests.gateway.play import USD, envelope, message, nanos, upstream
 from tests.stage import OpenStage, Person, Stage
 
-PREFIXES = ["/api/proxy/v1", "/api/proxy/v1/v1", "/v1", "/v1/v1"]
+PREFIXES = ["/api/proxy/v1", "/api/proxy/v1/v1", "/api/proxy", "/v1", "/v1/v1"]
 LIMITS = [
     f"anthropic-ratelimit-{bucket}-{what}".encode()
     for bucket in ("requests", "tokens")
@@ -44,7 +44,7 @@ async def test_every_form_of_the_base_url_people_paste_works(stage: Stage, prefi
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/proxy/v1/complete", "/api/proxy/messages", "/v2/messages", "/v1/messages/", "/v1/messages/batchez"]
+    "path", ["/api/proxy/v1/complete", "/api/proxy/message", "/v2/messages", "/v1/messages/", "/v1/messages/batchez"]
 )
 async def test_what_is_not_there_is_a_404_that_says_where_calls_go(stage: Stage, path: str) -> None:
     answer, body = await send(stage, "POST", path, keyed(stage.alice), b"{}")

@@ -1,7 +1,8 @@
 """The data plane's front door: one table from paths to handlers, and one place where refusals become answers.
 
-People paste one base URL into the place of another, so every route is served under the base path with /v1, with /v1
-doubled, and bare. Whatever else is asked for is a 404 in the API's own envelope.
+People paste one base URL into the place of another, and some clients add /v1 themselves, so every route is served under
+the base path with /v1, with /v1 doubled or left out, and bare. Whatever else is asked for is a 404 in the API's own
+envelope.
 """
 
 import traceback
@@ -49,7 +50,8 @@ class Routes:
         self._under: dict[tuple[str, str], Methods] = {}
         self._manners: dict[str, Manner] = {}
         self._probes = {"/", "/api/hello", base_path, f"{base_path}/", f"{base_path}/api/hello"}
-        self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1")
+        bare = (base_path,) if base_path else ()
+        self._prefixes = (f"{base_path}/v1", f"{base_path}/v1/v1", "/v1", "/v1/v1", *bare)
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         """Serve `path` below every form of the base URL; a `*` in it is anything, and the first to fit serves.

@@ -10,7 +10,7 @@ from tests.gateway.chat.play import PATH, ask, chat, chunks, error_of, listen, p
 from tests.gateway.play import USD, books, eventually, script, trouble, upstream
 from tests.stage import OpenStage, Stage
 
-PREFIXES: Final = ("/api/proxy/v1", "/api/proxy/v1/v1", "/v1", "/v1/v1")
+PREFIXES: Final = ("/api/proxy/v1", "/api/proxy/v1/v1", "/api/proxy", "/v1", "/v1/v1")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
