@@ -57,7 +57,7 @@ def load_uncommented(tmp_path: Path) -> Config:
     """Load it, with the files beside it that it names."""
     (tmp_path / "ethereum-rpc").write_text("https://rpc.example/v1/a-key")
     (tmp_path / "evm.xpub").write_text(ETHER)
-    return load(tmp_path, uncommented(), KEY)
+    return load(tmp_path, uncommented(), {**KEY, "ANTHROPIC_ADMIN_KEY": "sk-ant-admin01-x"})
 
 
 def test_the_example_loads_as_it_is_printed(tmp_path: Path) -> None:
