@@ -1,8 +1,11 @@
 """Several requests on one connection: answered in order, each by itself; one that cannot be read ends it."""
 
+import asyncio
+
 import pytest
 
 from tests.databases import on_sqlite
+from tests.gateway.play import message
 from tests.hostile.raw import ask, check_refusal, dial, head, request
 from tests.stage import Stage
 
@@ -137,3 +140,12 @@ async def test_a_body_that_would_be_refused_is_not_invited(shared: Stage) -> Non
         async with dial(shared.gateway.port) as line:
             await line.write(head(person, "expect: 100-continue", f"content-length: {size}") + b"\r\n")
             check_refusal(await line.reply(), status)
+
+
+async def test_after_a_large_body_that_comes_all_at_once_the_connection_takes_the_next_request(shared: Stage) -> None:
+    """It is read faster than it is asked for while its key is looked up; what was stopped for that goes on."""
+    for _ in range(4):
+        shared.parts.keys.forget()
+        answer = await asyncio.wait_for(shared.post(shared.alice, message("word " * 90_000, max_tokens=-1)), 10)
+        await answer.read(2**20)
+        assert answer.status == 400

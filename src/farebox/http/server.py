@@ -341,6 +341,7 @@ class ServerConnection(asyncio.Protocol):
         if self._transport is None or exchange is not self._current:
             return
         self._current = None
+        self.resume_reading()  # its body may have come all at once, faster than it was asked for
         if not exchange.request_complete:
             self._linger()
         elif not exchange.keep_alive or self.server.closing:
