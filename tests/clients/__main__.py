@@ -52,8 +52,13 @@ def row(result: Result) -> str:
     names = [part.name for part in client.exercises]
     passed = len(names) - len(result.failed)
     outcome = f"{passed} of {len(names)}" + (f"; failed: {', '.join(result.failed)}" if result.failed else "")
-    others = ", ".join(f"`{host}`" for host in sorted(result.hosts)) or "none"
+    others = ", ".join(sorted({named(host) for host in result.hosts})) or "none"
     return f"| {client.name} | `{client.package}` {client.version} | {'; '.join(names)} | {outcome} | {others} |"
+
+
+def named(host: str) -> str:
+    """Name a host; a registry may be any mirror of it, so its name says nothing."""
+    return "its package registry" if host.startswith(("registry.", "pypi.")) else f"`{host}`"
 
 
 def write(results: list[Result], day: str) -> None:

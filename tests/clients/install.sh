@@ -41,7 +41,7 @@ want curl curl
 want node nodejs
 want npm npm
 case ${1-} in
-'') names="anthropic-1 typescript-sdk claude-code pydantic-ai vercel-ai" ;;
+'') names="anthropic-1 typescript-sdk claude-code pydantic-ai vercel-ai openai-python" ;;
 all) names=$(ls envs) ;;
 *) names=$* ;;
 esac

@@ -12,6 +12,7 @@ QUICK = {
     "typescript-sdk": {"tool", "structured output", "thinking over two turns"},
     "pydantic-ai": {"stream", "tool"},
     "vercel-ai": {"stream", "tool"},
+    "openai-python": {"stream", "tool"},
 }
 PARTS = [
     pytest.param(client, part, id=f"{client.env}-{part.name}")
