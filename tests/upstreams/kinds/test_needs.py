@@ -35,6 +35,15 @@ WRONG = {
         'kind = "vertex"\nregion = "global"\nservice_account = \'{"client_email":"a","private_key":"secret"}\'',
         "service_account holds a private_key that cannot be read",
     ),
+    "tokens by plain http": (
+        'kind = "vertex"\nregion = "eu"\nservice_account = '
+        + '\'{"client_email":"a","private_key":"b","token_uri":"http://example.com/token"}\'',
+        "service_account holds a token_uri that is no https:// URL",
+    ),
+    "an authority by plain http": (
+        'kind = "foundry"\nresource = "r"\napi_key = "k"\nauthority = "http://example.com"', "authority is",
+    ),
+    "an authority that is none": ('kind = "foundry"\nresource = "r"\napi_key = "k"\nauthority = "x"', "authority is"),
     "foundry without a resource": ('kind = "foundry"\napi_key = "k"', "resource is"),
     "a resource that leads elsewhere": ('kind = "foundry"\napi_key = "k"\nresource = "evil.example/"', "resource is"),
     "foundry without a key": ('kind = "foundry"\nresource = "r"', "tenant_id is missing"),

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Final
 
 from farebox.secret import Secret
+from farebox.upstreams.kinds.tokens import is_private_way
 from farebox.upstreams.kinds.vertex import read_service_account
 from farebox.upstreams.settings import UpstreamSettings
 
@@ -104,7 +105,7 @@ def _of_foundry(settings: UpstreamSettings, said: Container[str]) -> Iterator[tu
                 yield field, "is missing; tenant_id, client_id and client_secret are needed, or an api_key"
         if settings.tenant_id and not _NAME.fullmatch(settings.tenant_id):
             yield "tenant_id", f"is {quoted(settings.tenant_id)}; it must be the id or the domain of a tenant"
-    if not settings.authority.startswith(("https://", "http://")):
+    if not is_private_way(settings.authority):
         yield (
             "authority",
             f'is {quoted(settings.authority)}; it must be a URL such as "https://login.microsoftonline.com"',

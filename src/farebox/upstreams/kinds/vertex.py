@@ -23,7 +23,7 @@ from farebox.upstreams.kinds.bodies import with_fields
 from farebox.upstreams.kinds.clouds import VERSION, upward, version_of, with_betas
 from farebox.upstreams.kinds.faults import fault, shown
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Outgoing, Reply
-from farebox.upstreams.kinds.tokens import Tokens
+from farebox.upstreams.kinds.tokens import Tokens, is_private_way
 
 _FIRST_VERSION: Final = "vertex-2023-10-16"
 _SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
@@ -80,6 +80,8 @@ def read_service_account(secret: Secret) -> ServiceAccount:
         account = msgspec.json.decode(secret.reveal(), type=ServiceAccount)
     except (msgspec.DecodeError, UnicodeEncodeError):
         raise ValueError("is not the key file of a service account: JSON with client_email and private_key") from None
+    if not is_private_way(account.token_uri):
+        raise ValueError("holds a token_uri that is no https:// URL")
     Assertions(account)
     return account
 
