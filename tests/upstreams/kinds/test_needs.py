@@ -17,6 +17,7 @@ from tests.upstreams.kinds.clouds import Vertex
 
 SONNET = 'models = { "claude-sonnet-4-6" = "us.anthropic.x" }'
 KEY = 'access_key_id = "AKIA"\nsecret_access_key = "s"'
+ELSEWHERE = '{"client_email":"a","private_key":"b","token_uri":"http://example.com/token"}'
 WRONG = {
     "bedrock without a region": (f'kind = "bedrock"\n{KEY}\n{SONNET}', "region is"),
     "a region that leads elsewhere": (f'kind = "bedrock"\nregion = "x.evil.example/"\n{KEY}\n{SONNET}', "region is"),
@@ -36,8 +37,7 @@ WRONG = {
         "service_account holds a private_key that cannot be read",
     ),
     "tokens by plain http": (
-        'kind = "vertex"\nregion = "eu"\nservice_account = '
-        + '\'{"client_email":"a","private_key":"b","token_uri":"http://example.com/token"}\'',
+        f"kind = 'vertex'\nregion = 'eu'\nservice_account = '{ELSEWHERE}'",
         "service_account holds a token_uri that is no https:// URL",
     ),
     "an authority by plain http": (
