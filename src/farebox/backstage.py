@@ -30,6 +30,7 @@ class Gatehouse:
         self._messages = messages
         self._switches = parts.switches
         self._roster = parts.roster
+        self._prices = parts.prices
         self._clock = parts.clock
 
     def service(self, model_id: str) -> Service:
@@ -76,14 +77,22 @@ class Gatehouse:
     def _state(self, upstream: Upstream, now: float) -> UpstreamState:
         calls, failures = upstream.lately()
         failure = upstream.last_failure
+        served = upstream.models or self._prices.now.models
+        spared = tuple(sorted(model for model in served if upstream.rate.is_spent(model, now)))
         return UpstreamState(
             name=upstream.name,
             kind=upstream.kind_name,
             source=self._roster.source(upstream.name),
-            health=_health_of(upstream, now),
+            health=_health_of(upstream, now, limited=bool(spared)),
             test_is_free=is_free(upstream),
             origin=f"{upstream.client.origin.scheme}://{upstream.client.origin.host}:{upstream.client.origin.port}",
             weight=upstream.weight,
+            priority=upstream.priority,
+            concurrency=upstream.concurrency,
+            organization=upstream.organization,
+            ejections=upstream.ejections,
+            spared=spared,
+            left=tuple(sorted(upstream.rate.told())),
             models=tuple(sorted(upstream.models)),
             drained=upstream.drained,
             resting_s=max(0, round(upstream.rests_until - now)),
@@ -98,13 +107,17 @@ class Gatehouse:
         )
 
 
-def _health_of(upstream: Upstream, now: float) -> Health:
+def _health_of(upstream: Upstream, now: float, *, limited: bool) -> Health:
     """Name the state of an upstream, as an operator thinks of it."""
     if upstream.drained:
         return "drained"
     if now < upstream.rests_until:
         return "resting"
-    return "half-open" if upstream.rests else "healthy"
+    if upstream.rests:
+        return "half-open"
+    if limited:
+        return "limited"
+    return "returning" if upstream.ramp(now) < 1 else "healthy"
 
 
 def _class_of(failure: Failure) -> str:

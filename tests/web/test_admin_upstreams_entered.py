@@ -1,5 +1,6 @@
 """Upstreams that operators enter: in force at once in every process, their keys sealed and never shown again."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -324,5 +325,44 @@ async def test_all_processes_follow(tmp_path: Path, databases: Databases) -> Non
             form = await operator.get(f"{HERE}/mine/edit")
             await operator.submit(form, f"{HERE}/mine/remove", reason="over", sure="yes")
             await answers(502)
+    finally:
+        await simulator.close()
+
+
+async def test_what_is_known_of_an_upstream_goes_on_unless_it_is_another_server_or_account(stage: Stage) -> None:
+    simulator, url = await simulated()
+    try:
+        operator = await enter_admin(stage)
+        await operator.submit(await operator.get(HERE), f"{HERE}/sim/drain")
+        await add(operator, "mine", url, models="claude-sonnet-4-6")
+
+        def calls() -> int:
+            return next(one.calls for one in stage.gateway.gatehouse.upstreams() if one.name == "mine")
+
+        assert (await stage.ask(stage.alice))[0] == 200
+        mine = stage.parts.pool.upstreams[-1]
+        now = asyncio.get_running_loop().time()
+        mine.rate.learn("claude-sonnet-4-6", [(b"anthropic-ratelimit-requests-remaining", b"12")], now)
+        await operator.submit(await operator.get(HERE), f"{HERE}/mine/drain")
+        page = await edit(operator, "mine", weight="3", priority="2", concurrency="7", stall_s="9")
+        assert calls() == 1
+        for words in ("drained", "weight 3, priority 2", "of 7", "claude-sonnet-4-6: 12 requests"):
+            assert words in page.words
+        page = await operator.submit(page, f"{HERE}/mine/enable")
+        for fresh, told in (("limited", "mine limited"), ("half-open", "mine half-open"), ("resting", "mine rests")):
+            mine = stage.parts.pool.upstreams[-1]
+            now = asyncio.get_running_loop().time()
+            if fresh == "limited":
+                mine.rate.rest("claude-sonnet-4-6", now + 60)
+            mine.rests, mine.rests_until = (0, 0.0) if fresh == "limited" else (1, now + 60 * (fresh == "resting"))
+            page = await operator.get(HERE)
+            assert told in page.words
+            assert not page.faults()
+        await edit(operator, "mine", weight="4")
+        assert "mine rests" in (await operator.get(HERE)).words
+        page = await edit(operator, "mine", secret_api_key=KEY)
+        assert "mine up" in page.words, "it may be another account"
+        assert calls() == 0
+        assert (await stage.ask(stage.alice))[0] == 200
     finally:
         await simulator.close()

@@ -35,6 +35,15 @@ class Broken(Struct, frozen=True):
     words: str
 
 
+_TUNED: Final = frozenset(
+    {
+        *("weight", "priority", "concurrency", "organization", "models"),
+        *("connections", "connect_s", "first_byte_s", "stall_s"),
+    }
+)
+"""Settings of how much goes there, and how patiently: neither where it is nor who is let in."""
+
+
 class _Made(Struct, frozen=True):
     """What came of a row: an upstream, or why there is none."""
 
@@ -79,7 +88,8 @@ class Roster:
     async def follow(self) -> None:
         """Have the upstreams that the database tells of now. Raises StoreUnavailable; then all stays as it is.
 
-        One that has changed begins anew, calls under way end at the one before; the others stay as they are.
+        Calls under way at one that has changed end there. What is known of its health stays known, unless it is another
+        address or credential: that begins anew.
         """
         async with self._turn:
             self.is_stale = False  # before it is read: what is entered meanwhile makes it stale again
@@ -128,12 +138,20 @@ class Roster:
             upstream = await self._make(settings)
         except (FareboxError, ValueError) as error:
             return self._unusable(entry, str(error))
-        upstream.drained = before is not None and before.upstream is not None and before.upstream.drained
+        if before is not None and before.upstream is not None:
+            upstream.drained = before.upstream.drained
+            if _way_of(before.entry) == _way_of(entry):
+                upstream.go_on_from(before.upstream)
         return _Made(entry, upstream)
 
     def _unusable(self, entry: Entry, words: str) -> _Made:
         self._alert("upstream_unusable", upstream=entry.name, error=words)
         return _Made(entry, None, words)
+
+
+def _way_of(entry: Entry) -> tuple[object, ...]:
+    """Give what makes it the same server and account."""
+    return entry.secrets, {name: value for name, value in entry.values.items() if name not in _TUNED}
 
 
 async def _close(upstream: Upstream) -> None:

@@ -10,9 +10,9 @@ from farebox.upstreams.trial import Trial
 
 Service = Literal["up", "reduced", "down"]
 """How a model is served now: by all of its upstreams, by some of them, by none."""
-Health = Literal["healthy", "half-open", "resting", "limited", "drained"]
-"""Whether calls go to an upstream. Half-open: it has rested, one call at a time finds out whether it is well; limited:
-its rate limit is used up for now."""
+Health = Literal["healthy", "returning", "limited", "half-open", "resting", "drained"]
+"""Whether calls go to an upstream. Half-open: it has rested, one call at a time finds out whether it is well.
+Returning: it is, and gets its share back bit by bit. Limited: a rate limit of its own is used up for now."""
 
 
 class UpstreamState(Struct, frozen=True, kw_only=True):
@@ -25,6 +25,15 @@ class UpstreamState(Struct, frozen=True, kw_only=True):
     test_is_free: bool
     origin: str
     weight: int
+    priority: int
+    concurrency: int
+    """Calls it takes at once; 0: as many as there are connections."""
+    organization: str
+    ejections: int
+    spared: tuple[str, ...]
+    """Models whose limit it has used up for now."""
+    left: tuple[tuple[str, str, int], ...]
+    """What is left of its limits, by its own last word: model, kind of limit, how much."""
     models: tuple[str, ...]
     """The models it serves; none: all that are sold."""
     drained: bool
