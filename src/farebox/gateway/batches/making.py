@@ -45,6 +45,8 @@ from farebox.upstreams.pool import Upstream
 
 _PORTION: Final = 200
 _ADMIT_S: Final = 10.0
+_BREATH: Final = 1_000
+"""After so many items everybody else gets a turn."""
 _ANSWER_BYTES: Final = 2**20
 
 
@@ -67,6 +69,16 @@ class Draft(msgspec.Struct):
     caller: Caller
     upstream: Upstream | None
     key: bytes
+    nanos: list[int] = []
+    """The most that each of its items can cost."""
+
+    async def price(self) -> None:
+        """Work out what items can cost at most."""
+        self.nanos = []
+        for place, entry in enumerate(self.entries):
+            self.nanos.append(most_nanos(entry, self.percent))
+            if place % _BREATH == 0:
+                await asyncio.sleep(0)
 
     @property
     def percent(self) -> int | None:
@@ -75,7 +87,7 @@ class Draft(msgspec.Struct):
     @property
     def most_nanos(self) -> int:
         """The most that all of it can cost."""
-        return sum(most_nanos(entry, self.percent) for entry in self.entries)
+        return sum(self.nanos)
 
 
 class Making:
@@ -121,7 +133,7 @@ class Making:
     ) -> Batch:
         """Make a batch and let it begin. Raises Refusal; then nothing of it stays."""
         upstream = self._way(entries)
-        draft = self._draft(headers, entries, caller, catalogue, api_key, upstream)
+        draft = await self._draft(headers, entries, caller, catalogue, api_key, upstream)
         await self._check_balance(draft, headers)
         try:
             await self._records.add(draft.batch, draft.items, self._bodies(draft))
@@ -153,7 +165,7 @@ class Making:
             )
         return upstream
 
-    def _draft(
+    async def _draft(
         self,
         headers: Headers,
         entries: Sequence[Entry],
@@ -187,11 +199,18 @@ class Making:
             archived_us=None,
             items=len(entries),
         )
-        items = [
-            Item(new_request_id(now_us), place, entry.custom_id, entry.model.id, entry.demand.caches_long, "waiting")
-            for place, entry in enumerate(entries)
-        ]
-        return Draft(batch, entries, items, catalogue, caller, upstream, key)
+        items: list[Item] = []
+        for place, entry in enumerate(entries):
+            items.append(
+                Item(
+                    new_request_id(now_us), place, entry.custom_id, entry.model.id, entry.demand.caches_long, "waiting"
+                )
+            )
+            if place % _BREATH == 0:
+                await asyncio.sleep(0)
+        draft = Draft(batch, entries, items, catalogue, caller, upstream, key)
+        await draft.price()
+        return draft
 
     def _bodies(self, draft: Draft) -> Iterator[bytes | None]:
         for item, entry in zip(draft.items, draft.entries, strict=True):
@@ -203,6 +222,7 @@ class Making:
         free = int((await self._store.fetch(sql, (draft.caller.account_id,)))[0][0])
         if draft.most_nanos > free >= sum(output_nanos(entry, draft.percent) for entry in draft.entries):
             await self._counting.refine(draft.entries, headers, draft.caller.account_id)
+            await draft.price()
         if draft.most_nanos > free:
             raise self._insufficient(draft, free)
 
@@ -218,7 +238,7 @@ class Making:
                     raise await self._refusal(draft, answer)
 
     def _admit(self, draft: Draft, place: int) -> Admit:
-        nanos = most_nanos(draft.entries[place], draft.percent)
+        nanos = draft.nanos[place]
         return Admit(
             request_id=draft.items[place].id,
             account_id=draft.caller.account_id,
