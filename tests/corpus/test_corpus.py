@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -73,23 +73,29 @@ class Room:
             way_up.succeeded()  # whatever this exchange made of its health, the next one begins anew
         return answer, body
 
-    async def metered(self, status: int) -> Metered:
-        """Give the row that the last call left, once it has; nothing is held any more, and the books are true."""
+    async def metered(self, status: int) -> tuple[Metered, int]:
+        """Give the row that the last call left, once it has, and the balance since; nothing is held any more."""
         self.calls += 1
-        counted = "SELECT count(*) FROM usage WHERE account_id = ?"
+        columns = Metered.__struct_fields__
+        sql = f"""
+        SELECT (SELECT count(*) FROM usage WHERE account_id = account.id), (SELECT count(*) FROM hold),
+            account.held_nanos, account.posted_nanos, {", ".join(f"usage.{column}" for column in columns)}
+        FROM account JOIN usage ON usage.account_id = account.id WHERE account.id = ? ORDER BY usage.at DESC LIMIT 1"""
+        rows: list[tuple[Any, ...]] = []
 
         async def ended() -> bool:
-            return await self.stage.rows(counted, self.alice.account_id) == [(self.calls,)]
+            rows[:] = await self.stage.rows(sql, self.alice.account_id)
+            return bool(rows) and rows[0][0] == self.calls
 
         await eventually(ended)
-        assert await self.stage.rows("SELECT count(*) FROM hold") == [(0,)]
-        assert (await self.stage.balance(self.alice))[1] == 0
-        columns = Metered.__struct_fields__
-        sql = f"SELECT {', '.join(columns)} FROM usage WHERE account_id = ? ORDER BY at DESC LIMIT 1"
-        (row,) = await self.stage.rows(sql, self.alice.account_id)
+        _, holds, held, posted, *row = rows[0]
+        assert (holds, held) == (0, 0)
         told = dict(zip(columns, row, strict=True))
         told["status"] = 0 if told["status"] == status else told["status"]
-        return msgspec.convert({name: "" if value is None else value for name, value in told.items()}, Metered)
+        return msgspec.convert({name: "" if value is None else value for name, value in told.items()}, Metered), posted
+
+    async def balance(self) -> int:
+        return (await self.stage.balance(self.alice))[0]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -111,21 +117,21 @@ async def room(
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing falls through to the event loop, which would log it."""
     yield
-    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    assert [record.getMessage() for record in caplog.get_records("call") if record.name == "asyncio"] == []
 
 
 async def see(room: Room, exchange: Exchange, pieces: Sequence[bytes]) -> None:
     """Make the call of an exchange and see that all of it is as its files say."""
-    before = (await room.stage.balance(room.alice))[0]
+    before = await room.balance()
     answer, body = await room.ask(exchange, pieces)
-    metered = await room.metered(answer.status)
+    metered, after = await room.metered(answer.status)
     _see_body(exchange, answer, body)
     if exchange.metered.kind == "exact":
         assert metered == exchange.metered
     else:  # of a call that was free the rest is only told
         assert (metered.kind, metered.outcome) == (exchange.metered.kind, exchange.metered.outcome)
         assert (metered.status, metered.charged_nanos) == (0, exchange.metered.charged_nanos)
-    assert (await room.stage.balance(room.alice))[0] == before - exchange.metered.charged_nanos
+    assert after == before - exchange.metered.charged_nanos
     assert b"\r\naccept-encoding: identity\r\n" in room.theirs.heard[-1][0]
     for name, value in exchange.headers.items():
         assert answer.header(name.encode()) == value.encode()
@@ -194,11 +200,11 @@ async def test_a_stream_that_is_cut_off_anywhere_is_free_and_never_looks_whole(
     whole = events[: number if within else number + 1]
     body = b"".join(whole) + (event[: len(event) // 2] if within else b"")
     for framing in (b"", b"content-length: %d\r\n" % len(body), b"content-length: %d\r\n" % (len(body) + 1)):
-        before = await room.stage.balance(room.alice)
+        before = await room.balance()
         answer, heard = await room.ask(exchange, [exchange.head + b"\r\n" + framing + b"\r\n" + body])
-        row = await room.metered(answer.status)
+        row, after = await room.metered(answer.status)
         assert (row.kind, row.outcome, row.charged_nanos) == ("waived", "upstream_broke", 0)
-        assert await room.stage.balance(room.alice) == before
+        assert after == before
         if not whole:
             assert (answer.status, envelope(heard)[0]) == (502, "upstream_error")
             continue
@@ -243,17 +249,16 @@ async def test_a_request_goes_up_byte_for_byte_or_is_refused_before_it_costs_any
     plain = read("json/plain")
     room.theirs.pieces, room.theirs.stays_open = CUTTINGS[0](plain, random.Random(0)), False
     room.theirs.heard.clear()
-    before = (await room.stage.balance(room.alice))[0]
+    before = await room.balance()
     answer = await room.stage.post(room.alice, body, headers=sent.headers)
     told = await answer.read(2**20)
     assert answer.status == sent.status, told
     if sent.status == 200:
         assert (told, [asked for _, asked in room.theirs.heard]) == (plain.body, [body])
-        assert await room.metered(200) == plain.metered
-        before -= plain.metered.charged_nanos
+        assert await room.metered(200) == (plain.metered, before - plain.metered.charged_nanos)
     else:
         assert envelope(told)[0] == "invalid_request_error"
         assert sent.error in told.decode()
         assert room.theirs.heard == []
         assert await room.stage.rows("SELECT count(*) FROM hold") == [(0,)]
-    assert (await room.stage.balance(room.alice))[0] == before
+        assert await room.balance() == before
