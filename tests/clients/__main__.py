@@ -46,14 +46,15 @@ async def attempt(result: Result, part: Exercise, room: asyncio.Semaphore) -> No
         print(result.failed[part.name], flush=True)
 
 
-def row(result: Result) -> str:
+def row(result: Result, day: str) -> str:
     """Write a client's line of the table."""
     client = result.client
     names = [part.name for part in client.exercises]
     passed = len(names) - len(result.failed)
     outcome = f"{passed} of {len(names)}" + (f"; failed: {', '.join(result.failed)}" if result.failed else "")
     others = ", ".join(sorted({named(host) for host in result.hosts})) or "none"
-    return f"| {client.name} | `{client.package}` {client.version} | {'; '.join(names)} | {outcome} | {others} |"
+    cells = (client.name, f"`{client.package}` {client.version}", "; ".join(names), outcome, others, day)
+    return f"| {' | '.join(cells)} |"
 
 
 def named(host: str) -> str:
@@ -62,15 +63,17 @@ def named(host: str) -> str:
 
 
 def write(results: list[Result], day: str) -> None:
-    """Put the table between its marks in docs/clients.md."""
-    table = [
-        f"Run on {day}.\n",
-        "| Client | Package | Exercised | Passed | Other hosts it asked for |",
-        "|---|---|---|---|---|",
-        *map(row, results),
-    ]
+    """Put the table between its marks in docs/clients.md; the lines of clients that did not run stay."""
     text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    before, rest = text.split(BEGIN)
+    old, after = rest.split(END)
+    lines = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("|")}
+    lines |= {result.client.name: row(result, day) for result in results}
+    table = [
+        "| Client | Package | Exercised | Passed | Other hosts it asked for | Day |",
+        "|---|---|---|---|---|---|",
+        *(lines[client.name] for client in CLIENTS if client.name in lines),
+    ]
     PAGE.write_text(before + "\n".join([BEGIN, *table, END]) + after)
 
 
@@ -85,7 +88,7 @@ async def main(names: list[str], only: str) -> int:
             if re.search(only, part.name)
         )
     )
-    if not names and not only:
+    if not only:
         write(results, time.strftime("%Y-%m-%d", time.gmtime()))
     failed = sum(len(result.failed) for result in results)
     print(f"{len(results)} clients: {len(done) - failed} passed, {failed} failed")

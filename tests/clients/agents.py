@@ -221,10 +221,16 @@ async def opencode_continued(at: Round) -> None:
     saw(at, "How are you?", first.strip()[:60], "And now?")
 
 
+async def opencode_poor(at: Round) -> None:
+    ended = await at.run(*opencode(at, "How are you?"))
+    assert "top up at http" in ended.out + ended.err, ended
+
+
 OPENCODE: Final = (
     Exercise("message", opencode_message, None),
     Exercise("tools", opencode_tool, None),
     Exercise("continued session", opencode_continued, None),
+    Exercise("empty balance", opencode_poor, 0, poor=True),
 )
 
 
@@ -238,18 +244,34 @@ EDIT: Final = "hello.py\n```\ngreeting = 2222222222\n```\n"
 """A file as Aider wants it from a model; the simulator is asked to say just that."""
 
 
+def aider(at: Round, said: str, *files: str) -> tuple[str | Path, ...]:
+    program = at.client.home / "bin" / "aider"
+    return (program, "--model", f"anthropic/{MODEL}", *OPTIONS.split(), "--message", said, *files)
+
+
+async def aider_message(at: Round) -> None:
+    assert SIMULATOR in " ".join((await done(at, *aider(at, "/ask How are you?"))).split())
+    saw(at, "How are you?")
+
+
+async def aider_poor(at: Round) -> None:
+    ended = await at.run(*aider(at, "/ask How are you?"))
+    assert "top up at http" in " ".join((ended.out + ended.err).split()), ended
+
+
 async def aider_edit(at: Round) -> None:
     """The answer is an edit, and Aider makes it."""
     (at.home / "hello.py").write_text("greeting = 1\n")
-    options = OPTIONS.split()
-    asked = f"[[sim echo tokens={(len(EDIT) + 3) // 4}]] {EDIT}\n\n"
-    program = at.client.home / "bin" / "aider"
-    await done(at, program, "--model", f"anthropic/{MODEL}", *options, "--message", asked, "hello.py")
+    await done(at, *aider(at, f"[[sim echo tokens={(len(EDIT) + 3) // 4}]] {EDIT}\n\n", "hello.py"))
     assert (at.home / "hello.py").read_text().strip() == "greeting = 2222222222"
     saw(at, "greeting = 1")
 
 
-AIDER: Final = (Exercise("edit of a file", aider_edit, 1),)
+AIDER: Final = (
+    Exercise("question", aider_message, 1),
+    Exercise("edit of a file", aider_edit, 1),
+    Exercise("empty balance", aider_poor, 0, poor=True),
+)
 
 
 # llm

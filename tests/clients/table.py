@@ -159,7 +159,7 @@ CLIENTS: Final = (
         "claude-code",
         (BASE, KEY),
         agents.CLAUDE_CODE,
-        agents.quiet("DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "DISABLE_AUTOUPDATER"),
+        agents.quiet("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"),
     ),
     Client(
         "Claude Agent SDK",
@@ -167,7 +167,7 @@ CLIENTS: Final = (
         "agent-sdk",
         (BASE, KEY),
         (*agents.AGENT_SDK, replace(SCENES["tool"], calls=None), SCENES["poor"]),
-        agents.quiet("DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING", "DISABLE_AUTOUPDATER"),
+        agents.quiet("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"),
     ),
     Client(
         "LangChain",
