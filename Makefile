@@ -13,7 +13,7 @@ JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test clients check format bench soak demo-chains screenshots lock clean help
+.PHONY: run test clients check format bench failover soak demo-chains screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ format: $(VENV)/.dev  ## Format the code
 
 bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half an hour; QUICK=1 for a minute)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+failover: $(VENV)/.dev  ## Three upstreams, one of which fails in every way, at 200 calls a second: prints a table (3 minutes; FAILOVER="--rate 50 401 HTML" for some)
+	@$(BIN)/python -m tests.failover $(FAILOVER)
 
 soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, api, evm, bitcoin (SOAK="races --rounds 5000" for one)
 	@bash tests/install.sh

@@ -27,6 +27,8 @@ class Metrics:
         self.waived_nanos = 0
         self.doubts = 0
         self.gauges: list[Gauge] = []
+        self.more: list[Callable[[], Iterator[Metric]]] = []
+        """What others count."""
 
     def collect(self) -> Iterator[Metric]:
         """Give everything to a Prometheus registry (see prometheus_client.registry.Collector)."""
@@ -59,6 +61,8 @@ class Metrics:
             yield CounterMetricFamily(name, help_, value=value)
         for name, help_, read in self.gauges:
             yield GaugeMetricFamily(name, help_, value=read())
+        for collect in self.more:
+            yield from collect()
 
 
 def metrics_server(collector: Collector, log_error: Callable[..., Any]) -> HttpServer:

@@ -10,6 +10,8 @@ from farebox.http.exchange import Headers
 
 LONGEST_RETRY_AFTER_S: Final = 86_400
 _MODELS: Final = 200
+_RETRIES: Final = 500.0
+"""What can be saved up: an upstream that stands still fails all its calls at once, when their time is up."""
 _PREFIX: Final = b"anthropic-ratelimit-"
 KINDS: Final = ("requests", "tokens", "input-tokens", "output-tokens")
 _NAMES: Final = tuple((_PREFIX + kind.encode() + b"-remaining", kind) for kind in KINDS)
@@ -29,7 +31,7 @@ class RetryBudget:
         self._tokens = 10.0 if share > 0 else 0.0
 
     def call(self) -> None:
-        self._tokens = min(self._tokens + self._share, 100.0)
+        self._tokens = min(self._tokens + self._share, _RETRIES)
 
     def take(self) -> bool:
         if self._tokens < 1:
