@@ -78,7 +78,7 @@ def examples() -> Iterator[tuple[str, dict[str, str]]]:
     )
 
 
-@pytest.mark.parametrize(("kind", "texts"), examples())
+@pytest.mark.parametrize(("kind", "texts"), list(examples()))
 async def test_what_is_entered_for_a_kind_is_taken_kept_and_shown_without_its_secrets(
     kind: str, texts: dict[str, str]
 ) -> None:

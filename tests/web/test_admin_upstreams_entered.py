@@ -201,14 +201,18 @@ async def test_one_stays_while_something_is_there_and_nowhere_else(stage: Stage)
         await add(operator, "mine", url)
         columns = (
             "INSERT INTO batch (id, account_id, key_id, way, state, price_version, percent, upstream, run_id, "
-            "created_at, expires_at, items) "
-            "VALUES ('msgbatch_1', ?, 1, 'native', 'in_progress', 1, 100, 'mine', 1, 1, 1, 1)"
+            "created_at, expires_at, items, held_nanos) "
+            "VALUES ('msgbatch_1', ?, 1, 'native', 'in_progress', 1, 100, 'mine', 1, 1, 1, 1, 0)"
         )
         await stage.gateway.store.write([(columns, (stage.alice.account_id,))])
         form = await operator.get(f"{HERE}/mine/edit")
         page = await operator.submit(form, f"{HERE}/mine/remove", reason="over", sure="yes")
         assert page.status == 422
         assert "1 message batches that are not ended" in page.words
+        assert "ended here" not in page.words
+        ended = "UPDATE batch SET state = 'ended', created_at = ? WHERE id = 'msgbatch_1'"
+        await stage.gateway.store.write([(ended, (stage.gateway.clock(),))])
+        assert "1 message batch of the last 29 days ended here" in (await operator.get(f"{HERE}/mine/edit")).words
         assert names(stage) == ["sim", "mine"]
     finally:
         await simulator.close()
@@ -364,5 +368,32 @@ async def test_what_is_known_of_an_upstream_goes_on_unless_it_is_another_server_
         assert "mine up" in page.words, "it may be another account"
         assert calls() == 0
         assert (await stage.ask(stage.alice))[0] == 200
+    finally:
+        await simulator.close()
+
+
+async def test_changes_in_the_middle_of_traffic_fail_no_call(stage: Stage) -> None:
+    simulator, url = await simulated()
+    try:
+        operator = await enter_admin(stage)
+        await operator.submit(await operator.get(HERE), f"{HERE}/sim/drain")
+        await add(operator, "mine", url)
+        statuses: list[int] = []
+        changing = True
+
+        async def call(number: int) -> None:
+            while changing:
+                statuses.append((await stage.ask(stage.alice, f"[[sim tokens=5 rate=500 ttft=10]] {number}"))[0])
+
+        callers = [asyncio.create_task(call(number)) for number in range(8)]
+        for number in range(12):
+            fields = {"secret_api_key": KEY} if number % 3 == 0 else {"weight": str(number + 1)}
+            assert (await edit(operator, "mine", **fields)).path == HERE
+        changing = False
+        await asyncio.gather(*callers)
+        assert set(statuses) == {200}
+        assert len(statuses) > 24
+        assert {row["outcome"] for row in await usage_rows(stage, stage.alice)} == {"finished"}
+        await books_hold(stage)
     finally:
         await simulator.close()

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from farebox.clock import DAY_US
 from farebox.errors import FareboxError, InvalidRequest, NotFound, StoreConflict
 from farebox.store.protocol import Reading, Statement, Store
 from farebox.upstreams.checks import settled
@@ -19,6 +20,10 @@ from farebox.upstreams.settings import UpstreamSettings
 
 _COLUMNS: Final = "id, name, settings, secrets, set_at, created_at, changed_at"
 _INTO: Final = "INSERT INTO upstream (name, settings, secrets, set_at, created_at, changed_at)"
+_MOST: Final = 200
+_RESULTS_US: Final = 29 * DAY_US
+"""How long the API keeps the results of a batch (Message Batches, "results_url")."""
+_LEFT: Final = "SELECT count(*) FROM batch WHERE upstream = ? AND state = 'ended' AND created_at > ?"
 _HOMES: Final = (
     ("message batches that are not ended", "SELECT count(*) FROM batch WHERE upstream = ? AND state <> 'ended'"),
 )
@@ -99,6 +104,9 @@ def reveal(entry: Entry, seals: Opener) -> dict[str, str]:
 async def add_entry(store: Store, seals: Sealer, settings: UpstreamSettings, now_us: int, record: Record) -> None:
     """Keep a new upstream, its secrets sealed. Raises InvalidRequest when there is one of that name."""
     await check_credentials(settings)
+    ((count,),) = await store.fetch("SELECT count(*) FROM upstream")
+    if count >= _MOST:
+        raise InvalidRequest(f"there are {count} upstreams, which is the most there can be: remove one first")
     secrets = secrets_of(settings)
     values = (settings.name, _json(plain_of(settings)), _sealed(seals, settings.name, secrets))
     insert = (f"{_INTO} VALUES (?, ?, ?, ?, ?, ?)", (*values, _json(dict.fromkeys(secrets, now_us)), now_us, now_us))
@@ -157,6 +165,12 @@ async def remove_entry(store: Store, entry: Entry, record: Record) -> None:
     forget: Statement = ("DELETE FROM upstream WHERE id = ?", (entry.id,))
     enable: Statement = ("DELETE FROM upstream_switch WHERE name = ?", (entry.name,))
     await store.write([forget, enable, line])
+
+
+async def left_behind(store: Reading, name: str, now_us: int) -> int:
+    """Count the ended batches whose results are at an upstream: without it nobody can fetch them."""
+    ((count,),) = await store.fetch(_LEFT, (name, now_us - _RESULTS_US))
+    return int(count)
 
 
 async def check_credentials(settings: UpstreamSettings) -> None:

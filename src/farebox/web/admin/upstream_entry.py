@@ -14,7 +14,16 @@ from farebox.accounts.audit_log import Facts, record
 from farebox.accounts.sessions import Session
 from farebox.errors import FareboxError, InvalidRequest, NotFound
 from farebox.store.protocol import Statement
-from farebox.upstreams.entries import Entry, Record, add_entry, change_entry, find_entry, remove_entry, reveal
+from farebox.upstreams.entries import (
+    Entry,
+    Record,
+    add_entry,
+    change_entry,
+    find_entry,
+    left_behind,
+    remove_entry,
+    reveal,
+)
 from farebox.upstreams.fields import (
     KINDS,
     Field,
@@ -81,7 +90,7 @@ class UpstreamEntries:
         except ValueError as error:
             raise HTTPException(404) from error
         if request.method == "GET":
-            return self._show(request, me, kind, {}, {})
+            return await self._show(request, me, kind, {}, {})
         form = await read_form(request)
         settings, wrong = read_fields("new", kind, _said(kind, form), {}, self._sold())
         name = form.get("name", "").strip()
@@ -99,7 +108,7 @@ class UpstreamEntries:
             except InvalidRequest as refused:
                 refusal = str(refused)
         if wrong or refusal:
-            return self._show(request, me, kind, form, wrong, error=refusal)
+            return await self._show(request, me, kind, form, wrong, error=refusal)
         return await self._done()
 
     async def edit(self, request: Request, me: Session) -> Response:
@@ -109,9 +118,9 @@ class UpstreamEntries:
             kind, texts = read_kind(str(entry.values.get("kind"))), texts_of(entry.shown)
         except ValueError as error:
             words = f"what is kept of this upstream cannot be read by this version of Farebox ({error})"
-            return self._show(request, me, "anthropic", {}, {}, entry=entry, error=words, readable=False)
+            return await self._show(request, me, "anthropic", {}, {}, entry=entry, error=words, readable=False)
         if request.method == "GET":
-            return self._show(request, me, kind, texts, {}, entry=entry)
+            return await self._show(request, me, kind, texts, {}, entry=entry)
         form = await read_form(request)
         said = _said(kind, form)
         kept, refusal = self._kept(entry, said)
@@ -127,7 +136,7 @@ class UpstreamEntries:
             except FareboxError as refused:
                 refusal = str(refused)
         if wrong or refusal:
-            return self._show(request, me, kind, form, wrong, entry=entry, error=refusal)
+            return await self._show(request, me, kind, form, wrong, entry=entry, error=refusal)
         return await self._done()
 
     async def remove(self, request: Request, me: Session) -> Response:
@@ -143,7 +152,7 @@ class UpstreamEntries:
                 kind, texts = read_kind(str(entry.values.get("kind"))), texts_of(entry.shown)
             except ValueError:
                 kind, texts = "anthropic", {}
-            return self._show(request, me, kind, texts, {}, entry=entry, unremoved=str(refused))
+            return await self._show(request, me, kind, texts, {}, entry=entry, unremoved=str(refused))
         return await self._done()
 
     def _kept(self, entry: Entry, said: Mapping[str, str]) -> tuple[dict[str, str], str]:
@@ -180,7 +189,7 @@ class UpstreamEntries:
         named = entry.values.get("models", []) if entry is not None else []
         return {str(name): str(name) for name in named} | sold
 
-    def _show(
+    async def _show(
         self,
         request: Request,
         me: Session,
@@ -204,6 +213,7 @@ class UpstreamEntries:
             entry=entry,
             readable=readable,
             has_secret=self._has_secret,
+            left=await left_behind(self._store, entry.name, self._clock()) if entry is not None else 0,
             fields=[_shown(field, kind, texts, wrong, moments) for field in fields_of(kind)],
             name=texts.get("name", ""),
             wrong=wrong,
