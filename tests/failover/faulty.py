@@ -25,7 +25,8 @@ WAYS: Final = (
     Way("refuses connections", door="shut"),
     Way("resets connections", door="reset"),
     Way("connections lead nowhere", door="blackhole"),
-    Way("accepts, and says nothing", knobs="stall_before=3600"),
+    Way("accepts, and says nothing", door="mute"),
+    Way("begins, and says nothing more", knobs="stall_before=3600"),
     Way("answers 500", knobs="error=500"),
     Way("answers 503", knobs="error=503"),
     Way("answers 529", knobs="error=529"),
@@ -47,7 +48,7 @@ class Faulty:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Transport] = set()
         self._bricks: list[socket.socket] = []
-        self._resets = False
+        self.way = ""
 
     async def listen(self) -> None:
         await self.simulator.listen()
@@ -56,8 +57,8 @@ class Faulty:
     async def fail(self, way: Way) -> None:
         """Begin to fail."""
         self.simulator.knobs = way.knobs
-        self._resets = way.door == "reset"
-        if way.door:
+        self.way = way.door
+        if way.door and way.door != "mute":
             self._slam()
         if way.door in {"shut", "blackhole"}:
             assert self._server is not None
@@ -68,7 +69,7 @@ class Faulty:
 
     async def mend(self) -> None:
         """Be well again."""
-        self.simulator.knobs, self._resets = "", False
+        self.simulator.knobs = self.way = ""
         for brick in self._bricks:
             brick.close()
         self._bricks.clear()
@@ -126,8 +127,10 @@ class _Side(asyncio.Protocol):
             self._task = asyncio.ensure_future(self._connect())
 
     def data_received(self, data: bytes) -> None:
-        if self._door._resets:
+        if self._door.way == "reset":
             _reset(self.transport)
+        elif self._door.way == "mute":
+            return
         elif self._other is not None:
             self._other.transport.write(data)
         else:

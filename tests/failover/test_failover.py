@@ -7,7 +7,7 @@ import pytest
 from tests.failover.faulty import WAYS
 from tests.failover.run import Times, run
 
-_SHORT = Times(rate=40, before_s=0.5, fault_s=1.5, after_s=0, connect_s=0.3, first_byte_s=0.5)
+_SHORT = Times(rate=100, before_s=0.3, fault_s=1.5, after_s=0, connect_s=0.3, silent_s=0.5)
 
 
 @pytest.mark.parametrize("name", ["refuses connections", "answers 503", "breaks in the middle of the answer"])
