@@ -35,6 +35,7 @@ from farebox.web.alerts import AlertRoom
 from farebox.web.asgi import App
 from farebox.web.assets import Assets
 from farebox.web.backstage import Backstage
+from farebox.web.batches import BatchRoom
 from farebox.web.calls import Calls
 from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
@@ -148,6 +149,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         LiveRoom(kit),
         Playground(kit),
         Calls(kit),
+        BatchRoom(kit),
         WorkRoom(kit),
         Keys(kit),
         Limits(kit),

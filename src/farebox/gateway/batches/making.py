@@ -136,7 +136,7 @@ class Making:
         draft = await self._draft(headers, entries, caller, catalogue, api_key, upstream)
         await self._check_balance(draft, headers)
         try:
-            await self._records.add(draft.batch, draft.items, self._bodies(draft))
+            await self._records.add(draft.batch, draft.items, self._bodies(draft), draft.most_nanos)
             await self._hold(draft)
             upstream_id = await self._begin_upstream(draft, headers, body)
             if not await self._records.begin(draft.batch, upstream_id):

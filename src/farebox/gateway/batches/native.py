@@ -65,6 +65,8 @@ class Native:
         self._records = records
         self._charges = charges
         self._clock = clock
+        self._cancelled: set[str] = set()
+        """Batches whose upstream knows from this process that they are cancelled."""
         self._log = log
         self._alert = alert
 
@@ -89,6 +91,7 @@ class Native:
     async def cancel(self, batch: Batch) -> None:
         """Ask for a batch to be cancelled."""
         await self._ask("POST", f"{PATH}/{batch.upstream_id}/cancel", batch)
+        self._cancelled.add(batch.id)
 
     async def delete(self, batch: Batch) -> None:
         """Let the upstream forget a batch, if it does: it will anyway, in its time."""
@@ -115,6 +118,8 @@ class Native:
             await self._end(batch)
             return
         try:
+            if batch.state == "canceling" and batch.id not in self._cancelled:  # on a page: nobody has told it yet
+                await self.cancel(batch)
             ended = await self._has_ended(batch)
         except NotFound:
             self._alert("batch_lost", batch=batch.id, upstream=batch.upstream)
@@ -126,6 +131,7 @@ class Native:
             await self._end(batch)
 
     async def _end(self, batch: Batch) -> None:
+        self._cancelled.discard(batch.id)
         if await self._records.end(batch, self._clock()):
             self._log("batch_ended", batch=batch.id, account_id=batch.account_id, items=batch.items)
 

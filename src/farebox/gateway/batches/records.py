@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from farebox.billing.ledger import NO_RUN
+from farebox.books.batches import cancelling
 from farebox.clock import iso
 from farebox.store.protocol import Row, Statement, Store
 
@@ -17,7 +18,7 @@ _BATCH: Final = (
 _READ: Final = f"SELECT {_BATCH} FROM batch"  # noqa: S608
 _NEW: Final = (
     "id, account_id, key_id, way, state, price_version, percent, upstream, headers, wrapped_key, sealed_key, run_id, "
-    "lease_until, created_at, expires_at, items"
+    "lease_until, created_at, expires_at, items, held_nanos"
 )
 _ITEM: Final = "id, place, custom_id, model, caches_long, state, sends"
 _ROWS: Final = 40
@@ -119,12 +120,12 @@ class Records:
     def run_id(self) -> int:
         return self._store.run_id
 
-    async def add(self, batch: Batch, items: Sequence[Item], bodies: Iterator[bytes | None]) -> None:
+    async def add(self, batch: Batch, items: Sequence[Item], bodies: Iterator[bytes | None], held_nanos: int) -> None:
         """Write a batch that is being made, and its items a few at a time."""
         values = (
             *(batch.id, batch.account_id, batch.key_id, batch.way, batch.state, batch.price_version, batch.percent),
             *(batch.upstream, batch.headers, batch.wrapped_key, batch.sealed_key, batch.run_id, 0, batch.created_us),
-            *(batch.expires_us, batch.items),
+            *(batch.expires_us, batch.items, held_nanos),
         )
         await self._store.write([(f"INSERT INTO batch ({_NEW}) VALUES ({_marks(values)})", values)])  # noqa: S608
         for part in parts(items, _ROWS * _STATEMENTS):
@@ -188,8 +189,7 @@ class Records:
 
     async def cancel(self, batch: Batch, now_us: int) -> None:
         """Let nothing more of it be begun."""
-        sql = "UPDATE batch SET state = 'canceling', cancel_at = ? WHERE id = ? AND state = 'in_progress'"
-        await self._store.write([(sql, (now_us, batch.id))])
+        await self._store.write([cancelling(batch.account_id, batch.id, now_us)])
 
     async def end(self, batch: Batch, now_us: int) -> bool:
         """End a batch, with its counts, if no item of it is open any more; tells whether it did."""
@@ -197,6 +197,8 @@ class Records:
             f"{state} = (SELECT count(*) FROM batch_item i WHERE i.batch_id = batch.id AND i.state = '{state}')"  # noqa: S608
             for state in ("succeeded", "errored", "canceled", "expired")
         )
+        charged = "SELECT sum(u.charged_nanos) FROM batch_item i JOIN usage u ON u.request_id = i.id"
+        counts += f", charged_nanos = coalesce(({charged} WHERE i.batch_id = batch.id), 0)"
         sql = (
             f"UPDATE batch SET state = 'ended', ended_at = ?, {counts} WHERE id = ? AND state <> 'ended' "  # noqa: S608
             f"AND NOT EXISTS (SELECT 1 FROM batch_item i WHERE i.batch_id = batch.id AND i.state IN ({OPEN}))"

@@ -32,6 +32,8 @@ CREATE TABLE batch (                            -- a message batch: what it is, 
   ended_at      BIGINT,
   archived_at   BIGINT,
   items         BIGINT NOT NULL,
+  held_nanos    BIGINT NOT NULL,                -- as it was made
+  charged_nanos BIGINT NOT NULL DEFAULT 0,      -- known once it has ended
   succeeded     BIGINT NOT NULL DEFAULT 0,     -- counted once it has ended
   errored       BIGINT NOT NULL DEFAULT 0,
   canceled      BIGINT NOT NULL DEFAULT 0,

@@ -31,6 +31,8 @@ CREATE TABLE batch (                            -- a message batch: what it is, 
   ended_at      INTEGER,
   archived_at   INTEGER,
   items         INTEGER NOT NULL,
+  held_nanos    INTEGER NOT NULL,                -- as it was made
+  charged_nanos INTEGER NOT NULL DEFAULT 0,      -- known once it has ended
   succeeded     INTEGER NOT NULL DEFAULT 0,     -- counted once it has ended
   errored       INTEGER NOT NULL DEFAULT 0,
   canceled      INTEGER NOT NULL DEFAULT 0,
