@@ -269,9 +269,11 @@ async def test_a_web_search_counts_and_makes_the_input_grow(ask: Ask) -> None:
 
 
 async def test_structured_output_fits_the_schema(ask: Ask) -> None:
+    """Asked for as it is now, or as it was in its beta, which clients still send."""
     shape = {"type": "json_schema", "schema": WEATHER["input_schema"]}
-    message = (await ask(output_config={"format": shape})).json()
-    assert json.loads(message["content"][0]["text"])["days"] == 1
+    for asked in ({"output_config": {"format": shape}}, {"output_format": shape}):
+        message = (await ask(**asked)).json()
+        assert json.loads(message["content"][0]["text"])["days"] == 1
 
 
 async def test_an_alias_answers_by_its_dated_id_and_geography_speed_and_tier_are_told(ask: Ask) -> None:
