@@ -194,7 +194,7 @@ class Gateway:
             clock=self.clock,
         )
         customer, quotes, checkup = self._make_desk(parts, bodies, top_up_words, spend_words)
-        batching = self._batching = self._make_batching(parts, levels, top_up_words)
+        batching = self._batching = self._make_batching(parts, levels, counts, top_up_words)
         begin_chores(parts, self.jobs, settler, messages, streams, batching.upkeep, self._flush_lines)
         self._gauge(parts, settler, messages, streams)
         await self._open_doors(parts, messages, listing, customer, quotes, checkup, batching)
@@ -361,7 +361,7 @@ class Gateway:
         )
         return customer, quotes, checkup
 
-    def _make_batching(self, parts: Parts, levels: Levels, top_up_words: str) -> Batching:
+    def _make_batching(self, parts: Parts, levels: Levels, counts: CountLimit, top_up_words: str) -> Batching:
         """Make what serves message batches and works on them."""
         config = self.config
         return open_batches(
@@ -372,6 +372,7 @@ class Gateway:
             seals=parts.seals,
             prices=parts.prices,
             levels=levels,
+            counts=counts,
             metrics=self.metrics,
             features=config.features,
             limits=config.limits,
