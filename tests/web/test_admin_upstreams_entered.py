@@ -62,6 +62,7 @@ async def test_one_that_is_entered_serves_at_once_and_its_key_is_nowhere(
             page = await operator.get(HERE)
             assert "Add your first upstream" in page.words
             assert not page.faults()
+            assert "add the first one" in (await operator.get("/admin")).words
             status, body = await stage.ask(stage.alice)
             assert (status, json.loads(body)["error"]["type"]) == (502, "upstream_error")
             assert "no upstream is set up here yet" in body.decode()
@@ -113,6 +114,7 @@ async def test_it_serves_again_after_a_start_and_what_cannot_be_opened_is_told_a
             operator = await enter_admin(stage)
             page = await operator.get(HERE)
             assert "mine broken" in page.words
+            assert "mine cannot be used" in (await operator.get("/admin")).words
             assert "was sealed under another secret" in page.words
             assert not page.faults()
             assert [one["upstream"] for one in stage.events if one["event"] == "upstream_unusable"] == ["mine"]

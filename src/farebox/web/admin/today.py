@@ -37,6 +37,7 @@ class Today:
         self._clock = kit.clock
         self._cost_percent = kit.house.cost_percent
         self._office = kit.till.office
+        self._backstage = kit.backstage
 
     def routes(self) -> list[Route]:
         return [Route("/admin", self._admins.page(self.today))]
@@ -63,6 +64,8 @@ class Today:
             drawn=_draw(sales, wanted if wanted in _RANGES else "30d", now_us),
             ranges=list(_RANGES),
             stuck_letters=stuck[0][0],
+            upstreams=len(self._backstage.upstreams()),
+            broken_upstreams=[one.name for one in self._backstage.broken_upstreams()],
             payments_waiting=len(await self._office.incidents()) + len(await self._office.strays()),
         )
 
