@@ -38,6 +38,7 @@ from farebox.gateway.routes import Routes
 from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
+from farebox.gateway.upstream_metrics import upstream_metrics
 from farebox.http.doors import doors_at
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
@@ -275,6 +276,7 @@ class Gateway:
             ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: parts.pool.retries),
             ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
         ]
+        self.metrics.more.append(lambda: upstream_metrics(parts.pool))
 
     def _flush_lines(self) -> None:
         if self._call_lines is not None:

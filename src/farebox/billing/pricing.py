@@ -71,6 +71,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_ppm: int = PPM // 2
     web_search: int | None = None
     """Nano-dollars for one web search at list; sold at the same price. None: not sold."""
+    nicknames: tuple[str, ...] = ()
+    """Names that the operator made up: no upstream knows them, so the id goes up instead."""
     output_tokens_per_s: int = 250
     """The fastest this model is known to write. Bounds output that cannot be seen (hidden thinking)."""
 
@@ -109,11 +111,11 @@ class Catalogue:
         self.models = {model.id: model for model in prices.models}
         self._by_name = dict(self.models)
         for model in prices.models:
-            for alias in model.aliases:
+            for alias in (*model.aliases, *model.nicknames):
                 self._by_name.setdefault(alias, model)
 
     def find(self, name: str) -> Model | None:
-        """Find a model by id or alias."""
+        """Find a model by id, alias or nickname."""
         return self._by_name.get(name)
 
     def answered_by(self, name: str, asked: Model) -> Model | None:
@@ -169,6 +171,6 @@ def check_names(models: Iterable[Model]) -> None:
     """Raise ValueError when one name means two models."""
     seen: dict[str, str] = {}
     for model in models:
-        for name in (model.id, *model.aliases):
+        for name in (model.id, *model.aliases, *model.nicknames):
             if seen.setdefault(name, model.id) != model.id:
                 raise ValueError(f"the name {name!r} belongs to both {seen[name]!r} and {model.id!r}")

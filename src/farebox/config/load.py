@@ -244,7 +244,8 @@ def _read_models(reader: Reader, tables: Any) -> tuple[Model, ...]:
     owners: dict[str, str] = {}
     models: list[Model] = []
     for path, table in _read_list(reader, "models", tables):
-        for key, name in [("id", table.id), *(("aliases", alias) for alias in table.aliases)]:
+        names = [("id", table.id), *(("aliases", alias) for alias in table.aliases)]
+        for key, name in [*names, *(("nicknames", name) for name in table.nicknames)]:
             owner = owners.setdefault(name, table.id)
             if owner != table.id or (key == "id" and any(model.id == name for model in models)):
                 reader.problem((*path, key), f"is {show(name)}, which is a name of the model {owner} already")

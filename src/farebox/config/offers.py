@@ -49,6 +49,7 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
     discount: Decimal | None = None
     display_name: str = ""
     aliases: tuple[str, ...] = ()
+    nicknames: tuple[str, ...] = ()
     fast_list: PriceTable | None = None
     fast_sell: PriceTable | None = None
     bands: tuple[BandTable, ...] = ()
@@ -100,6 +101,7 @@ def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
         context_tokens=table.context,
         max_output_tokens=table.max_output,
         aliases=table.aliases,
+        nicknames=table.nicknames,
         created_at=f"{table.created}T00:00:00Z",
         bands=bands,
         fast_rates=fast,

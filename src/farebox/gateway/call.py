@@ -59,6 +59,8 @@ class Call:
         self.demand: Demand
         self.output_rate = 0
         self.conversation = b""
+        self.nickname = ""
+        """What the client called the model, where the operator made that up."""
         self.held_nanos = 0
         self.most_held_nanos = 0
         self.budget: SpendLimit | None = None

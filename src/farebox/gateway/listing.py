@@ -145,7 +145,7 @@ class Listing:
             query=exchange.query,
             model=model.id,
             said=asked.model,
-            known_as=asked.model,
+            known_as=model.id if asked.model in model.nicknames else asked.model,
         )
         tries = Tries()
         conversation = conversation_of(asked, exchange.headers, caller.account_id)

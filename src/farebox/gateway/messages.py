@@ -138,7 +138,7 @@ class Messages:
         terms = terms_of(body, call.exchange.headers, call.catalogue, self._features, self._limits)
         self._keys.check_model(call.caller, terms.model.id)
         call.asked, call.body, call.model = terms.asked, terms.body, terms.model
-        call.demand, call.output_rate = terms.demand, terms.output_rate
+        call.demand, call.output_rate, call.nickname = terms.demand, terms.output_rate, terms.nickname
         call.conversation = conversation_of(call.asked, call.exchange.headers, call.caller.account_id)
 
     # rate-limit, bound, hold
@@ -394,6 +394,8 @@ class Messages:
         headers = client_headers(answer.headers)
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
+        if call.nickname:
+            headers.append((b"farebox-model", call.model.id.encode()))
         if call.budget is not None:
             headers += budget_headers(call.budget, self._clock())
         return headers

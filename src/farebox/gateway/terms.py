@@ -12,19 +12,24 @@ from farebox.gateway.demand import demand_of
 from farebox.gateway.settings import CallLimits, Features
 from farebox.http.exchange import Headers
 from farebox.money import format_usd
+from farebox.upstreams.kinds.bodies import with_fields
 
 _WRITTEN_WIDER: Final = 8
 """Bytes that a client may need to write max_tokens itself: what it is then told to be affordable still is."""
 
 
 class Terms(msgspec.Struct):
-    """What a request asks for. `body` is what goes up; `output_rate` is in nano-dollars per million tokens."""
+    """What a request asks for. `body` is what goes up; `output_rate` is in nano-dollars per million tokens.
+
+    `nickname` is what the model was called, where the operator made that name up; `asked` and `body` have its id.
+    """
 
     asked: Asked
     body: bytes
     model: Model
     demand: Demand
     output_rate: int
+    nickname: str = ""
 
 
 class Amounts(msgspec.Struct, frozen=True):
@@ -43,6 +48,10 @@ def terms_of(body: bytes, headers: Headers, catalogue: Catalogue, features: Feat
     if model is None:
         sold = ", ".join(sorted(catalogue.models)[:30])
         raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here; choose one of: {sold}")
+    nickname = ""
+    if asked.model in model.nicknames:
+        nickname, asked.model = asked.model, model.id
+        body = with_fields(body, model=model.id)
     max_tokens, room = asked.max_tokens, 0
     if max_tokens is None:
         max_tokens, room = min(limits.default_max_tokens, model.max_output_tokens), _WRITTEN_WIDER
@@ -50,7 +59,7 @@ def terms_of(body: bytes, headers: Headers, catalogue: Catalogue, features: Feat
     elif not 0 <= max_tokens <= model.max_output_tokens:
         raise InvalidRequest(f"max_tokens must be 1…{model.max_output_tokens} for {model.id}, got {max_tokens}")
     demand = demand_of(asked, len(body) + room, model, features, headers, max_tokens)
-    return Terms(asked, body, model, demand, output_rate(model, demand))
+    return Terms(asked, body, model, demand, output_rate(model, demand), nickname)
 
 
 def amounts_of(model: Model, demand: Demand, rate: int, *, stream: bool, slice_tokens: int) -> Amounts:

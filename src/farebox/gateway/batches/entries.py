@@ -84,7 +84,7 @@ class Reading:
         except (InvalidRequest, PermissionDenied) as error:
             error.message = f"requests.{place} ({custom_id}): {error.message}"
             raise
-        kept: bytes | msgspec.Raw = params if len(terms.body) == len(text) else terms.body
+        kept: bytes | msgspec.Raw = params if terms.body is text else terms.body
         return Entry(custom_id, kept, terms.model, terms.asked.model, terms.demand, _most(terms).most)
 
 
