@@ -109,3 +109,17 @@ async def test_an_upstream_that_fails_every_try_ends_an_item_for_free(open_stage
         found = await results(stage, stage.alice, batch)
         assert [found[f"i{place}"]["type"] for place in range(3)] == ["errored", "succeeded", "succeeded"]
         assert await books_agree(stage, stage.alice) > 0
+
+
+async def test_an_upstream_that_turns_out_to_have_no_batches_is_asked_no_more(open_stage: OpenStage) -> None:
+    async with open_stage('[batches]\nrun = "any"\npoll_s = 0.05\n') as stage:
+        stage.simulator.knobs = "error=404"
+        body = json.dumps({"requests": items("one")}).encode()
+        got, refusal = await call(stage, stage.alice, "POST", PATH, body)
+        assert (got, refusal["error"]["type"]) == (400, "invalid_request_error")
+        stage.simulator.knobs = ""
+        made = await make(stage, stage.alice, items("one"))
+        assert await stage.rows("SELECT way FROM batch") == [("own",)]
+        batch = await ended(stage, stage.alice, made["id"])
+        assert batch["request_counts"]["succeeded"] == 1
+        await books_agree(stage, stage.alice)

@@ -48,6 +48,8 @@ _ADMIT_S: Final = 10.0
 _BREATH: Final = 1_000
 """After so many items everybody else gets a turn."""
 _ANSWER_BYTES: Final = 2**20
+_NO_SUCH_THING: Final = frozenset({404, 405, 501})
+"""What a server answers that has no batches, though it was taken to have them."""
 
 
 class RefusedUpstream(FareboxError):
@@ -285,6 +287,9 @@ class Making:
             said = await answer.read(_ANSWER_BYTES)
         except UpstreamError as error:
             raise UpstreamFailed("the upstream broke off; nothing was charged: send the batch again") from error
+        if answer.status in _NO_SUCH_THING:
+            draft.upstream.has_batches = False
+            raise InvalidRequest("no upstream of this gateway runs batches of these models; send them as calls")
         if answer.status >= 400:
             if speaks_of_the_operator(said):
                 raise UpstreamFailed("the upstream does not accept this gateway at the moment", retry_after_s=30)
@@ -306,7 +311,7 @@ class Making:
             outcome = "refused_upstream"
         elif isinstance(error, UpstreamFailed):
             outcome = "upstream_broke"
-        elif isinstance(error, InsufficientBalance):
+        elif isinstance(error, InsufficientBalance | InvalidRequest):
             outcome = "canceled"
         try:
             await self._charges.end_free(draft.batch, draft.items, "canceled", outcome)

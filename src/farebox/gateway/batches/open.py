@@ -62,10 +62,10 @@ def open_batches(
     alert: Log,
 ) -> Batching:
     """Make them. Nothing runs until `upkeep.tick` is called."""
-    records = Records(store)
+    records, questions = Records(store), CountLimit(limits.questions_per_minute, clock)
     charges = Charges(store, ledger, prices, records, metrics, alert)
     native = Native(pool, records, charges, clock, log, alert)
-    own = OwnRuns(pool, records, charges, clock, at_once=settings.at_once, retry_wait_s=limits.retry_wait_s, log=log)
+    own = OwnRuns(pool, records, charges, clock, settings.at_once, limits.retry_wait_s, log=log, alert=alert)
     making = Making(
         store=store,
         ledger=ledger,
@@ -85,7 +85,7 @@ def open_batches(
         prices=prices,
         levels=levels,
         bodies=Bodies(_BODIES * settings.batch_bytes, settings.batch_bytes),
-        questions=CountLimit(limits.questions_per_minute, clock),
+        questions=questions,
         reading=Reading(keys, features, limits, settings),
         making=making,
         native=native,
@@ -98,14 +98,6 @@ def open_batches(
         base_path=base_path,
     )
     upkeep = Upkeep(
-        native=native,
-        own=own,
-        records=records,
-        charges=charges,
-        seals=seals,
-        leads=leads,
-        clock=clock,
-        poll_s=settings.poll_s,
-        log=log,
+        native, own, records, charges, seals, leads=leads, clock=clock, poll_s=settings.poll_s, log=log, alert=alert
     )
     return Batching(desk, upkeep)

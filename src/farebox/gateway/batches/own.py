@@ -45,10 +45,11 @@ class OwnRuns:
         records: Records,
         charges: Charges,
         clock: Callable[[], int],
-        *,
         at_once: int,
         retry_wait_s: float,
+        *,
         log: Log,
+        alert: Log,
     ) -> None:
         self._pool = pool
         self._records = records
@@ -58,6 +59,7 @@ class OwnRuns:
         self._at_once = at_once
         self._retry_wait_s = retry_wait_s
         self._log = log
+        self._alert = alert
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._keys: dict[str, bytes] = {}
         """Of batches under way whose key is known here."""
@@ -99,6 +101,8 @@ class OwnRuns:
                 keeper.cancel()
         except* FareboxError as errors:
             self._log("batch_interrupted", batch=batch.id, error=str(errors.exceptions[0]))
+        except* Exception as errors:  # noqa: BLE001  the outermost loop of a batch; what it says may quote what was said
+            self._alert("batch_failed", batch=batch.id, error=type(errors.exceptions[0]).__name__)
 
     async def _keep(self, batch: Batch) -> None:
         """Keep the lease. Raises when it is lost, which ends the work."""

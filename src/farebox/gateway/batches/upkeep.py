@@ -13,7 +13,6 @@ from farebox.gateway.batches.charges import Charges
 from farebox.gateway.batches.native import Native
 from farebox.gateway.batches.own import OwnRuns
 from farebox.gateway.batches.records import Batch, Records
-from farebox.http.failures import UpstreamError
 
 _AT_ONCE: Final = 2
 """Native batches looked after at a time."""
@@ -28,16 +27,17 @@ class Upkeep:
 
     def __init__(
         self,
-        *,
         native: Native,
         own: OwnRuns,
         records: Records,
         charges: Charges,
         seals: Seals,
+        *,
         leads: Callable[[], bool],
         clock: Callable[[], int],
         poll_s: float,
         log: Log,
+        alert: Log,
     ) -> None:
         self._native = native
         self._own = own
@@ -48,6 +48,7 @@ class Upkeep:
         self._clock = clock
         self._poll_s = poll_s
         self._log = log
+        self._alert = alert
         self._due: dict[str, float] = {}
         """When each native batch is to be asked after again, by the loop's clock."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -90,8 +91,10 @@ class Upkeep:
     async def _look_at(self, batch: Batch) -> None:
         try:
             await self._native.look_after(batch)
-        except (FareboxError, UpstreamError) as error:
+        except FareboxError as error:
             self._log("batch_not_looked_after", batch=batch.id, error=str(error))
+        except Exception as error:  # noqa: BLE001  the outermost loop of a batch; what it says may quote what was said
+            self._alert("batch_failed", batch=batch.id, error=type(error).__name__)
 
     async def _take_up(self) -> None:
         """Work on batches of ours that nobody works on, where their key is known or the server itself can open it."""
