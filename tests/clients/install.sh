@@ -19,6 +19,10 @@ add() { # name of a client
     home=$root/.clients/$1
     lock=envs/$1/requirements.txt
     [ -f "$lock" ] || lock=envs/$1/package-lock.json
+    if [ ! -f "$lock" ]; then
+        echo "there is no client $1; there are:" $(ls envs) >&2
+        exit 1
+    fi
     cmp -s "$lock" "$home/.installed" && return
     echo "Installing $1 ..."
     rm -rf "$home"
