@@ -13,7 +13,7 @@ from farebox.store.urls import is_postgres
 from farebox.upstreams.simulator import Simulator
 from tests.cluster import Cluster
 from tests.databases import Databases, sqlite_path
-from tests.gateway.play import eventually, listen, usage_rows
+from tests.gateway.play import eventually, listen, script, usage_rows
 from tests.stage import OpenStage, Stage, open_stage
 from tests.web.browse import Browser, Page, enter
 from tests.web.operators import books_hold, enter_admin, forget_proof, written
@@ -399,3 +399,15 @@ async def test_changes_in_the_middle_of_traffic_fail_no_call(stage: Stage) -> No
         await books_hold(stage)
     finally:
         await simulator.close()
+
+
+async def test_an_upstream_that_repeats_its_key_does_not_show_it(stage: Stage) -> None:
+    said = json.dumps({"error": f"Incorrect API key provided: {KEY}."}).encode()
+    answer = b"HTTP/1.1 401 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(said), said)
+    async with script([answer], [answer]) as written_out:
+        operator = await enter_admin(stage)
+        page = await add(operator, "mine", f"http://127.0.0.1:{written_out.port}")
+        page = await operator.submit(page, f"{HERE}/mine/test")
+        assert "401: " in page.words
+        assert "Incorrect API key provided: …" in page.words
+        assert KEY not in page.text

@@ -60,6 +60,7 @@ class Upstream(Health):
             stall_s=self.stall_s,
             tls=tls,
         )
+        self.settings = settings
         self.kind_name = settings.kind
         self.kind = make_kind(settings)
         usual = settings.kind in {"anthropic", "simulator"}

@@ -9,12 +9,15 @@ from msgspec import Struct
 from farebox.clock import Clock
 from farebox.errors import Refusal
 from farebox.http.failures import UpstreamError
+from farebox.upstreams.fields import secrets_of
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask
 from farebox.upstreams.pool import Upstream
 
 _TRIAL_S: Final = 10.0
 _TRIAL_BYTES: Final = 2**16
 _WORDS_CHARS: Final = 300
+_SECRET_CHARS: Final = 6
+"""Shorter ones are in any text."""
 
 
 class Trial(Struct, frozen=True):
@@ -35,6 +38,7 @@ async def try_upstream(upstream: Upstream, model_id: str, clock: Clock) -> Trial
     """Let an upstream count the tokens of a word or, where it does not count, say one token.
 
     `model_id` is asked about unless the upstream serves certain models. One that rests is used again when it went well.
+    The words are the upstream's own, less a credential that it repeats.
     """
     model = model_id if not upstream.models else min(upstream.models)
     free = is_free(upstream)
@@ -53,5 +57,7 @@ async def try_upstream(upstream: Upstream, model_id: str, clock: Clock) -> Trial
         return Trial(False, f"{type(error).__name__}: {words}", clock() - began_us, not free)  # noqa: FBT003
     if well := answer.status == 200:
         upstream.succeeded()
+    for secret in secrets_of(upstream.settings).values():
+        text = text.replace(secret, "…") if len(secret) >= _SECRET_CHARS else text
     shown = "".join(char for char in text[:_WORDS_CHARS] if char.isprintable())
     return Trial(well, f"{answer.status}: {shown}", clock() - began_us, not free)
