@@ -10,20 +10,24 @@ from farebox.upstreams.health import HEAD_BOUNDS_S
 from farebox.upstreams.pool import Pool, Upstream
 
 _Read = tuple[str, str, Callable[[Upstream], float]]
-_CLASSES: Final = 40
-"""Statuses and kinds of errors are few; an upstream that answers ever new ones is not."""
+_UPSTREAMS: Final = 40
+"""Of more, the first are told: what a worker reports has a limit."""
+_CLASSES: Final = 12
+"""Statuses and kinds of errors are few, unless an upstream makes up new ones."""
+_REMAINING: Final = 400
 
 
 def upstream_metrics(pool: Pool) -> Iterator[Metric]:
     """Give what is counted of the upstreams."""
     now = asyncio.get_running_loop().time()
+    upstreams = pool.upstreams[:_UPSTREAMS]
     gauges: tuple[_Read, ...] = (
         ("healthy", "Whether calls go there", lambda one: one.is_healthy(now) and not one.drained),
         ("in_flight", "Calls under way there", lambda one: one.in_flight),
     )
     for name, help_, read in gauges:
         gauge = GaugeMetricFamily(f"farebox_upstream_{name}", help_, labels=["upstream"])
-        for upstream in pool.upstreams:
+        for upstream in upstreams:
             gauge.add_metric([upstream.name], read(upstream))
         yield gauge
     counters: tuple[_Read, ...] = (
@@ -33,7 +37,7 @@ def upstream_metrics(pool: Pool) -> Iterator[Metric]:
     )
     for name, help_, read in counters:
         counter = CounterMetricFamily(f"farebox_upstream_{name}", help_, labels=["upstream"])
-        for upstream in pool.upstreams:
+        for upstream in upstreams:
             counter.add_metric([upstream.name], read(upstream))
         yield counter
     failures = CounterMetricFamily("farebox_upstream_failures", "Tries that failed", labels=["upstream", "class"])
@@ -41,10 +45,10 @@ def upstream_metrics(pool: Pool) -> Iterator[Metric]:
         "farebox_upstream_remaining", "What it says is left of its limits", labels=["upstream", "model", "limit"]
     )
     heads = HistogramMetricFamily("farebox_upstream_head_seconds", "Until an answer began", labels=["upstream"])
-    for upstream in pool.upstreams:
+    for upstream in upstreams:
         for name, count in upstream.failed_by.most_common(_CLASSES):
             failures.add_metric([upstream.name, name], count)
-        for model, limit, left in upstream.rate.told():
+        for model, limit, left in upstream.rate.told()[: _REMAINING // len(upstreams)]:
             remaining.add_metric([upstream.name, model, limit], left)
         heads.add_metric([upstream.name], _buckets(upstream), upstream.head_total_s)
     yield failures
