@@ -19,7 +19,7 @@ LEFT_OUT: Final = {
     "credential", "totp", "recovery_code", "familiar", "token", "secret",  # hashes and sealed values
     "hold", "run", "usage_day", "session_day", "day_close", "price_list",  # the books' own, or sums of what is there
     "key_pace",  # how fast a key is used, at this moment
-    "failure", "invitation", "announcement", "upstream_switch", "audit_log",  # the operator's
+    "failure", "invitation", "announcement", "upstream_switch", "audit_log", "upstream", "bill_day",  # the operator's
     "delivery",  # copies of what other tables say, for 30 days
     "watch_key", "watcher", "chain_block", "rate", "incident", "processor_event", "reconciliation",  # the operator's
 }  # fmt: skip

@@ -95,3 +95,19 @@ async def test_where_nobody_runs_batches_it_says_so(open_stage: OpenStage) -> No
         alice = stage.alice
     async with open_stage('[batches]\nrun = "off"\n') as stage:
         assert (await call(stage, alice, "GET", PATH))[0] == 404
+
+
+async def test_a_name_that_the_operator_made_up_goes_up_as_the_models_own(open_stage: OpenStage) -> None:
+    models = """
+[[models]]
+id = "claude-sonnet-4-6"
+nicknames = ["claude-mascot-4-6"]
+context = 200_000
+max_output = 64_000
+list = { input = 3, output = 15 }
+discount = 0.5
+"""
+    async with open_stage(FAST + models) as stage:
+        await make(stage, stage.alice, items("one", model="claude-mascot-4-6"))
+        sent = json.loads(next(one for one in stage.simulator.requests if one.method == "POST").body)
+        assert sent["requests"][0]["params"]["model"] == "claude-sonnet-4-6"
