@@ -10,9 +10,8 @@ from tests.failover.faulty import WAYS
 from tests.failover.run import Result, Times, run
 
 _HEAD = (
-    "| One of three upstreams | Calls, of them while it failed | Failed | Broken after its begin "
-    "| p50 / p99 before, ms | p50 / p99 while it failed, ms | Ejected after, s | Back after it was mended, s | Books |"
-    "\n"
+    "| One of three | Calls, of them during the fault | Failed | Broken | p50 / p99 before, ms "
+    "| p50 / p99 during it, ms | Rests after, s | Back after, s | Books |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 

@@ -35,7 +35,7 @@ WAYS: Final = (
     Way("answers HTML", knobs="html"),
     Way("closes in the middle of the head", knobs="close_before"),
     Way("breaks in the middle of the answer", knobs="cut_after=8"),
-    Way("begins its answers 0.5 s late", knobs="ttft=500"),
+    Way("begins its answers 0.5 s late", knobs="delay=500"),
 )
 
 
