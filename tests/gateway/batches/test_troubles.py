@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from farebox.gateway.batches.records import Records
 from tests.gateway.batches.bench import FAST, OWN, PATH, books_agree, call, ended, items, make, results
 from tests.gateway.play import eventually
 from tests.stage import OpenStage
@@ -123,3 +124,19 @@ async def test_an_upstream_that_turns_out_to_have_no_batches_is_asked_no_more(op
         batch = await ended(stage, stage.alice, made["id"])
         assert batch["request_counts"]["succeeded"] == 1
         await books_agree(stage, stage.alice)
+
+
+async def test_one_that_was_made_upstream_and_could_not_begin_is_cancelled_there(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_late(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Records, "begin", too_late)
+    async with open_stage(FAST) as stage:
+        body = json.dumps({"requests": items(*["[[sim delay=3600000]]"] * 2)}).encode()
+        got, _ = await call(stage, stage.alice, "POST", PATH, body)
+        assert got == 503
+        assert [one.cancel_us is not None for one in stage.simulator.batches.newest_first()] == [True]
+        assert not await stage.rows("SELECT 1 FROM batch")
+        assert await books_agree(stage, stage.alice) == 0

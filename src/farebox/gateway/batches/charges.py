@@ -133,13 +133,18 @@ class Charges:
     async def end_free(self, batch: Batch, items: Sequence[Item], state: str, outcome: str) -> None:
         """End items that will not be answered, free of charge."""
         for portion in parts(items, _PORTION):
-            ended = await self._ended(portion)
-            left = [item for item in portion if item.id not in ended]
-            held = await self._held(left)
-            await self.settle([self.free(batch, item, outcome) for item in left if item.id in held])
-            await self._records.mark(left, state)
-            for other in ("succeeded", "errored", "canceled", "expired"):
-                await self._records.mark([item for item in portion if ended.get(item.id) == other], other)
+            held = await self._held(portion)
+            await self.settle([self.free(batch, item, outcome) for item in portion if item.id in held])
+            await self.note(portion, state)
+
+    async def note(self, items: Sequence[Item], otherwise: str) -> None:
+        """Note how items stand, by the usage rows that ended their holds: whoever else may have settled them meanwhile.
+
+        Those that were never held stand as `otherwise` says.
+        """
+        ended = await self._ended(items)
+        for state in ("succeeded", "errored", "canceled", "expired"):
+            await self._records.mark([item for item in items if ended.get(item.id, otherwise) == state], state)
 
     async def end_all(self, batch: Batch, state: str, outcome: str) -> None:
         """End all that is open of a batch, free of charge but for what has its answer."""
@@ -152,10 +157,7 @@ class Charges:
         while answered := await self._records.answered(batch):
             settles = [(item, msgspec.json.decode(text, type=Settle)) for item, text in answered]
             await self.settle([settle for _, settle in settles])
-            for state, outcome in (("succeeded", True), ("errored", False)):
-                items = [item for item, settle in settles if (settle.outcome == "finished") is outcome]
-                if items:
-                    await self._records.mark(items, state)
+            await self.note([item for item, _ in settles], "errored")
 
     async def end_strays(self) -> int:
         """End standing holds of no batch: their maker was given up in the middle. Answers how many."""
@@ -180,7 +182,7 @@ class Charges:
         return {bytes(row[0]) for row in await self._rows("SELECT request_id FROM hold", items)}
 
     async def _ended(self, items: Sequence[Item]) -> dict[bytes, str]:
-        """Tell how those ended whose process died before it could note so."""
+        """Tell how those ended that are settled."""
         rows = await self._rows("SELECT request_id, outcome FROM usage", items)
         return {bytes(request_id): _STATES.get(outcome, "errored") for request_id, outcome in rows}
 

@@ -137,15 +137,15 @@ class Making:
         upstream = self._way(entries)
         draft = await self._draft(headers, entries, caller, catalogue, api_key, upstream)
         await self._check_balance(draft, headers)
+        upstream_id = None
         try:
             await self._records.add(draft.batch, draft.items, self._bodies(draft), draft.most_nanos)
             await self._hold(draft)
             upstream_id = await self._begin_upstream(draft, headers, body)
             if not await self._records.begin(draft.batch, upstream_id):
-                await self._forget_upstream(draft, upstream_id)
                 raise Unavailable("the gateway was held up for too long; nothing was charged: send it again")
         except BaseException as error:
-            await asyncio.shield(self._undo(draft, error))
+            await asyncio.shield(self._undo(draft, error, upstream_id))
             if isinstance(error, StoreUnavailable):
                 raise Unavailable(
                     "the books cannot be written at the moment; try again shortly", retry_after_s=2
@@ -304,8 +304,9 @@ class Making:
             with contextlib.suppress(Refusal, UpstreamError):
                 await self._native.cancel(msgspec.structs.replace(draft.batch, upstream_id=upstream_id))
 
-    async def _undo(self, draft: Draft, error: BaseException) -> None:
+    async def _undo(self, draft: Draft, error: BaseException, upstream_id: str | None) -> None:
         """Give everything back. What cannot be undone now is undone by Upkeep, once this process is gone."""
+        await self._forget_upstream(draft, upstream_id)
         outcome = "gateway_broke"
         if isinstance(error, RefusedUpstream):
             outcome = "refused_upstream"

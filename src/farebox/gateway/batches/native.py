@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from farebox.billing.ledger import Settle
+from farebox.billing.pricing import Catalogue
 from farebox.clock import US_PER_S
 from farebox.errors import NotFound, Refusal, UpstreamFailed
 from farebox.gateway.batches.charges import Answered, Charges, Sent
@@ -148,7 +150,7 @@ class Native:
         catalogue = await self._charges.catalogue(batch.price_version)
         answer, tries = await self.results(batch)
         lines = Lines(answer, self._stall_s(batch))
-        settles: dict[bytes, tuple[Item, str, Any]] = {}
+        settles: dict[bytes, tuple[Item, Settle]] = {}
         try:
             while (line := await lines.next()) is not None:
                 if not line.strip():
@@ -157,7 +159,7 @@ class Native:
                 if found is None:
                     continue
                 item, outcome = found
-                settles[item.id] = (item, *self._charge(batch, item, catalogue, outcome))
+                settles[item.id] = (item, self._charge(batch, item, catalogue, outcome))
                 if len(settles) >= _PORTION:
                     await self._settle(settles)
             await self._settle(settles)
@@ -182,8 +184,8 @@ class Native:
             return None
         return item, line.result
 
-    def _charge(self, batch: Batch, item: Item, catalogue: Any, outcome: Outcome) -> tuple[str, Any]:
-        """Say how an item ends, and what ends its hold."""
+    def _charge(self, batch: Batch, item: Item, catalogue: Catalogue, outcome: Outcome) -> Settle:
+        """Say what ends the hold of an item."""
         sent = Sent(batch.upstream)
         match outcome.type:
             case "succeeded":
@@ -194,21 +196,18 @@ class Native:
                 except msgspec.DecodeError:
                     settle = None
                 if settle is not None:
-                    return "succeeded", settle
+                    return settle
                 self._alert("batch_item_without_usage", request_id=show_request_id(item.id), upstream=batch.upstream)
-                return "errored", self._charges.free(batch, item, "upstream_broke")
+                return self._charges.free(batch, item, "upstream_broke")
             case "canceled" | "expired":
-                return outcome.type, self._charges.free(batch, item, outcome.type)
+                return self._charges.free(batch, item, outcome.type)
             case _:
-                return "errored", self._charges.free(batch, item, "refused_upstream", Sent(batch.upstream, status=400))
+                return self._charges.free(batch, item, "refused_upstream", Sent(batch.upstream, status=400))
 
-    async def _settle(self, settles: dict[bytes, tuple[Item, str, Any]]) -> None:
+    async def _settle(self, settles: dict[bytes, tuple[Item, Settle]]) -> None:
         """Settle first, then note it: a process that dies between does both again, and nothing twice."""
-        await self._charges.settle([settle for _, _, settle in settles.values()])
-        for state in ("succeeded", "errored", "canceled", "expired"):
-            items = [item for item, ended, _ in settles.values() if ended == state]
-            if items:
-                await self._records.mark(items, state)
+        await self._charges.settle([settle for _, settle in settles.values()])
+        await self._charges.note([item for item, _ in settles.values()], "errored")
         settles.clear()
 
     async def _ask(self, method: str, path: str, batch: Batch) -> bytes:

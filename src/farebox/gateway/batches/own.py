@@ -135,8 +135,8 @@ class OwnRuns:
                 task.cancel()
             if under_way:
                 await asyncio.wait(under_way)
-        self._keys.pop(batch.id, None)
         if await self._records.end(batch, self._clock()):
+            self._keys.pop(batch.id, None)
             self._log("batch_ended", batch=batch.id, account_id=batch.account_id, items=batch.items)
 
     async def _item(self, batch: Batch, item: Item, key: bytes, catalogue: Catalogue) -> None:
@@ -165,7 +165,7 @@ class OwnRuns:
             try:
                 await self._records.answer(item, result, msgspec.json.encode(settle).decode())
                 await self._charges.settle([settle])
-                await self._records.mark([item], "succeeded" if settle.outcome == "finished" else "errored")
+                await self._charges.note([item], "errored")
             except StoreUnavailable:
                 if asyncio.get_running_loop().time() > give_up_at:
                     raise

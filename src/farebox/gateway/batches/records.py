@@ -254,7 +254,10 @@ class Records:
         """Note how items stand whose holds have ended. What was asked in them is let go."""
         for part in parts(items, _IDS):  # of none there is none
             ids = tuple(item.id for item in part)
-            sql = f"UPDATE batch_item SET state = ?, body = NULL, settle = NULL WHERE id IN ({_marks(ids)})"  # noqa: S608
+            sql = (
+                f"UPDATE batch_item SET state = ?, body = NULL, settle = NULL WHERE id IN ({_marks(ids)}) "  # noqa: S608
+                f"AND state IN ({OPEN})"
+            )
             await self._store.write([(sql, (state, *ids))])
 
     async def send(self, item: Item) -> bool:
