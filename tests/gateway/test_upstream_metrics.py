@@ -4,7 +4,7 @@ from farebox.gateway.metrics import Metrics
 from farebox.gateway.upstream_metrics import upstream_metrics
 from farebox.upstreams.health import HEAD_BOUNDS_S
 from farebox.workers.board import Board
-from farebox.workers.totals import Roster
+from farebox.workers.totals import Roster, Totals
 from tests.gateway.play import message, script, upstream
 from tests.stage import OpenStage
 from tests.upstreams.test_choice import told, up
@@ -43,6 +43,9 @@ async def test_what_is_told_of_many_upstreams_is_bounded() -> None:
     pool = pool_of(*upstreams)
     metrics = Metrics()
     metrics.more.append(lambda: upstream_metrics(pool))
-    workers = Roster(Board(2), 1)
+    board = Board(2)
+    workers = Roster(board, 1)
     workers.begin(1)
     workers.report(1, metrics)
+    found = {metric.name: metric for metric in Totals(board).collect()}
+    assert {sample.value for sample in found["farebox_upstream_healthy"].samples} == {1}

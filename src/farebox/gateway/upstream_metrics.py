@@ -22,7 +22,7 @@ def upstream_metrics(pool: Pool) -> Iterator[Metric]:
     now = asyncio.get_running_loop().time()
     upstreams = pool.upstreams[:_UPSTREAMS]
     gauges: tuple[_Read, ...] = (
-        ("healthy", "Whether calls go there", lambda one: one.is_healthy(now) and not one.drained),
+        ("healthy", "Whether calls go there", lambda one: int(one.is_healthy(now) and not one.drained)),
         ("in_flight", "Calls under way there", lambda one: one.in_flight),
     )
     for name, help_, read in gauges:
