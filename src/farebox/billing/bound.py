@@ -21,6 +21,11 @@ TOOLSET_TOKENS: Final = 8_000
 """What a built-in toolset (computer, browser) adds; published up to 7,550."""
 TEXT_BYTES_PER_TOKEN: Final = 2
 """Output held ahead of a stream counts two bytes of visible text a token, twice what English needs."""
+LOCAL_BYTES_PER_TOKEN: Final = 3
+"""An estimate of input where nobody counts: three bytes a token, since the newest vocabularies make more of a text."""
+DOCUMENT_BYTES_PER_PAGE: Final = 50_000
+PAGE_TOKENS: Final = 2_500
+"""The same of a document: a page for so much of its base64, at what pages were measured to come to."""
 ESTIMATE_BYTES_PER_TOKEN: Final = 4
 """The published rule for output cut off before its count came: four bytes of visible text a token, rounded up."""
 
@@ -36,6 +41,10 @@ class Demand(msgspec.Struct, frozen=True):
     geo_us: bool = False
     web_searches: int = 0
     likely_tokens: int = 0
+    window_tokens: int = 0
+    """The context window that the request asks for by its header; 0: that of the model."""
+    files: frozenset[str] = frozenset()
+    """Ids of the files that it names."""
 
 
 def prompt_cost(model: Model, demand: Demand) -> int:
@@ -77,7 +86,7 @@ def estimated_output(visible_bytes: int) -> int:
 def _most_tokens(model: Model, demand: Demand) -> int:
     """Bound the input of the whole call: each search makes the model read its context again, grown by the results."""
     if demand.web_searches:
-        return (demand.web_searches + 1) * model.context_tokens
+        return (demand.web_searches + 1) * max(model.context_tokens, demand.window_tokens)
     return demand.prompt_tokens
 
 

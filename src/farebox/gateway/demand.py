@@ -11,8 +11,11 @@ import msgspec
 
 from farebox.billing.bound import (
     CONTEXT_TOKENS,
+    DOCUMENT_BYTES_PER_PAGE,
     ESTIMATE_BYTES_PER_TOKEN,
     IMAGE_TOKENS,
+    LOCAL_BYTES_PER_TOKEN,
+    PAGE_TOKENS,
     SERVER_PROMPT_TOKENS,
     TOOLSET_TOKENS,
     Demand,
@@ -32,6 +35,7 @@ _MOST_LEVELS: Final = 3
 class Source(msgspec.Struct):
     type: str = ""
     data: msgspec.Raw = msgspec.Raw()
+    file_id: str = ""
     content: msgspec.Raw = msgspec.Raw()
 
 
@@ -40,6 +44,7 @@ class Block(msgspec.Struct):
     source: msgspec.Raw = msgspec.Raw()
     content: msgspec.Raw = msgspec.Raw()
     cache_control: msgspec.Raw = msgspec.Raw()
+    file_id: str = ""
 
 
 class Tool(msgspec.Struct):
@@ -87,6 +92,9 @@ class Weights:
         self.caches = False
         self.caches_long = False
         self.web_searches = 0
+        self.overhead = 0  # tokens that the server adds
+        self.document_tokens = 0  # a guess
+        self.files: set[str] = set()
 
 
 def demand_of(
@@ -106,6 +114,45 @@ def demand_of(
     _refuse_fields(asked, features, headers)
     if asked.speed == "fast" and model.fast_rates is None:
         raise InvalidRequest(f"speed: fast mode is not sold with {model.id}; leave it out")
+    weights = _walk(asked, model, features, counting=counting)
+    text_bytes = body_bytes - weights.embedded_bytes
+    most = max(model.context_tokens, CONTEXT_TOKENS)
+    prompt = most if weights.unbounded else min(text_bytes + weights.media_tokens + weights.overhead, most)
+    likely = -(-text_bytes // ESTIMATE_BYTES_PER_TOKEN) + weights.media_tokens
+    return Demand(
+        prompt_tokens=prompt,
+        max_tokens=max_tokens,
+        caches=weights.caches or weights.caches_long,
+        caches_long=weights.caches_long,
+        fast=asked.speed == "fast",
+        geo_us=asked.inference_geo == "us",
+        web_searches=weights.web_searches,
+        likely_tokens=prompt if weights.unbounded else min(likely, prompt),
+        window_tokens=CONTEXT_TOKENS if _is_wide(headers) else 0,
+        files=frozenset(weights.files),
+    )
+
+
+def estimate_of(asked: Asked, model: Model, features: Features) -> int:
+    """Guess the input of a request in tokens, for those who asked to have it counted where nobody can.
+
+    A token for every three bytes of messages, system prompt and tools as they stand, what their pictures and pages
+    come to, and what a server adds for tools: rather too many than too few.
+    """
+    weights = _walk(asked, model, features, counting=True)
+    text = sum(len(raw) for name in ("messages", "system", "tools") if (raw := asked.raw(name)) is not None)
+    text -= weights.embedded_bytes
+    overhead = weights.overhead if asked.raw("tools") is not None else 0
+    return -(-text // LOCAL_BYTES_PER_TOKEN) + weights.media_tokens + weights.document_tokens + overhead
+
+
+def _is_wide(headers: Headers) -> bool:
+    """Tell whether a header asks for the long context window, which no field of the body does."""
+    return any(name == b"anthropic-beta" and b"context-1m" in value for name, value in headers)
+
+
+def _walk(asked: Asked, model: Model, features: Features, *, counting: bool) -> Weights:
+    """Add up messages, system and tools. Raises InvalidRequest for what is refused in them."""
     weights = Weights()
     tools: list[Tool] = []
     try:
@@ -123,25 +170,12 @@ def demand_of(
         raise InvalidRequest(f"messages, system, thinking or tools: {str(error).replace('`', '')}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply; at most 500 levels are read") from None
-    overhead = SERVER_PROMPT_TOKENS if tools else 64
+    weights.overhead = SERVER_PROMPT_TOKENS if tools else 64
     for tool in tools:
-        overhead += _weigh_tool(tool, weights, features, model, counting=counting)
+        weights.overhead += _weigh_tool(tool, weights, features, model, counting=counting)
     if "cache_control" in asked.fields:
         _note_cache(asked.fields["cache_control"], weights)
-    text_bytes = body_bytes - weights.embedded_bytes
-    most = max(model.context_tokens, CONTEXT_TOKENS)
-    prompt = most if weights.unbounded else min(text_bytes + weights.media_tokens + overhead, most)
-    likely = -(-text_bytes // ESTIMATE_BYTES_PER_TOKEN) + weights.media_tokens
-    return Demand(
-        prompt_tokens=prompt,
-        max_tokens=max_tokens,
-        caches=weights.caches or weights.caches_long,
-        caches_long=weights.caches_long,
-        fast=asked.speed == "fast",
-        geo_us=asked.inference_geo == "us",
-        web_searches=weights.web_searches,
-        likely_tokens=prompt if weights.unbounded else min(likely, prompt),
-    )
+    return weights
 
 
 def thinks_hidden(asked: Asked) -> bool:
@@ -185,10 +219,12 @@ def _weigh(content: msgspec.Raw, weights: Weights, features: Features, depth: in
     for block in blocks:
         if len(bytes(block.cache_control)) > 4:
             _note_cache(block.cache_control, weights)
-        if block.type == "container_upload" and not features.files:
-            raise InvalidRequest(
-                "container_upload: files of the upstream account are not offered here; send the content"
-            )
+        if block.type == "container_upload":
+            if not features.files:
+                raise InvalidRequest(
+                    "container_upload: files of the upstream account are not offered here; send the content"
+                )
+            weights.files.add(block.file_id)
         if len(bytes(block.source)) > 4:
             read_object(block.source)  # for what it refuses
             _weigh_source(_source.decode(block.source), block, weights, features, depth)
@@ -202,10 +238,13 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
         weights.embedded_bytes += size
         weights.media_tokens += IMAGE_TOKENS
         if block.type != "image":
+            weights.document_tokens += size // DOCUMENT_BYTES_PER_PAGE * PAGE_TOKENS
             weights.unbounded = True  # a PDF: compressed, hundreds of pages fit into a few kilobytes
     elif source.type == "file":
         if not features.files:
             raise InvalidRequest("source.file_id: files of the upstream account are not offered here; send the content")
+        weights.files.add(source.file_id)
+        weights.document_tokens += PAGE_TOKENS
         weights.unbounded = True
     elif source.type == "url":
         if not features.url_sources:
@@ -213,6 +252,7 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
         if block.type == "image":
             weights.media_tokens += IMAGE_TOKENS
         else:
+            weights.document_tokens += PAGE_TOKENS
             weights.unbounded = True
     elif source.type == "content":
         _weigh(source.content, weights, features, depth + 1)

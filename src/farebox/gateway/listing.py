@@ -16,7 +16,7 @@ from farebox.gateway.answers import JSON
 from farebox.gateway.ask import read_request
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
-from farebox.gateway.demand import conversation_of, demand_of
+from farebox.gateway.demand import conversation_of, demand_of, estimate_of
 from farebox.gateway.levels import Levels
 from farebox.gateway.messages import speaks_of_the_operator
 from farebox.gateway.settings import CallLimits, Features
@@ -32,6 +32,10 @@ Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 
 _ANSWER_BYTES: Final = 2**20
 _LONGEST_NUMBER: Final = 4
+_ESTIMATED: Final = (b"farebox-token-count", b"estimated")
+_LIFECYCLE: Final = "active"
+"""Of every model that is sold."""
+_LIFECYCLES: Final = frozenset({_LIFECYCLE, "deprecated", "retired"})
 _MOST_MODELS: Final = 1000
 """What a client gets that knows of no pages."""
 _OWNER: Final = "system"
@@ -72,7 +76,10 @@ class Listing:
         await self._serve(self._model, exchange, request_id)
 
     async def count_tokens(self, exchange: Exchange, request_id: bytes) -> None:
-        """Pass a token count to the upstream: never charged, never refused for balance, on a limit of its own."""
+        """Pass a token count to the upstream: never charged, never refused for balance, on a limit of its own.
+
+        Where none of the model's upstreams counts, the answer is an estimate, and a header says so.
+        """
         await self._serve(self._count_tokens, exchange, request_id)
 
     async def _serve(self, handler: Handler, exchange: Exchange, request_id: bytes) -> None:
@@ -88,6 +95,8 @@ class Listing:
         is_plain = exchange.header(b"anthropic-version") is None
         limit = _MOST_MODELS if is_plain and "limit" not in query else _limit(query)
         models = [model for model in self._prices.now.models.values() if caller.may_use(model.id)]
+        if not _wants_active(query):
+            models = []
         ids = [model.id for model in models]
         begin, end = 0, len(models)
         if "after_id" in query:
@@ -138,6 +147,11 @@ class Listing:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
         self._keys.check_model(caller, model.id)
         demand_of(asked, len(body), model, self._features, exchange.headers, 0, counting=True)  # for what it refuses
+        if self._pool.lacks(COUNT_TOKENS, model.id):
+            counted = {"input_tokens": estimate_of(asked, model, self._features)}
+            headers = [*self._headers(caller, request_id), _ESTIMATED]
+            exchange.respond(200, headers, msgspec.json.encode(counted))
+            return
         ask = Ask(
             path=COUNT_TOKENS,
             headers=upstream_headers(exchange.headers),
@@ -180,6 +194,15 @@ def _limit(query: dict[str, list[str]]) -> int:
     return int(text)
 
 
+def _wants_active(query: dict[str, list[str]]) -> bool:
+    """Tell whether models are asked for that can be used: all there are here."""
+    asked = query.get("lifecycle[]", []) + query.get("lifecycle", [])
+    for value in asked:
+        if value not in _LIFECYCLES:
+            raise InvalidRequest(f"lifecycle: must be active, deprecated or retired, got {value[:20]!r}")
+    return not asked or _LIFECYCLE in asked
+
+
 def _place(ids: list[str], model_id: str, name: str) -> int:
     if model_id not in ids:
         raise InvalidRequest(f"{name}: there is no model {model_id[:100]!r} here")
@@ -195,6 +218,9 @@ def _describe(model: Model, *, plain: bool) -> dict[str, Any]:
         "id": model.id,
         "display_name": model.display_name,
         "created_at": model.created_at,
+        "lifecycle": _LIFECYCLE,
+        "deprecated_at": None,
+        "retires_at": None,
         "max_input_tokens": model.context_tokens,
         "max_tokens": model.max_output_tokens,
         "pricing": {

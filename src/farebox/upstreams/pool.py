@@ -19,7 +19,7 @@ from farebox.http.client import HttpClient, read_origin
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.budgets import RateBudget, RetryBudget, retry_after
 from farebox.upstreams.health import Health
-from farebox.upstreams.kinds.kind import Ask, Reply
+from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.kinds.make import make_kind
 from farebox.upstreams.places import Place, Places, is_bound, is_cold
 from farebox.upstreams.refusals import OPERATORS_OWN, refusal_of
@@ -127,6 +127,7 @@ class Tries:
         self.last: UpstreamError | None = None
         self.retry_after_s: float | None = None
         self.status: int | None = None
+        self.path = MESSAGES
         self.model: str | None = None
         self.conversation = b""
         self.upstream: Upstream | None = None
@@ -170,7 +171,7 @@ class Pool:
         `tries` carries on from call to call, so that an answer
         that breaks before its first byte was passed on can be tried again by calling this again.
         """
-        tries.model = ask.model
+        tries.path, tries.model = ask.path, ask.model
         tries.conversation = conversation
         if tries.count == 0:
             self._budget.call()
@@ -205,7 +206,7 @@ class Pool:
         assert tries.upstream is not None
         now = asyncio.get_running_loop().time()
         tries.upstream.ended_well(now)
-        if tries.conversation and len(self.upstreams) > 1 and not tries.only:
+        if tries.conversation and len(self.upstreams) > 1 and not tries.only and tries.path != COUNT_TOKENS:
             self.places.keep(tries.conversation, Place(tries.upstream.name, tries.upstream.organization, now))
 
     def note_failure(self, tries: Tries, error: UpstreamError) -> None:
@@ -240,6 +241,15 @@ class Pool:
         able = [upstream for upstream in self.upstreams if not upstream.models or model in upstream.models]
         return sum(upstream.is_healthy(now) and not upstream.drained for upstream in able), len(able)
 
+    def lacks(self, path: str, model: str) -> bool:
+        """Tell whether calls to a model find upstreams, and those that ask for `path` find none among them."""
+        able = [
+            upstream
+            for upstream in self.upstreams
+            if not upstream.drained and (not upstream.models or model in upstream.models)
+        ]
+        return bool(able) and not any(upstream.kind.has(path) for upstream in able)
+
     def drain(self, names: Container[str]) -> None:
         """Send no new call to these, and to all others as ever."""
         for upstream in self.upstreams:
@@ -264,14 +274,16 @@ class Pool:
             await upstream.kind.close()
 
     def _able(self, tries: Tries) -> list[Upstream]:
-        """Give the upstreams that a call may go to: that serve its model and are not drained, or the one it is for."""
+        """Give the upstreams that a call may go to: that serve it and are not drained, or the one it is for."""
         if tries.only:
             return [upstream for upstream in self.upstreams if upstream.name == tries.only]
         model = tries.model
         return [
             upstream
             for upstream in self.upstreams
-            if not upstream.drained and (not upstream.models or model is None or model in upstream.models)
+            if not upstream.drained
+            and (not upstream.models or model is None or model in upstream.models)
+            and (tries.path == MESSAGES or upstream.kind.has(tries.path))
         ]
 
     def _choose(self, tries: Tries, conversation: bytes, body: bytes = b"", *, waited: bool = False) -> Upstream | None:

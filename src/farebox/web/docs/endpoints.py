@@ -112,6 +112,12 @@ def _models(offer: Offer) -> Endpoint:
             ),
             Field("after_id", {"type": "string"}, "Give those that come after this model.", place="query"),
             Field("before_id", {"type": "string"}, "Give those that come before this model.", place="query"),
+            Field(
+                "lifecycle[]",
+                {"type": "string", "enum": ["active", "deprecated", "retired"]},
+                "Give those in this stage. Everything that is sold is `active`.",
+                place="query",
+            ),
         ),
         example=None,
         answer={
@@ -160,6 +166,9 @@ def describe(model: Model) -> Schema:
         "id": model.id,
         "display_name": model.display_name,
         "created_at": model.created_at,
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
         "max_input_tokens": model.context_tokens,
         "max_tokens": model.max_output_tokens,
         "pricing": {
@@ -258,6 +267,9 @@ _MODEL: Final[Schema] = {
         "id": {"type": "string"},
         "display_name": {"type": "string"},
         "created_at": {"type": "string"},
+        "lifecycle": {"const": "active"},
+        "deprecated_at": {"type": "null"},
+        "retires_at": {"type": "null"},
         "max_input_tokens": _COUNT,
         "max_tokens": _COUNT,
         "pricing": {
