@@ -1,4 +1,4 @@
-"""Names of models that an operator made up: customers use them, upstreams never see them, and answers tell the model."""
+"""Names of models that an operator made up: customers use them, no upstream sees them, and answers tell the model."""
 
 import json
 

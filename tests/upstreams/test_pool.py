@@ -222,7 +222,9 @@ async def test_a_refusal_shows_an_upstream_to_be_well_but_the_head_of_an_answer_
 @pytest.mark.parametrize(
     ("share", "calls", "retries"), [(0.2, 0, 10), (0.2, 5, 11), (0.2, 100, 30), (0.2, 10_000, 500), (0.0, 1_000, 0)]
 )
-def test_a_retry_budget_is_ten_and_a_share_of_the_calls_up_to_five_hundred(share: float, calls: int, retries: int) -> None:
+def test_a_retry_budget_is_ten_and_a_share_of_the_calls_up_to_five_hundred(
+    share: float, calls: int, retries: int
+) -> None:
     budget = RetryBudget(share)
     for _ in range(calls):
         budget.call()
