@@ -4,6 +4,7 @@ from msgspec.structs import asdict
 
 from farebox.books.prices import Prices
 from farebox.config.settings import Config
+from farebox.gateway.unoffered import families
 from farebox.web.offer import Limits, Offer
 
 
@@ -24,6 +25,7 @@ def offer_of(config: Config, prices: Prices) -> Offer:
             header_bytes=config.server_limits.header_bytes,
         ),
         features=asdict(config.features),
+        unoffered=families(config.features),
         base_url=config.base_url,
         public_url=config.public_url,
         key_prefix=config.keys.prefix,

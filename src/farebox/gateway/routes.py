@@ -22,6 +22,7 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import error_body, error_headers
 from farebox.gateway.metrics import Metrics
+from farebox.gateway.unoffered import why_not
 from farebox.http.exchange import Exchange, Headers
 from farebox.ids import new_request_id, show_request_id
 
@@ -150,6 +151,11 @@ class Routes:
             return {"GET": self._hello}
         if path == "/readyz":
             return {"GET": self._ready}
+        below = path.removeprefix(
+            max((one for one in self._prefixes if path.startswith(f"{one}/")), key=len, default="")
+        )
+        if words := why_not(below):
+            raise NotFound(f"{words}; calls go to {self._prefixes[0]}/messages")
         raise NotFound(f"there is nothing at {path[:200]}; calls go to {self._prefixes[0]}/messages")
 
     async def _hello(self, exchange: Exchange, request_id: bytes) -> None:

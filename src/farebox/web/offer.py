@@ -1,6 +1,6 @@
 """The offer: what is sold here and under which limits, as the public pages tell it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -32,6 +32,8 @@ class Offer(Struct, frozen=True, kw_only=True):
     limits: Limits
     features: Mapping[str, bool]
     """The switches of `[features]`: what is refused where they are off."""
+    unoffered: Mapping[str, Sequence[str]]
+    """Why endpoints are refused, and which they are."""
     base_url: str
     public_url: str
     key_prefix: str

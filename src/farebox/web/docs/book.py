@@ -21,7 +21,17 @@ from farebox.web.pages import write_balance, write_cost, write_count, write_pric
 
 CONTENTS: Final = {
     "Begin": ("quickstart", "claude-code", "sdks", "authentication"),
-    "Reference": ("messages", "streaming", "count-tokens", "batches", "models", "openai", "limits", "errors"),
+    "Reference": (
+        "messages",
+        "streaming",
+        "count-tokens",
+        "batches",
+        "models",
+        "openai",
+        "offered",
+        "limits",
+        "errors",
+    ),
     "Money": ("billing", "top-ups"),
     "Your account": ("signing-in", "account", "quotes", "receipts", "status-line", "webhooks"),
 }
