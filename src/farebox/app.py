@@ -22,12 +22,14 @@ from farebox.config import Config
 from farebox.errors import ConfigError
 from farebox.frontage import make_frontage
 from farebox.gateway.batches.open import Batching, open_batches
+from farebox.gateway.files.desk import Files
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.chat import front as chat
 from farebox.gateway.chat.answer import refusal_of
 from farebox.gateway.checkup import Checkup
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.customer import Customer
+from farebox.gateway.fallbacks import Fallbacks
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
@@ -165,6 +167,8 @@ class Gateway:
         levels = Levels(config.plans)
         bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)
         counts = CountLimit(config.limits.count_tokens_per_minute, self.clock)
+        fallbacks = Fallbacks(parts.keys, ledger, pool, config.features, config.limits)
+        files = self._make_files(parts, levels)
         messages = Messages(
             keys=parts.keys,
             ledger=ledger,
@@ -172,6 +176,7 @@ class Gateway:
             streams=streams,
             settler=settler,
             recount=Recount(pool, config.limits.recount_s),
+            fallbacks=fallbacks,
             levels=levels,
             counts=counts,
             bodies=bodies,
@@ -182,6 +187,7 @@ class Gateway:
             top_up_words=top_up_words,
             spend_words=spend_words,
             stopped=parts.stopped,
+            files=files,
         )
         listing = Listing(
             keys=parts.keys,
@@ -193,12 +199,15 @@ class Gateway:
             features=config.features,
             limits=config.limits,
             clock=self.clock,
+            files=files,
         )
         customer, quotes, checkup = self._make_desk(parts, bodies, top_up_words, spend_words)
         batching = self._batching = self._make_batching(parts, levels, counts, top_up_words)
         begin_chores(parts, self.jobs, settler, messages, streams, batching.upkeep, self._flush_lines)
         self._gauge(parts, settler, messages, streams)
-        await self._open_doors(parts, messages, listing, customer, quotes, checkup, batching)
+        if files is not None:
+            self.jobs.every(_SWEEP_S, "files", files.tick)
+        await self._open_doors(parts, messages, listing, customer, quotes, checkup, batching, files)
 
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
@@ -273,6 +282,7 @@ class Gateway:
             ),
             ("farebox_ledger_commands", "Commands given to the ledger", lambda: parts.ledger.commands),
             ("farebox_ledger_batches", "Batches those were written in", lambda: parts.ledger.batches),
+            ("farebox_fallbacks", "Calls turned to another model", lambda: messages.fallbacks.taken),
             ("farebox_upstream_retries", "Calls tried again at an upstream", lambda: parts.pool.retries),
             ("farebox_job_failures", "Failed runs of background jobs", lambda: self.jobs.failures),
         ]
@@ -363,6 +373,20 @@ class Gateway:
         )
         return customer, quotes, checkup
 
+    def _make_files(self, parts: Parts, levels: Levels) -> Files | None:
+        """Make what serves files, where the operator has switched them on."""
+        if not self.config.features.files:
+            return None
+        return Files(
+            store=self.store,
+            pool=parts.pool,
+            keys=parts.keys,
+            levels=levels,
+            limits=self.config.limits,
+            clock=self.clock,
+            log=self.log.info,
+        )
+
     def _make_batching(self, parts: Parts, levels: Levels, counts: CountLimit, top_up_words: str) -> Batching:
         """Make what serves message batches and works on them."""
         config = self.config
@@ -397,6 +421,7 @@ class Gateway:
         quotes: Quotes,
         checkup: Checkup,
         batching: Batching,
+        files: Files | None,
     ) -> None:
         config = self.config
         routes = Routes(
@@ -416,6 +441,12 @@ class Gateway:
         routes.add("GET", "/messages/batches/*/results", batching.desk.results)
         routes.add("GET", "/messages/batches/*", batching.desk.look)
         routes.add("DELETE", "/messages/batches/*", batching.desk.delete)
+        if files is not None:
+            routes.add("POST", "/files", files.upload)
+            routes.add("GET", "/files", files.list)
+            routes.add("GET", "/files/*/content", files.content)
+            routes.add("GET", "/files/*", files.look)
+            routes.add("DELETE", "/files/*", files.delete)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/*", listing.model)
         routes.add("POST", "/messages/quote", quotes.quote)

@@ -114,7 +114,7 @@ def test_the_headers_that_are_added_are_documented() -> None:
     budget = budget_headers(SpendLimit(100, 1, "daily"), 0)
     ours = {name.decode() for name, _ in [*limit_headers(level, level), *budget, *error_headers(refusal)]}
     framing = {"date", "content-length", "transfer-encoding", "connection"}
-    some = {"request-id", "x-accel-buffering", "farebox-model", "farebox-token-count"}
+    some = {"request-id", "x-accel-buffering", "farebox-fallback", "farebox-model", "farebox-token-count"}
     assert headers_in("Added on the way down") == ours | framing | some
 
 

@@ -73,6 +73,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Nano-dollars for one web search at list; sold at the same price. None: not sold."""
     nicknames: tuple[str, ...] = ()
     """Names that the operator made up: no upstream knows them, so the id goes up instead."""
+    fallbacks: tuple[str, ...] = ()
+    """Ids of models that may serve in its place, in this order, while no upstream serves it."""
     output_tokens_per_s: int = 250
     """The fastest this model is known to write. Bounds output that cannot be seen (hidden thinking)."""
 

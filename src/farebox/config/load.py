@@ -250,6 +250,12 @@ def _read_models(reader: Reader, tables: Any) -> tuple[Model, ...]:
             if owner != table.id or (key == "id" and any(model.id == name for model in models)):
                 reader.problem((*path, key), f"is {show(name)}, which is a name of the model {owner} already")
         models.append(read_model(reader, path, table))
+    ids = {model.id for model in models}
+    for place, model in enumerate(models):
+        for name in model.fallbacks:
+            if name not in ids - {model.id}:
+                words = f"has {show(name)}; it must be the ids of others of [[models]]"
+                reader.problem(("models", place, "fallbacks"), words)
     return tuple(models)
 
 

@@ -50,6 +50,7 @@ class ModelTable(Struct, frozen=True, forbid_unknown_fields=True):
     display_name: str = ""
     aliases: tuple[str, ...] = ()
     nicknames: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
     fast_list: PriceTable | None = None
     fast_sell: PriceTable | None = None
     bands: tuple[BandTable, ...] = ()
@@ -102,6 +103,7 @@ def read_model(reader: Reader, path: Path, table: ModelTable) -> Model:
         max_output_tokens=table.max_output,
         aliases=table.aliases,
         nicknames=table.nicknames,
+        fallbacks=table.fallbacks,
         created_at=f"{table.created}T00:00:00Z",
         bands=bands,
         fast_rates=fast,

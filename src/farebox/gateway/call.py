@@ -58,6 +58,9 @@ class Call:
         self.model: Model
         self.demand: Demand
         self.output_rate = 0
+        self.fallback_of: Model | None = None
+        """The model that was asked for, once another one serves the call in its place."""
+        self.fallbacks_seen = 0
         self.conversation = b""
         self.nickname = ""
         """What the client called the model, where the operator made that up."""
@@ -130,7 +133,7 @@ class Call:
         usage = self.usage_so_far()
         priced = Priced(0, 0)
         if usage is not None and not self._unbilled_refusal():
-            priced = self.catalogue.price(usage, self.model)
+            priced = self.catalogue.price(usage, self.fallback_of or self.model)  # as the audit does, by what was asked
         usage = usage or Usage()
         kind = "exact" if self.usage_is_final else "estimated"
         if not outcome.paid_by_customer:
@@ -162,7 +165,7 @@ class Call:
             message_id=_kept(self.message_id),
             upstream=upstream.name if upstream is not None else None,
             upstream_request_id=_kept(theirs.decode("latin-1")) if theirs else None,
-            attempts=self.tries.count,
+            attempts=self.tries.total,
             streamed=bool(self.asked.stream),
             first_byte_us=_us(self.started_at, self.first_byte_at),
             duration_us=_us(self.started_at, now) or 0,
@@ -185,7 +188,7 @@ class Call:
         if not tries.failures:
             return None
         told = [_attempt(failure, self.started_at) for failure in tries.failures]
-        if len(told) < tries.count and tries.upstream is not None:
+        if len(told) < tries.total and tries.upstream is not None:
             status = self.answer.status if self.answer is not None else None
             last = Failure(tries.upstream.name, tries.sent_at, now, status, None)
             told.append(_attempt(last, self.started_at))

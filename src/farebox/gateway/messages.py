@@ -24,12 +24,16 @@ from farebox.errors import (
     Refusal,
     StoreUnavailable,
     Unavailable,
+    UpstreamFailed,
 )
 from farebox.gateway.answers import budget_headers, limit_headers
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of
+from farebox.gateway.files.desk import Files
+from farebox.gateway.fallbacks import HEADER as FALLBACK
+from farebox.gateway.fallbacks import Fallbacks
 from farebox.gateway.levels import Levels
 from farebox.gateway.recount import Recount
 from farebox.gateway.settings import CallLimits, Features
@@ -69,6 +73,7 @@ class Messages:
         streams: Streams,
         settler: Settler,
         recount: Recount,
+        fallbacks: Fallbacks,
         levels: Levels,
         counts: CountLimit,
         bodies: Bodies,
@@ -79,6 +84,7 @@ class Messages:
         top_up_words: str,
         spend_words: SpendWords,
         stopped: StoppedSessions,
+        files: Files | None = None,
     ) -> None:
         self._keys = keys
         self._ledger = ledger
@@ -86,6 +92,7 @@ class Messages:
         self._streams = streams
         self._settler = settler
         self._recount = recount
+        self.fallbacks = fallbacks
         self._levels = levels
         self._counts = counts
         self._bodies = bodies
@@ -96,6 +103,7 @@ class Messages:
         self._top_up_words = top_up_words
         self._spend_words = spend_words
         self.stopped = stopped
+        self._files = files
         self._calls: set[Call] = set()
         self.in_flight = 0
 
@@ -116,6 +124,8 @@ class Messages:
                 raise self.stopped.refusal(call.session or "")
             room = self._bodies.take(caller.account_id, exchange)
             self._parse(call, body if body is not None else await exchange.read_body(self._limits.body_bytes))
+            if self._files is not None:
+                call.tries.only = await self._files.place(call.asked, caller.account_id, call.model.id)
             if self.in_flight >= self._limits.concurrent_calls:
                 raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
             self.in_flight += 1
@@ -180,7 +190,7 @@ class Messages:
         """Ask the upstream, which counts for free, when the bound by bytes is more than the balance."""
         if self._counts.take(call.caller.account_id):
             return None
-        tries = Tries()
+        tries = Tries(only=call.tries.only)
         try:
             answer = await self._pool.send(tries, _ask_of(call, COUNT_TOKENS), conversation=call.conversation)
             counted = msgspec.json.decode(await answer.read(2**16)).get("input_tokens")
@@ -319,6 +329,15 @@ class Messages:
             call.expire()
 
     async def _send_and_relay(self, call: Call) -> tuple[Outcome, bytes]:
+        """Have the call served by its model, or by one that it falls back to; else as `_try_upstreams` does."""
+        while True:
+            try:
+                return await self._try_upstreams(call)
+            except (UpstreamFailed, Overloaded):
+                if not await self.fallbacks.take(call):
+                    raise
+
+    async def _try_upstreams(self, call: Call) -> tuple[Outcome, bytes]:
         """Try upstreams until one answers; relay what it says. Answers the outcome and the last bytes, not yet sent.
 
         Raises Refusal when no upstream gave a usable answer; then nothing has reached the client.
@@ -394,8 +413,10 @@ class Messages:
         headers = client_headers(answer.headers)
         headers.append((b"request-id", call.shown_id.encode()))
         headers += limit_headers(call.requests, call.tokens)
-        if call.nickname:
+        if call.nickname or call.fallback_of is not None:
             headers.append((b"farebox-model", call.model.id.encode()))
+        if call.fallback_of is not None:
+            headers.append((FALLBACK, f"{call.fallback_of.id} -> {call.model.id}".encode()))
         if call.budget is not None:
             headers += budget_headers(call.budget, self._clock())
         return headers

@@ -22,6 +22,8 @@ REQUEST_HEADERS_DROPPED: Final = frozenset(
         b"accept-encoding",
         # these choose an account of the operator's
         b"anthropic-workspace-id", b"anthropic-organization-id", b"anthropic-user-profile-id",
+        # said to this gateway
+        b"farebox-fallback",
         # a browser's origin is for this gateway to judge
         b"origin", b"referer",
     }

@@ -65,6 +65,7 @@ class Upstream(Health):
         self.kind = make_kind(settings)
         usual = settings.kind in {"anthropic", "simulator"}
         self.has_batches = usual if settings.batches is None else settings.batches and self.kind.speaks_messages
+        self.has_files = usual
         self.drained = False
         """By the operator's word no call goes here; those under way end."""
         self.last_failure: Failure | None = None
@@ -120,6 +121,8 @@ class Tries:
         self.only = only
         """The one upstream it may go to, by name: where a file, a batch or a thread is. Empty: any."""
         self.count = 0
+        self.before = 0
+        """Tries at another model's upstreams, that came before these."""
         self.sent_at = 0.0
         """When the last one was sent."""
         self.failures: list[Failure] = []
@@ -133,6 +136,17 @@ class Tries:
         self.upstream: Upstream | None = None
         self.abandoned = False
         """The client has gone: what is under way is read to its end, but nothing is tried again."""
+
+    @property
+    def total(self) -> int:
+        """All tries of the call."""
+        return self.before + self.count
+
+    def anew(self) -> "Tries":
+        """Begin again for another model; what has been tried is still told."""
+        fresh = Tries(self.only)
+        fresh.before, fresh.failures, fresh.abandoned = self.total, self.failures, self.abandoned
+        return fresh
 
 
 class Pool:

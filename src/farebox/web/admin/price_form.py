@@ -153,6 +153,7 @@ def _facts(model: Model) -> dict[str, str]:
         "name": model.display_name,
         "aliases": ", ".join(model.aliases),
         "nicknames": ", ".join(model.nicknames),
+        "fallbacks": ", ".join(model.fallbacks),
         "context": f"{model.context_tokens:,}",
         "most output": f"{model.max_output_tokens:,}",
         "a web search": "" if model.web_search is None else format_usd(model.web_search),
