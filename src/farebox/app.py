@@ -22,7 +22,6 @@ from farebox.config import Config
 from farebox.errors import ConfigError
 from farebox.frontage import make_frontage
 from farebox.gateway.batches.open import Batching, open_batches
-from farebox.gateway.files.desk import Files
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.chat import front as chat
 from farebox.gateway.chat.answer import refusal_of
@@ -30,6 +29,7 @@ from farebox.gateway.checkup import Checkup
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.customer import Customer
 from farebox.gateway.fallbacks import Fallbacks
+from farebox.gateway.files.desk import Files
 from farebox.gateway.levels import Levels
 from farebox.gateway.listing import Listing
 from farebox.gateway.messages import Messages
@@ -54,6 +54,7 @@ from farebox.upstreams.simulator import Simulator
 _COLLECT_AFTER: Final = 20_000
 """New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
 _END_S: Final = 5.0
+_SWEEP_S: Final = 60.0
 """How long tasks get to end their calls once streams have been stopped."""
 
 
@@ -137,6 +138,7 @@ class Gateway:
         self._settler: Settler | None = None
         self._streams: Streams | None = None
         self._batching: Batching | None = None
+        self.files: Files | None = None
         self.parts: Parts | None = None
         self.gatehouse: Gatehouse
 
@@ -168,7 +170,7 @@ class Gateway:
         bodies = Bodies(config.limits.bodies_bytes, config.limits.body_bytes)
         counts = CountLimit(config.limits.count_tokens_per_minute, self.clock)
         fallbacks = Fallbacks(parts.keys, ledger, pool, config.features, config.limits)
-        files = self._make_files(parts, levels)
+        files = self.files = self._make_files(parts, levels)
         messages = Messages(
             keys=parts.keys,
             ledger=ledger,
@@ -377,15 +379,10 @@ class Gateway:
         """Make what serves files, where the operator has switched them on."""
         if not self.config.features.files:
             return None
-        return Files(
-            store=self.store,
-            pool=parts.pool,
-            keys=parts.keys,
-            levels=levels,
-            limits=self.config.limits,
-            clock=self.clock,
-            log=self.log.info,
-        )
+        books, limits = parts.books, self.config.limits
+        questions = CountLimit(limits.questions_per_minute, self.clock)
+        leads = lambda: books.runs.leads and books.available  # noqa: E731
+        return Files(self.store, parts.pool, parts.keys, levels, limits, questions, self.clock, leads, self.log.info)
 
     def _make_batching(self, parts: Parts, levels: Levels, counts: CountLimit, top_up_words: str) -> Batching:
         """Make what serves message batches and works on them."""
@@ -442,11 +439,7 @@ class Gateway:
         routes.add("GET", "/messages/batches/*", batching.desk.look)
         routes.add("DELETE", "/messages/batches/*", batching.desk.delete)
         if files is not None:
-            routes.add("POST", "/files", files.upload)
-            routes.add("GET", "/files", files.list)
-            routes.add("GET", "/files/*/content", files.content)
-            routes.add("GET", "/files/*", files.look)
-            routes.add("DELETE", "/files/*", files.delete)
+            files.add_to(routes)
         routes.add("GET", "/models", listing.models)
         routes.add("GET", "/models/*", listing.model)
         routes.add("POST", "/messages/quote", quotes.quote)

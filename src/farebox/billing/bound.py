@@ -43,8 +43,6 @@ class Demand(msgspec.Struct, frozen=True):
     likely_tokens: int = 0
     window_tokens: int = 0
     """The context window that the request asks for by its header; 0: that of the model."""
-    files: frozenset[str] = frozenset()
-    """Ids of the files that it names."""
 
 
 def prompt_cost(model: Model, demand: Demand) -> int:

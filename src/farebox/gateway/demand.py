@@ -35,7 +35,6 @@ _MOST_LEVELS: Final = 3
 class Source(msgspec.Struct):
     type: str = ""
     data: msgspec.Raw = msgspec.Raw()
-    file_id: str = ""
     content: msgspec.Raw = msgspec.Raw()
 
 
@@ -44,7 +43,6 @@ class Block(msgspec.Struct):
     source: msgspec.Raw = msgspec.Raw()
     content: msgspec.Raw = msgspec.Raw()
     cache_control: msgspec.Raw = msgspec.Raw()
-    file_id: str = ""
 
 
 class Tool(msgspec.Struct):
@@ -94,7 +92,6 @@ class Weights:
         self.web_searches = 0
         self.overhead = 0  # tokens that the server adds
         self.document_tokens = 0  # a guess
-        self.files: set[str] = set()
 
 
 def demand_of(
@@ -129,7 +126,6 @@ def demand_of(
         web_searches=weights.web_searches,
         likely_tokens=prompt if weights.unbounded else min(likely, prompt),
         window_tokens=CONTEXT_TOKENS if _is_wide(headers) else 0,
-        files=frozenset(weights.files),
     )
 
 
@@ -224,7 +220,7 @@ def _weigh(content: msgspec.Raw, weights: Weights, features: Features, depth: in
                 raise InvalidRequest(
                     "container_upload: files of the upstream account are not offered here; send the content"
                 )
-            weights.files.add(block.file_id)
+            weights.unbounded = True
         if len(bytes(block.source)) > 4:
             read_object(block.source)  # for what it refuses
             _weigh_source(_source.decode(block.source), block, weights, features, depth)
@@ -243,7 +239,6 @@ def _weigh_source(source: Source, block: Block, weights: Weights, features: Feat
     elif source.type == "file":
         if not features.files:
             raise InvalidRequest("source.file_id: files of the upstream account are not offered here; send the content")
-        weights.files.add(source.file_id)
         weights.document_tokens += PAGE_TOKENS
         weights.unbounded = True
     elif source.type == "url":

@@ -17,6 +17,7 @@ from farebox.gateway.ask import read_request
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of, demand_of, estimate_of
+from farebox.gateway.files.desk import Files
 from farebox.gateway.levels import Levels
 from farebox.gateway.messages import speaks_of_the_operator
 from farebox.gateway.settings import CallLimits, Features
@@ -56,6 +57,7 @@ class Listing:
         features: Features,
         limits: CallLimits,
         clock: Clock,
+        files: Files | None = None,
     ) -> None:
         self._keys = keys
         self._pool = pool
@@ -66,6 +68,7 @@ class Listing:
         self._counts = counts
         self._bodies = bodies
         self._features = features
+        self._files = files
 
     async def models(self, exchange: Exchange, request_id: bytes) -> None:
         """List the models that are sold, a page at a time, in the shape of the API plus prices."""
@@ -147,7 +150,8 @@ class Listing:
             raise InvalidRequest(f"model: {asked.model[:100]!r} is not sold here")
         self._keys.check_model(caller, model.id)
         demand_of(asked, len(body), model, self._features, exchange.headers, 0, counting=True)  # for what it refuses
-        if self._pool.lacks(COUNT_TOKENS, model.id):
+        place = "" if self._files is None else await self._files.place(asked, caller.account_id, model.id)
+        if not place and self._pool.lacks(COUNT_TOKENS, model.id):
             counted = {"input_tokens": estimate_of(asked, model, self._features)}
             headers = [*self._headers(caller, request_id), _ESTIMATED]
             exchange.respond(200, headers, msgspec.json.encode(counted))
@@ -161,7 +165,7 @@ class Listing:
             said=asked.model,
             known_as=model.id if asked.model in model.nicknames else asked.model,
         )
-        tries = Tries()
+        tries = Tries(only=place)
         conversation = conversation_of(asked, exchange.headers, caller.account_id)
         while True:
             answer = await self._pool.send(tries, ask, conversation=conversation)

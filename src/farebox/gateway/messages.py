@@ -31,9 +31,9 @@ from farebox.gateway.bodies import Bodies
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of
-from farebox.gateway.files.desk import Files
 from farebox.gateway.fallbacks import HEADER as FALLBACK
 from farebox.gateway.fallbacks import Fallbacks
+from farebox.gateway.files.desk import Files
 from farebox.gateway.levels import Levels
 from farebox.gateway.recount import Recount
 from farebox.gateway.settings import CallLimits, Features

@@ -31,7 +31,7 @@ class Features(Struct, frozen=True, forbid_unknown_fields=True):
     compaction: bool = False
     """`compaction` and `compact_*` edits: an extra pass over up to the whole context."""
     files: bool = False
-    """`file_id` sources and `container_upload`: files of the operator's account, of unknown size."""
+    """The Files API, `file_id` sources and `container_upload`: of unknown size, each customer's own."""
     user_profiles: bool = False
     """`user_profile_id`, `billing_policy` and their header: move the bill to another organisation."""
     workspaces: bool = False
@@ -83,5 +83,11 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """What a request without `max_tokens` gets."""
     count_tokens_per_minute: Count = 2000
     """count_tokens calls per account and minute; they are free, and Claude Code sends 25 in a second."""
+    file_bytes: Annotated[int, Meta(ge=1024, le=500 * 1024**2)] = 32 * 1024**2
+    """The largest file; larger ones get 413. It is in memory while it is passed on."""
+    files: Count = 1000
+    """Files of one account."""
+    files_bytes: Annotated[int, Meta(ge=1024)] = 1024**3
+    """Bytes of all files of one account."""
     questions_per_minute: Count = 120
     """Questions per key and minute about balance, usage, the key and calls, and quotes; a large quote is several."""

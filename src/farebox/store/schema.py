@@ -54,6 +54,7 @@ TABLES: Final = {
     "announcement": "id",
     "upstream_switch": "name",
     "batch": "id",
+    "file": "id",
     "batch_item": "id",
     "audit_log": "id",
 }

@@ -72,6 +72,7 @@ PARTS: Final = (
     Part("deposit_addresses", "deposit_address", "family, address, rail, asset, created_at, used_at", ("id",)),
     Part("batches", "batch", "id AS batch, way, state, created_at, expires_at, cancel_at, ended_at, items, succeeded, "
          "errored, canceled, expired", ("id",)),
+    Part("files", "file", "id AS file, filename, mime_type, size_bytes, created_at, expires_at", ("created_at", "id")),
     Part("alerts", "alert", "kind, at_nanos, told_at", ("id",)),
     Part("webhooks", "webhook", "url, events, created_at, disabled_at", ("id",)),
     Part("linked_accounts", "identity", "provider, name, created_at", ("id",)),

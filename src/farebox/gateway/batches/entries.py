@@ -13,6 +13,7 @@ from farebox.errors import InvalidRequest, PermissionDenied
 from farebox.gateway.ask import Asked
 from farebox.gateway.batches.settings import BatchSettings
 from farebox.gateway.duplicates import read_object
+from farebox.gateway.files.named import files_in
 from farebox.gateway.settings import CallLimits, Features
 from farebox.gateway.terms import Amounts, Terms, amounts_of, terms_of
 from farebox.http.exchange import Headers
@@ -80,6 +81,8 @@ class Reading:
         try:
             terms = terms_of(text, headers, catalogue, self._features, self._limits)
             _refuse(terms.asked)
+            if self._features.files and files_in(terms.asked):
+                raise InvalidRequest("file_id: not in a batch here; send the content")
             self._keys.check_model(caller, terms.model.id)
         except (InvalidRequest, PermissionDenied) as error:
             error.message = f"requests.{place} ({custom_id}): {error.message}"

@@ -68,3 +68,17 @@ CREATE TABLE bill_day (                         -- what an upstream bills for a 
   fetched_at    BIGINT NOT NULL,
   UNIQUE (bill, day, model)
 );
+
+CREATE TABLE file (                             -- a file at an upstream: whose it is, never what is in it
+  id           TEXT COLLATE "C" PRIMARY KEY,          -- the upstream's
+  account_id   BIGINT NOT NULL REFERENCES account (id),
+  upstream     TEXT COLLATE "C" NOT NULL,
+  size_bytes   BIGINT NOT NULL,
+  mime_type    TEXT COLLATE "C" NOT NULL,
+  filename     TEXT COLLATE "C" NOT NULL,
+  downloadable BIGINT NOT NULL,
+  created_at   BIGINT NOT NULL,
+  expires_at   BIGINT
+);
+CREATE INDEX file_by_account ON file (account_id, created_at, id);
+CREATE INDEX file_by_expiry ON file (expires_at) WHERE expires_at IS NOT NULL;

@@ -67,3 +67,17 @@ CREATE TABLE bill_day (                         -- what an upstream bills for a 
   fetched_at    INTEGER NOT NULL,
   UNIQUE (bill, day, model)
 ) STRICT;
+
+CREATE TABLE file (                             -- a file at an upstream: whose it is, never what is in it
+  id           TEXT PRIMARY KEY,          -- the upstream's
+  account_id   INTEGER NOT NULL REFERENCES account (id),
+  upstream     TEXT NOT NULL,
+  size_bytes   INTEGER NOT NULL,
+  mime_type    TEXT NOT NULL,
+  filename     TEXT NOT NULL,
+  downloadable INTEGER NOT NULL,
+  created_at   INTEGER NOT NULL,
+  expires_at   INTEGER
+) STRICT;
+CREATE INDEX file_by_account ON file (account_id, created_at, id);
+CREATE INDEX file_by_expiry ON file (expires_at) WHERE expires_at IS NOT NULL;

@@ -10,6 +10,7 @@ from farebox.http.reading import Sink
 
 MESSAGES: Final = "/v1/messages"
 COUNT_TOKENS: Final = "/v1/messages/count_tokens"
+FILES: Final = "/v1/files"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from farebox.upstreams.simulator.ask import VERSIONS, Ask, count_tokens, read_as
 from farebox.upstreams.simulator.batches import BATCH_BYTES, Batch, Batches
 from farebox.upstreams.simulator.cache import PromptCache
 from farebox.upstreams.simulator.catalogue import MODELS, catalogue
+from farebox.upstreams.simulator.files import FILE_BYTES, Files
 from farebox.upstreams.simulator.knobs import HEADER, Knobs, magic_in, on_try, read_knobs
 from farebox.upstreams.simulator.prose import hex_of
 from farebox.upstreams.simulator.stream import HTML, Delivery, Outcome, Pace
@@ -56,6 +57,7 @@ _ERROR_WORDS: Final = {
 }
 _ROUTES: Final = {"/v1/messages": "POST", "/v1/messages/count_tokens": "POST", "/v1/models": "GET"}
 _BATCHES: Final = "/v1/messages/batches"
+_FILES: Final = "/v1/files"
 _PROBES: Final = frozenset({"/", "/api/hello"})
 
 
@@ -116,6 +118,7 @@ class Simulator:
         self._cache = PromptCache()
         self._start = (self._clock() if seed is None else seed).to_bytes(8, "big")
         self.batches = Batches(self._clock, self._models, self._cache, self._start)
+        self.files = Files(self._clock, self._start)
         self._count = 0
         self._kept_bytes = 0
         self._tries: OrderedDict[bytes, int] = OrderedDict()
@@ -153,6 +156,9 @@ class Simulator:
         if request.path == _BATCHES or request.path.startswith(f"{_BATCHES}/"):
             await self._batch(exchange, request)
             return
+        if request.path == _FILES or request.path.startswith(f"{_FILES}/"):
+            await self._file(exchange, request)
+            return
         allowed = "GET" if request.path.startswith("/v1/models/") else _ROUTES.get(request.path)
         if allowed is None:
             raise NotFound("Not Found")
@@ -170,6 +176,7 @@ class Simulator:
         self._keep_in_bounds(len(request.body))
         counting = request.path.endswith("/count_tokens")
         ask = read_ask(request.body, version, self._models, counting=counting)
+        self.files.check(ask.fields.get("messages"))
         knobs = self._on_this_try(request, read_knobs(self.knobs, spoken, magic_in(ask.last_text)))
         if await self._fails(exchange, request, knobs):
             return
@@ -204,6 +211,36 @@ class Simulator:
         content_type = b"application/x-jsonl" if what == "results" else b"application/json"
         exchange.respond(200, self._headers(request, content_type), body)
         request.outcome = "gone" if exchange.gone else "finished"
+
+    async def _file(self, exchange: Exchange, request: Request) -> None:
+        """Serve everything about files."""
+        self._authenticate(request)
+        _version(request)
+        spoken = (request.header(HEADER) or b"").decode("latin-1")
+        if request.path == _FILES and request.method == "POST":
+            request.body = await exchange.read_body(FILE_BYTES)
+            self._keep_in_bounds(len(request.body))
+        if await self._fails(exchange, request, self._on_this_try(request, read_knobs(self.knobs, spoken))):
+            return
+        file_id, _, what = request.path.removeprefix(_FILES).removeprefix("/").partition("/")
+        match request.method, file_id, what:
+            case "POST", "", "":
+                content_type = (request.header(b"content-type") or b"").decode("latin-1")
+                told = self.files.create(content_type, request.body).shown()
+            case "GET", "", "":
+                told = _page(request.query, self.files.newest_first())
+                told["next_page"] = None
+            case "GET", _, "":
+                told = self.files.find(file_id).shown()
+            case "GET", _, "content":
+                self.files.find(file_id)
+                raise InvalidRequest("This file is not downloadable.")
+            case "DELETE", _, "":
+                self.files.delete(file_id)
+                told = {"id": file_id, "type": "file_deleted"}
+            case _:
+                raise NotFound("Not Found")
+        self._answer(exchange, request, 200, msgspec.json.encode(told))
 
     def _of_batch(self, method: str, what: str, batch: Batch, base: str) -> bytes:
         match method, what:
