@@ -10,7 +10,7 @@ import anthropic
 import pytest
 
 from farebox.store.urls import is_postgres
-from tests.gateway.play import USD, books, envelope, message
+from tests.gateway.play import USD, books, envelope, eventually, message
 from tests.stage import MODEL, OpenStage, Person, Stage
 
 ON = "[features]\nfiles = true\n"
@@ -294,9 +294,13 @@ async def test_files_of_closed_accounts_and_those_whose_time_is_over_are_deleted
     store = stage.gateway.store
     await store.write([("UPDATE account SET status = 'closed' WHERE id = ?", (carol.account_id,))])
     await store.write([("UPDATE file SET expires_at = 1 WHERE id = ?", (over,))])
-    assert stage.gateway.files is not None
-    await stage.gateway.files.tick()
-    assert await stage.rows("SELECT id FROM file") == [(kept,)]
+
+    async def is_swept() -> bool:
+        assert stage.gateway.files is not None
+        await stage.gateway.files.tick()
+        return await stage.rows("SELECT id FROM file") == [(kept,)]
+
+    await eventually(is_swept)  # once this process leads
     assert list(stage.simulator.files.files) == [kept]
 
 
@@ -325,3 +329,14 @@ async def test_files_in_batches_and_of_many_at_once_are_refused_in_words(stage: 
     answers = await asyncio.gather(*(stage.post(stage.alice, message(**document(*map(str, range(101))))) for _ in "ab"))
     for one in answers:
         assert (one.status, "at most 100" in envelope(await one.read(2**20))[1]) == (400, True)
+
+
+async def test_the_manual_tells_of_files_where_they_are_offered(stage: Stage) -> None:
+    _, described = await send(stage, stage.bob, "GET", "/openapi.json")
+    told = {(method, path) for path, methods in described["paths"].items() for method in methods if "/files" in path}
+    one, content = (f"/v1/files{end}" for end in ("/{file_id}", "/{file_id}/content"))
+    assert told == {("post", "/v1/files"), ("get", "/v1/files"), ("get", one), ("delete", one), ("get", content)}
+    answer = await stage.client.request("GET", "/docs/offered.md", [], b"", first_byte_s=10)
+    text = (await answer.read(2**20)).decode()
+    assert "## Files" in text
+    assert "`/v1/files`" not in text.partition("## What else is refused")[2]

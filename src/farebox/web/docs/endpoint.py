@@ -49,6 +49,11 @@ class Endpoint(Struct, frozen=True):
     answers_text: bool = False
     """The answer is a line of text, and JSON to who accepts it."""
 
+    answers: str = ""
+    """The media type of an answer that is neither JSON nor text."""
+    takes: Literal["application/json", "multipart/form-data"] = "application/json"
+    """The media type of its body."""
+
     error: Literal["Error", "ChatError"] = "Error"
     """The shape of its errors."""
     answers_lines: bool = False

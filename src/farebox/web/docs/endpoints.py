@@ -10,6 +10,7 @@ from farebox.web.docs.account_endpoints import account_endpoints, quote
 from farebox.web.docs.batch_endpoints import batch_endpoints
 from farebox.web.docs.chat_endpoint import chat_completions
 from farebox.web.docs.endpoint import EVERYWHERE, WITH_A_BODY, Endpoint, Field, Schema
+from farebox.web.docs.file_endpoints import file_endpoints
 from farebox.web.offer import Offer
 
 
@@ -20,6 +21,7 @@ def endpoints(offer: Offer) -> tuple[Endpoint, ...]:
         messages,
         _count_tokens(offer),
         *batch_endpoints(offer),
+        *file_endpoints(offer),
         chat_completions(offer),
         quote(messages),
         _models(offer),

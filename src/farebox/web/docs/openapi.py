@@ -86,7 +86,7 @@ def _operation(endpoint: Endpoint, table: list[Advice]) -> Schema:
     if endpoint.example is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _body(endpoint), "example": endpoint.example}},
+            "content": {endpoint.takes: {"schema": _body(endpoint), "example": endpoint.example}},
         }
     return operation
 
@@ -99,6 +99,8 @@ def _answer(endpoint: Endpoint) -> Schema:
         content["text/event-stream"] = {"schema": _EVENT}
     if endpoint.answers_lines:
         content = {"application/x-jsonl": {"schema": {"type": "string"}}}
+    if endpoint.answers:
+        content = {endpoint.answers: {"schema": endpoint.answer}}
     if endpoint.answers_text:
         content["text/plain"] = {"schema": {"type": "string"}}
     return {
