@@ -50,6 +50,7 @@ def _keep_calls(
         streams.tick(now)
         messages.tick(now)
         parts.pool.tick(now)
+        _tell_of_upstreams(parts, now)
         flush_lines()
 
     async def follow_changes() -> None:
@@ -70,6 +71,19 @@ def _keep_calls(
     jobs.every(0.25, "follow_changes", follow_changes)
     jobs.every(1.0, "tend_upstreams", parts.roster.tend)
     jobs.every(0.25, "read_anew", read_anew)  # apart: reading may wait for a connection that has died
+
+
+def _tell_of_upstreams(parts: Parts, now: float) -> None:
+    """Say which upstreams have come to rest, and which are well again."""
+    for one in parts.pool.upstreams:
+        turned = one.turned()
+        if turned == "rests":
+            failed = one.last_failure
+            why = (failed.error or failed.status) if failed is not None else None
+            for_s = max(0, round(one.rests_until - now))
+            parts.log.warning("upstream_rests", upstream=one.name, failed_by=why, for_s=for_s)
+        elif turned == "well":
+            parts.log.info("upstream_well_again", upstream=one.name)
 
 
 def _keep_books(parts: Parts, jobs: Jobs, settler: Settler) -> None:

@@ -153,13 +153,14 @@ class Settler:
         metrics.tokens["cache_write"] += settle.cache_write_5m_tokens + settle.cache_write_1h_tokens
         if settle.waive and settle.cost_nanos:
             metrics.waived_nanos += settle.cost_nanos
-        if call.tries.status in OPERATORS_OWN:
-            self._alert(
-                "upstream_refuses_operator",
-                request_id=call.shown_id,
-                upstream=settle.upstream,
-                status=call.tries.status,
-            )
+        for failure in call.tries.failures:  # another upstream may have answered since
+            if failure.status in OPERATORS_OWN:
+                self._alert(
+                    "upstream_refuses_operator",
+                    request_id=call.shown_id,
+                    upstream=failure.upstream,
+                    status=failure.status,
+                )
         for doubt in priced.doubts:
             metrics.doubts += 1
             self._alert("pricing_doubt", request_id=call.shown_id, model=settle.model, doubt=doubt)

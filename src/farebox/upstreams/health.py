@@ -5,7 +5,7 @@ It judges by outcomes alone. What is the client's own fault shows an upstream to
 
 from bisect import bisect_left
 from collections import Counter, deque
-from typing import Final
+from typing import Final, Literal
 
 _RESTS_AFTER: Final = 5
 _REST_S: Final = 10.0
@@ -44,6 +44,7 @@ class Health:
         self.rests = 0
         self.rests_until = 0.0
         self.probed_until = 0.0
+        self._told_to_rest = False
         self._returned_at: float | None = None
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=_SAMPLES)
         self._window_at = 0.0
@@ -83,6 +84,13 @@ class Health:
             self._well_before, self._broke_before = (0, 0) if stale else (self._well, self._broke)
             self._well = self._broke = 0
             self._window_at = now
+
+    def turned(self) -> Literal["rests", "well"] | None:
+        """Give what is new since this was last asked: that it came to rest, or that it is well again."""
+        if bool(self.rests) == self._told_to_rest:
+            return None
+        self._told_to_rest = not self._told_to_rest
+        return "rests" if self._told_to_rest else "well"
 
     def began(self, seconds: float) -> None:
         """Take note of how long the head of an answer took."""
