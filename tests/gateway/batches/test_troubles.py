@@ -140,3 +140,16 @@ async def test_one_that_was_made_upstream_and_could_not_begin_is_cancelled_there
         assert [one.cancel_us is not None for one in stage.simulator.batches.newest_first()] == [True]
         assert not await stage.rows("SELECT 1 FROM batch")
         assert await books_agree(stage, stage.alice) == 0
+
+
+async def test_no_batch_is_made_at_an_upstream_that_is_drained(open_stage: OpenStage) -> None:
+    async with open_stage() as stage:
+        (only,) = stage.gateway.pool.upstreams
+        only.drained = True
+        body = json.dumps({"requests": items("one")}).encode()
+        got, refusal = await call(stage, stage.alice, "POST", PATH, body)
+        assert (got, refusal["error"]["type"]) == (502, "upstream_error")
+        assert "at the moment" in refusal["error"]["message"]
+        assert not stage.simulator.requests
+        only.drained = False
+        await make(stage, stage.alice, items("one"))

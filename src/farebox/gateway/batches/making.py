@@ -35,7 +35,7 @@ from farebox.gateway.batches.native import Native, read_id
 from farebox.gateway.batches.own import OwnRuns, kept_headers, sealed_body
 from farebox.gateway.batches.records import Batch, Item, Records, parts
 from farebox.gateway.batches.settings import BatchSettings
-from farebox.gateway.messages import speaks_of_the_operator
+from farebox.gateway.whole import speaks_of_the_operator
 from farebox.http.exchange import Headers
 from farebox.http.failures import UpstreamError
 from farebox.ids import new_request_id
@@ -158,9 +158,17 @@ class Making:
         return begun
 
     def _way(self, entries: Sequence[Entry]) -> Upstream | None:
-        """Choose who runs it: an upstream, or none, which is Farebox itself. Raises InvalidRequest when nobody can."""
+        """Choose who runs it: an upstream, or none, which is Farebox itself.
+
+        Raises InvalidRequest when nobody can, UpstreamFailed when nobody can at the moment.
+        """
         run = self._settings.run
-        upstream = self._native.choose(entries) if run in {"native", "any"} else None
+        try:
+            upstream = self._native.choose(entries) if run in {"native", "any"} else None
+        except UpstreamFailed:
+            if run == "native":
+                raise
+            upstream = None
         if upstream is None and run == "native":
             raise InvalidRequest(
                 "no upstream of this gateway runs batches of these models; send them as calls, or in batches by model"

@@ -73,11 +73,18 @@ class Native:
         self._alert = alert
 
     def choose(self, entries: Sequence[Entry]) -> Upstream | None:
-        """Choose an upstream that has batches and serves all models asked for; None where there is none."""
+        """Choose an upstream that has batches and serves all models asked for; None where there is none.
+
+        Raises UpstreamFailed where all of them are drained: no new batch is made there either.
+        """
         models = {entry.model.id for entry in entries}
         able = [one for one in self._pool.upstreams if one.has_batches and (not one.models or models <= one.models)]
         now = asyncio.get_running_loop().time()
-        ready = [one for one in able if not one.drained and one.is_healthy(now)] or able
+        taking = [one for one in able if not one.drained]
+        if able and not taking:
+            words = "no upstream takes batches of these models at the moment; try again shortly"
+            raise UpstreamFailed(words, retry_after_s=60)
+        ready = [one for one in taking if one.is_healthy(now)] or taking
         return max(ready, key=lambda one: one.weight, default=None)
 
     def is_offered(self) -> bool:
