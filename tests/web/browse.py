@@ -100,7 +100,7 @@ class Page:
         assert len(chosen) == 1, f"{len(chosen)} forms for {action or 'this page'} at {self.path}"
         form = chosen[0]
         fields = {field.get("name", ""): _value(field) for kind in _FIELDS for field in form.iter(_NS + kind)}
-        target = form.get("action") or self.path.partition("?")[0]
+        target = urllib.parse.urldefrag(form.get("action") or self.path.partition("?")[0]).url
         return form.get("method", "get").upper(), target, {name: value for name, value in fields.items() if name}
 
 

@@ -137,7 +137,7 @@ def _people_findings(config: Config) -> Iterator[Finding]:
         advice = "set [mail] host; until then hand on the links that `farebox outbox` shows"
         yield Finding("mail", "warn", "no mail server", advice)
     if not config.server.secret:
-        advice = "set [server] secret; without it a copy of the database shows second factors' and webhooks' secrets"
+        advice = "set [server] secret; without it a copy of the database shows what is sealed, upstreams' keys included"
         yield Finding("secret", "warn", "none of your own", advice)
 
 
