@@ -280,6 +280,9 @@ async def test_an_upstream_in_trouble_is_told_of_and_tried_once_with_a_file(stag
     status, body = await upload(stage, stage.alice)
     assert (status, body["error"]["type"]) == (502, "upstream_error")
     assert len(stage.simulator.requests) == 1
+    stage.simulator.knobs = "error=400:billing_error"
+    status, body = await upload(stage, stage.alice)
+    assert (status, "credit" in body["error"]["message"]) == (502, False)
     stage.simulator.knobs = "close_before"
     assert (await upload(stage, stage.alice))[0] == 502
     stage.simulator.knobs = ""

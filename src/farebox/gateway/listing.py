@@ -19,8 +19,8 @@ from farebox.gateway.counting import CountLimit
 from farebox.gateway.demand import conversation_of, demand_of, estimate_of
 from farebox.gateway.files.desk import Files
 from farebox.gateway.levels import Levels
-from farebox.gateway.messages import speaks_of_the_operator
 from farebox.gateway.settings import CallLimits, Features
+from farebox.gateway.whole import speaks_of_the_operator
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import UpstreamError

@@ -41,7 +41,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
-from farebox.gateway.whole import read_answer, read_error
+from farebox.gateway.whole import read_answer, speaks_of_the_operator
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import BadAnswer, UpstreamError
@@ -49,8 +49,6 @@ from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.pool import Pool, Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
-_OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached your specified API usage limits")
-"""How the API's own 400s about the operator's account begin (Messages API, "errors"): no business of a customer."""
 _CLIENTS_SHARE: Final = 0.1
 """A stream that stood still for its client for more than this share of the longest time ran out of it for that."""
 _ADMIT_S: Final = 1.8
@@ -442,13 +440,3 @@ def _ask_of(call: Call, path: str) -> Ask:
         known_as=call.asked.model,
         stream=call.asked.stream,
     )
-
-
-def speaks_of_the_operator(error_body: bytes) -> bool:
-    """Tell whether an upstream's error is about the operator's account.
-
-    Only its type and how its message begins count: further on it may quote the customer, who could else have an
-    upstream taken for broke.
-    """
-    error = read_error(error_body)
-    return error is not None and (error.type == "billing_error" or error.message.startswith(_OPERATORS_ACCOUNT))

@@ -10,6 +10,8 @@ import msgspec
 from farebox.http.surrogates import without_halves
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached your specified API usage limits")
+"""How the API's own 400s about the operator's account begin (Messages API, "errors"): no business of a customer."""
 
 
 class WholeAnswer(msgspec.Struct):
@@ -46,6 +48,16 @@ def read_error(body: bytes) -> WireError | None:
     """Read an error envelope; None where the body is none."""
     envelope: _Envelope | None = _decode(_envelopes, body)
     return envelope.error if envelope is not None else None
+
+
+def speaks_of_the_operator(error_body: bytes) -> bool:
+    """Tell whether an upstream's error is about the operator's account.
+
+    Only its type and how its message begins count: further on it may quote the customer, who could else have an
+    upstream taken for broke.
+    """
+    error = read_error(error_body)
+    return error is not None and (error.type == "billing_error" or error.message.startswith(_OPERATORS_ACCOUNT))
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -18,7 +18,7 @@ from farebox.errors import FareboxError, Refusal, StoreUnavailable
 from farebox.gateway.batches import vault
 from farebox.gateway.batches.charges import Answered, Charges, Sent
 from farebox.gateway.batches.records import Batch, Item, Records
-from farebox.gateway.messages import speaks_of_the_operator
+from farebox.gateway.whole import speaks_of_the_operator
 from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.upstreams.kinds.kind import MESSAGES, Ask

@@ -31,6 +31,7 @@ from farebox.gateway.files.records import File, Records, read_metadata
 from farebox.gateway.levels import Levels
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import CallLimits
+from farebox.gateway.whole import speaks_of_the_operator
 from farebox.gateway.wire import DEFAULT_VERSION, client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import UpstreamError
@@ -180,9 +181,12 @@ class Files:
             ask = Ask(path=FILES, headers=headers, body=body, query=exchange.query)
             answer = await self._pool.send(tries, ask, conversation=b"")
             told = await answer.read(_ANSWER_BYTES)
-            self._pool.note_success(tries)
         finally:
             self._bodies.give_back(caller.account_id, room)
+        if answer.status >= 400 and speaks_of_the_operator(told):
+            self._pool.note_unfunded(tries)
+            raise UpstreamFailed("the upstream takes no files at the moment; the operator has to see to it")
+        self._pool.note_success(tries)
         if answer.status == 200:
             try:
                 file = read_metadata(told, caller.account_id, upstream.name, self._clock())
