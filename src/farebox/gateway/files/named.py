@@ -29,7 +29,7 @@ def files_in(asked: Asked) -> set[str]:
     found: set[str] = set()
     for name, value in asked.fields.items():
         raw = bytes(value)
-        if name in _NAMES or _PERHAPS.search(raw):
+        if name in _NAMES or ((b'"file_id' in raw or b"\\u00" in raw) and _PERHAPS.search(raw)):
             try:
                 found |= set(_ids(_Pairs([(name, json.loads(raw, object_pairs_hook=_Pairs, parse_int=str))])))
             except RecursionError:
