@@ -5,11 +5,12 @@ Free: nothing is held, and nothing goes upstream. It has the limit that question
 
 import asyncio
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from farebox.accounts.accounts import find_account
+from farebox.accounts.findings import Finding, Status, of_balance, of_small_model, of_spend_limit
 from farebox.accounts.keyring import Caller, KeyRing
 from farebox.accounts.keys import find_key
 from farebox.books.prices import Prices
@@ -19,27 +20,13 @@ from farebox.gateway.answers import JSON
 from farebox.gateway.counting import CountLimit
 from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
-from farebox.money import format_usd
 from farebox.store.protocol import Store
 from farebox.upstreams.pool import Pool
 
 _PIECES: Final = 10
 _PIECE_S: Final = 0.1
 """The test stream takes a second: a proxy that collects it shows."""
-_LOW_NANOS: Final = 1_000_000_000
 _SHOWN: Final = 8
-_SMALL: Final = "haiku"
-"""What Claude Code asks for small things of, whatever model its user has chosen."""
-
-Status = Literal["ok", "warn", "fail"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at; `words` hold no double quotes, so that a shell can read them."""
-
-    check: str
-    status: Status
-    words: str
 
 
 class Checkup:
@@ -130,23 +117,11 @@ class Checkup:
     async def _money(self, caller: Caller) -> list[Finding]:
         account = await find_account(self._store, str(caller.account_id))
         key = await find_key(self._store, str(caller.key_id))
-        free = account.free_nanos
-        top_up = f"{self._public_url}/dashboard/topup"
-        held = f", {format_usd(account.held_nanos)} more are held by calls under way" if account.held_nanos else ""
-        if free <= 0:
-            found = [Finding("balance", "fail", f"the balance is used up{held}: top up at {top_up}")]
-        elif free < _LOW_NANOS:
-            found = [Finding("balance", "warn", f"{format_usd(free)} are free{held}: top up at {top_up}")]
-        else:
-            found = [Finding("balance", "ok", f"{format_usd(free)} are free{held}")]
+        top_up = f"top up at {self._public_url}/dashboard/topup"
+        found = [of_balance(account.free_nanos, account.held_nanos).but(top_up)]
         if key.budget is not None:
-            left = key.budget.limit_nanos - key.budget.used(self._clock())
             raised = f"raise its spend limit at {self._public_url}/dashboard/keys"
-            if left <= 0:
-                found.append(Finding("spend_limit", "fail", f"what this key may spend is used up: {raised}"))
-            else:
-                status: Status = "warn" if left < key.budget.limit_nanos // 20 else "ok"
-                found.append(Finding("spend_limit", status, f"this key may spend {format_usd(left)} more"))
+            found.append(of_spend_limit(key.budget.limit_nanos, key.budget.used(self._clock())).but(raised))
         return found
 
     def _models(self, caller: Caller) -> Iterator[Finding]:
@@ -159,12 +134,9 @@ class Checkup:
             )
         else:
             yield Finding("models", "ok", f"{len(mine)} models are sold here: {shown}")
-        if not any(_SMALL in name for name in mine):
-            words = (
-                "Claude Code asks a Haiku for small things, and this key has none: "
-                "set ANTHROPIC_DEFAULT_HAIKU_MODEL to another model"
-            )
-            yield Finding("small_model", "warn", words)
+        small = of_small_model(mine)
+        if small is not None:
+            yield small
         away = [name for name in mine if not self._pool.ways_up(name)[0]]
         if away:
             lost: Status = "fail" if len(away) == len(mine) else "warn"

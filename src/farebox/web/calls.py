@@ -22,6 +22,7 @@ from farebox.web.dashboard import key_names
 from farebox.web.docs.advice import advice
 from farebox.web.exports import MOST_ROWS, Cell, export, format_of
 from farebox.web.kit import Kit
+from farebox.web.offer import Offer
 from farebox.web.timings import spans_of
 
 OUTCOMES: Final = {
@@ -51,6 +52,8 @@ _ADVICE: Final = {
     "gateway_broke": "Send it again; if it stays, write to the operator with this request id.",
     "gateway_died": "Send it again.",
 }
+_MAY_BE_HERE: Final = frozenset({"client_gone", "out_of_money", "upstream_broke"})
+"""What a look at the account and at the way of its streams may explain."""
 _STOPS: Final = {
     "max_tokens": "The answer was cut at max_tokens: ask for more, or send what came back to be continued.",
     "model_context_window_exceeded": "The context window was full: send less before, or compact the conversation.",
@@ -120,7 +123,7 @@ class Calls:
         self._store = kit.store
         self._clock = kit.clock
         self._offer = kit.offer
-        self._advice = {row.status: row.what_to_do for row in advice(kit.offer)}
+        self._by_status = advice_by_status(kit.offer)
 
     def routes(self) -> list[Route]:
         page = self._visitors.signed_in
@@ -183,7 +186,8 @@ class Calls:
             kind_words=KINDS.get(call.kind, ""),
             tokens_per_s=_speed(call),
             spans=spans_of(call),
-            advice=self._advise(call),
+            advice=advise(self._by_status, call.outcome, call.status, call.stop_reason),
+            may_be_here=call.outcome in _MAY_BE_HERE,
         )
 
     async def export(self, request: Request, me: Session) -> Response:
@@ -214,17 +218,23 @@ class Calls:
         labels = [iso(step * size_us)[: 13 if hourly else 10].replace("T", " ") for step in range(first, last + 1)]
         return Picture(stack(series, steps), labels)
 
-    def _advise(self, call: LoggedCall) -> str:
-        """Say what to do about a call that went wrong, or ended before it was done."""
-        if call.outcome == "refused_upstream":
-            return self._advice.get(call.status, "The message that came with it says what would be right.")
-        return _ADVICE.get(call.outcome) or _STOPS.get(call.stop_reason or "", "")
-
     async def _find(self, text: str, me: Session) -> LoggedCall | None:
         try:
             return await find_call(self._store, me.account_id, read_request_id(text))
         except ValueError:
             return None
+
+
+def advice_by_status(offer: Offer) -> dict[int, str]:
+    """Give what to do about a refusal, by its HTTP status."""
+    return {row.status: row.what_to_do.replace("`", "") for row in advice(offer)}
+
+
+def advise(by_status: Mapping[int, str], outcome: str, status: int, stop_reason: str | None = None) -> str:
+    """Say what to do about a call that went wrong, or ended before it was done."""
+    if outcome == "refused_upstream":
+        return by_status.get(status, "The message that came with it says what would be right.")
+    return _ADVICE.get(outcome) or _STOPS.get(stop_reason or "", "")
 
 
 def _place(text: str) -> Place | None:

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from farebox.accounts.sessions import Session
 from farebox.billing.plans import Plan, Plans, limits_of
 from farebox.billing.ratelimit import level
+from farebox.store.protocol import Store
 from farebox.web.kit import Kit
 
 _READ: Final = (
@@ -49,16 +50,7 @@ class Limits:
 
     async def limits(self, request: Request, me: Session) -> Response:
         now_us = self._clock()
-        ((name, requests_full, tokens_full, open_holds, topped_up, *own),) = await self._store.fetch(
-            _READ, (me.account_id,)
-        )
-        plan = Plans(self._plans).get(name)
-        mine = limits_of(plan, *own)
-        uses = [
-            _bucket("Requests a minute", requests_full, mine.requests_per_minute, now_us, own=own[0] is not None),
-            _bucket("Tokens a minute", tokens_full, mine.tokens_per_minute, now_us, own=own[1] is not None),
-            Use("Calls at once", mine.concurrent, open_holds, 0, own[2] is not None),
-        ]
+        plan, topped_up, uses = await read_uses(self._store, self._plans, me.account_id, now_us)
         keys = await self._store.fetch(
             "SELECT id, name, requests_per_minute FROM api_key WHERE account_id = ? AND revoked_at IS NULL "
             "AND (expires_at IS NULL OR expires_at > ?) AND requests_per_minute IS NOT NULL ORDER BY id",
@@ -77,6 +69,19 @@ class Limits:
             keys=keys,
             limits=self._limits,
         )
+
+
+async def read_uses(store: Store, plans: tuple[Plan, ...], account_id: int, now_us: int) -> tuple[Plan, int, list[Use]]:
+    """Give an account's plan, what it has topped up in all, and what is used of its limits: requests, tokens, calls."""
+    ((name, requests_full, tokens_full, open_holds, topped_up, *own),) = await store.fetch(_READ, (account_id,))
+    plan = Plans(plans).get(name)
+    mine = limits_of(plan, *own)
+    uses = [
+        _bucket("Requests a minute", requests_full, mine.requests_per_minute, now_us, own=own[0] is not None),
+        _bucket("Tokens a minute", tokens_full, mine.tokens_per_minute, now_us, own=own[1] is not None),
+        Use("Calls at once", mine.concurrent, open_holds, 0, own[2] is not None),
+    ]
+    return plan, topped_up, uses
 
 
 def next_plan(plans: tuple[Plan, ...], plan: Plan, topped_up_nanos: int) -> Plan | None:

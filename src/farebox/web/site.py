@@ -40,6 +40,7 @@ from farebox.web.calls import Calls
 from farebox.web.confirm import Confirm
 from farebox.web.dashboard import Dashboard
 from farebox.web.docs.room import Docs
+from farebox.web.doctor import DoctorRoom
 from farebox.web.entrance import Entrance
 from farebox.web.hub import Hub
 from farebox.web.keys import Keys
@@ -158,6 +159,7 @@ def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Rout
         Receipts(kit),
         SignedReceipts(kit),
         Setup(kit.offer),
+        DoctorRoom(kit),
         Settings(kit),
         Confirm(kit),
         SecondFactorRoom(kit),

@@ -151,8 +151,8 @@ document.addEventListener("click", async (event) => {
 addEventListener("popstate", () => location.reload());
 
 // Keys: "g" and a letter go to a page, "/" to the search for a request, "?" tells them.
-const pages = { o: "", u: "/usage", r: "/requests", k: "/keys", t: "/transactions", p: "/playground", l: "/limits", s: "/settings" };
-const names = "g o overview · g u usage · g r requests · g k keys · g t transactions · g p playground · g l limits · g s settings · / find a request";
+const pages = { o: "", u: "/usage", r: "/requests", k: "/keys", t: "/transactions", p: "/playground", l: "/limits", s: "/settings", d: "/doctor" };
+const names = "g o overview · g u usage · g r requests · g k keys · g t transactions · g p playground · g l limits · g s settings · g d check my set-up · / find a request";
 let going = 0;
 if (document.querySelector(".shell")) {
   document.addEventListener("keydown", (event) => {
