@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 .PHONY: run test clients check format bench failover soak demo-chains screenshots lock clean help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; ANTHROPIC_API_KEY= for the real API)
 	@exec $(BIN)/farebox demo --port $(PORT) --data $(DATA)

@@ -129,7 +129,7 @@ def show(invocation: Invocation, name: str) -> None:
         return
     click.echo(f"{one.name}, {_source(one)}: {_state(one)}")
     for key, value in told["settings"].items():
-        click.echo(f"  {key:<16} {value if not isinstance(value, list) else ', '.join(value)}")
+        click.echo(f"  {key:<16} {_shown(value)}")
     for key, moment in told["secrets"].items():
         click.echo(f"  {key:<16} {f'set {moment}' if moment else 'set'}")
 
@@ -418,6 +418,8 @@ def _tell(invocation: Invocation, config: Config, name: str, done: str) -> None:
         click.echo(f"{name} {done}.")
     if one.settings is not None and goes_in_the_clear(one.settings.base_url):
         click.echo(f"{one.settings.base_url} is plain http: keys and prompts can be read on their way there", err=True)
+    if one.entry is not None and one.entry.secrets is None and one.settings is not None and one.settings.base_url:
+        click.echo("it has no key; where its server wants one, enter it by --key-file", err=True)
     if one.entry is not None and one.entry.secrets is not None and not config.server.secret and done == "is entered":
         click.echo(
             "without [server] secret its key is sealed under one that lies in the same database: set it, then "
@@ -447,6 +449,13 @@ def _as_row(one: Known) -> tuple[str, ...]:
         *(one.name, settings.kind, one.source, str(settings.weight)),
         *(settings.base_url or "in the process", models, _state(one)),
     )
+
+
+def _shown(value: Any) -> str:
+    """Write a setting as its option takes it."""
+    if isinstance(value, dict):
+        return ", ".join(key if key == name else f"{key}={name}" for key, name in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _as_json(one: Known) -> dict[str, Any]:

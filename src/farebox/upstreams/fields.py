@@ -115,7 +115,7 @@ FIELDS: Final = (
     Field(
         "models",
         "Models it serves",
-        "One a line, by id or alias; “id = name” where this upstream has a name of its own for it.",
+        "One a line, or with commas between, by id or alias; “id = name” where this upstream has its own name for it.",
         lines=4,
         usual="all that are sold",
     ),
