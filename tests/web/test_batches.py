@@ -12,9 +12,7 @@ PATH = "/dashboard/batches"
 
 
 @pytest.mark.parametrize("settings", [FAST, OWN])
-async def test_it_tells_what_each_batch_came_to_and_cancels_one_under_way(
-    open_stage: OpenStage, settings: str
-) -> None:
+async def test_it_tells_what_each_batch_came_to_and_cancels_one_under_way(open_stage: OpenStage, settings: str) -> None:
     async with open_stage(f"{settings}at_once = 1\n") as stage:
         browser = await enter(stage, stage.alice.email)
         page = await browser.get(PATH)
