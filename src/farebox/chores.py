@@ -83,7 +83,7 @@ def _tell_of_upstreams(parts: Parts, now: float) -> None:
             for_s = max(0, round(one.rests_until - now))
             parts.log.warning("upstream_rests", upstream=one.name, failed_by=why, for_s=for_s)
         elif turned == "well":
-            parts.log.info("upstream_well_again", upstream=one.name)
+            parts.log.warning("upstream_well_again", upstream=one.name)
 
 
 def _keep_books(parts: Parts, jobs: Jobs, settler: Settler) -> None:
