@@ -24,6 +24,8 @@ WIDTHS: Final = (1440, 390)
 SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 _MOST: Final = 60
 _NOWHERE: Final = "/nothing/here"
+_TESTED: Final = "/dashboard/doctor"
+"""A page whose test is seen through before its picture is taken."""
 _HIGHEST: Final = 5000
 _ID: Final = re.compile(
     r"/(req_[0-9a-f]+|topup:[^/]+|demo[^/]+|\d{4}-\d\d|[^/]*[0-9a-f]{8}[^/]*|\d+|claude-[^/]+)(?=/|$)"
@@ -138,6 +140,9 @@ class Photographer:
         answer = await page.goto(path, wait_until="load")
         if answer is None or answer.status != (404 if path == _NOWHERE else 200):
             self.complaints.append(f"{path}: {answer.status if answer else 'no answer'}")
+        if path == _TESTED:
+            await page.get_by_role("button", name="Test a stream").click()
+            await page.locator("#verdict.well").wait_for()
         wider = await page.evaluate(_TOO_WIDE)
         if wider > 0:
             self.complaints.append(f"{path}: {wider} px wider than {width}")

@@ -8,8 +8,10 @@ import pytest
 from playwright.async_api import Browser as Chromium
 from playwright.async_api import BrowserContext, Page, expect
 
+from farebox.accounts.key_rules import Rules
+from farebox.accounts.keys import create_key
 from farebox.billing.plans import Plan
-from farebox.web.checkup import told_address, told_limits, told_models
+from farebox.web.checkup import MOST_KEYS, told_address, told_limits, told_models
 from farebox.web.limits import Use
 from tests.stage import MODEL, Stage
 from tests.web.browse import Browser, browser_of, enter
@@ -70,6 +72,20 @@ async def test_what_a_key_may_is_told(stage: Stage, change: str, values: tuple[A
     page = await browser.get(PAGE)
     assert words in page.words
     assert page.faults() == []
+
+
+async def test_of_many_keys_the_worst_are_told_and_the_others_counted(stage: Stage) -> None:
+    browser = await enter(stage, stage.alice.email)
+    for number in range(MOST_KEYS + 3):
+        rules = Rules(requests_per_minute=5 + number)
+        await create_key(stage.gateway.store, stage.alice.account_id, f"key-{number}", "sk-cc-", 1, rules)
+    rest = "UPDATE api_key SET disabled_at = 1 WHERE name = ?"
+    await stage.gateway.store.write([(rest, (f"key-{MOST_KEYS + 2}",))])
+    words = (await browser.get(PAGE)).words
+    assert f"{MOST_KEYS + 3} keys work, 1 is disabled." in words
+    assert f"note Key key-{MOST_KEYS + 2} It is disabled" in words
+    assert "There is something to say of 3 more." in words
+    assert words.count("requests a minute. Its rules") == MOST_KEYS - 1
 
 
 async def test_money_spend_limits_and_a_suspended_account_stand_in_the_way(stage: Stage) -> None:
