@@ -143,7 +143,7 @@ async def test_a_simulator_in_process_remembers_no_prompt(tmp_path: Path) -> Non
     (tmp_path / "farebox.toml").write_text(config_text(tmp_path) + "speed = 0\n")
     gateway = await start_gateway(load_config(tmp_path / "farebox.toml", {}))
     try:
-        (simulator,) = gateway._simulators
+        (simulator,) = gateway._simulators.values()
         client = HttpClient(Origin("http", "127.0.0.1", simulator.port, ""), connect_s=5, connections=1)
         headers = [(b"anthropic-version", b"2023-06-01"), (b"content-type", b"application/json")]
         body = json.dumps(message(CANARY)).encode()

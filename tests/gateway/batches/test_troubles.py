@@ -144,7 +144,7 @@ async def test_one_that_was_made_upstream_and_could_not_begin_is_cancelled_there
 
 async def test_no_batch_is_made_at_an_upstream_that_is_drained(open_stage: OpenStage) -> None:
     async with open_stage() as stage:
-        (only,) = stage.gateway.pool.upstreams
+        (only,) = stage.parts.pool.upstreams
         only.drained = True
         body = json.dumps({"requests": items("one")}).encode()
         got, refusal = await call(stage, stage.alice, "POST", PATH, body)
