@@ -38,7 +38,7 @@ async def test_where_all_is_well_it_says_so_and_how_clients_are_set(stage: Stage
     assert page.status == 200
     assert page.faults() == []
     assert "Nothing stands in the way of calls here." in page.words
-    for told in ("$100.00 are free.", "1 key works.", "models are served.", "No call has come yet.", "Plan "):
+    for told in ("$100.00 are free.", "1 key is active.", "models are served.", "No call has come yet.", "Plan "):
         assert told in page.words, told
     assert "in the way" not in {tag.text for tag in page.find("span")}
     url = stage.gateway.config.public_url
@@ -82,7 +82,7 @@ async def test_of_many_keys_the_worst_are_told_and_the_others_counted(stage: Sta
     rest = "UPDATE api_key SET disabled_at = 1 WHERE name = ?"
     await stage.gateway.store.write([(rest, (f"key-{MOST_KEYS + 2}",))])
     words = (await browser.get(PAGE)).words
-    assert f"{MOST_KEYS + 3} keys work, 1 is disabled." in words
+    assert f"{MOST_KEYS + 3} keys are active, 1 is disabled." in words
     assert f"note Key key-{MOST_KEYS + 2} It is disabled" in words
     assert "There is something to say of 3 more." in words
     assert words.count("requests a minute. Its rules") == MOST_KEYS - 1

@@ -82,7 +82,7 @@ def told_keys(keys: Sequence[Key], sold: Sequence[str], now_us: int) -> list[Tol
     active, resting = states.count("active"), states.count("disabled")
     rest = f", {resting} {'is' if resting == 1 else 'are'} disabled" if resting else ""
     if active:
-        about = Told("Keys", "ok", f"{active} {'key works' if active == 1 else 'keys work'}{rest}.")
+        about = Told("Keys", "ok", f"{active} {'key is' if active == 1 else 'keys are'} active{rest}.")
     else:
         about = Told("Keys", "fail", f"No key works{rest or ': all have expired or were revoked'}.", *_KEYS)
     names = key_names(list(keys))
