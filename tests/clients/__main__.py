@@ -100,4 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", help="only these, by their directory in tests/clients/envs")
     parser.add_argument("--only", default="", help="only exercises whose name matches; the table is then not written")
     given = parser.parse_args()
+    unknown = sorted(set(given.names) - {client.env for client in CLIENTS})
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such client; there are {', '.join(client.env for client in CLIENTS)}")
     sys.exit(uvloop.run(main(given.names, given.only)))

@@ -118,7 +118,7 @@ async def test_every_sample_runs_as_it_stands(plain: Stage, tmp_path: Path, lang
     is_free = not re.search(calls, text, re.MULTILINE)
     assert (charged > 0) is not is_free
     if not is_free:
-        assert [kind for kind, _, _ in await charges(plain, plain.alice)] == ["exact"]
+        assert {kind for kind, _, _ in await charges(plain, plain.alice)} == {"exact"}  # of a batch several
 
 
 async def run_sample(language: str, text: str, key: str, home: Path) -> Ended:

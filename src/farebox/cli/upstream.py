@@ -455,7 +455,7 @@ def _shown(value: Any) -> str:
     """Write a setting as its option takes it."""
     if isinstance(value, dict):
         return ", ".join(key if key == name else f"{key}={name}" for key, name in value.items())
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _as_json(one: Known) -> dict[str, Any]:

@@ -75,7 +75,12 @@ def _look_at(config: Config, entry: Entry, seals: Seals) -> UpstreamSettings | F
     try:
         settings = opened(entry, seals)
     except FareboxError as error:
-        return Finding(name, "FAIL", f"cannot be used: {error}", f"`farebox upstream edit {entry.name}` enters it anew")
+        return Finding(
+            name,
+            "FAIL",
+            f"cannot be used: {error}",
+            f"`farebox upstream edit {entry.name} --key-file FILE` enters its key anew",
+        )
     for field, problem in problems(settings, said_by(settings)):
         return Finding(name, "FAIL", f"cannot be used: {field} {problem}", f"`farebox upstream edit {entry.name}`")
     return settings
