@@ -18,6 +18,7 @@ from tests.stage import Person, Stage, open_stage
 
 OPENED: Final = 100 * 10**9
 LIMIT_S: Final = 180.0
+_SWITCHED_ON: Final = "[batches]\npoll_s = 0.1\n[features]\nfiles = true\n"
 
 
 class Fence:
@@ -130,7 +131,7 @@ async def exercise(client: Client, part: Exercise, folder: Path) -> set[str]:
     home = folder / "home"
     home.mkdir()
     async with (
-        open_stage(folder, "[batches]\npoll_s = 0.1\n", limits="attempts = 1") as stage,
+        open_stage(folder, _SWITCHED_ON, limits="attempts = 1") as stage,
         open_fence() as (fence, proxied),
     ):
         person = stage.bob if part.poor else stage.alice

@@ -68,6 +68,15 @@ def batched(seen: Any) -> None:
     assert seen["listed"], seen
 
 
+def filed(seen: Any) -> None:
+    """A file that is sent up, named in a call, listed, and deleted again."""
+    assert seen["id"].startswith("file_"), seen
+    assert seen["size"] == len("What a quiet day."), seen
+    assert seen["listed"], seen
+    assert seen["gone"], seen
+    answered(seen)
+
+
 def refused(seen: Any) -> None:
     assert "'claude-hologram-9' is not sold here" in seen["error"], seen
 
@@ -113,6 +122,7 @@ SCENES: Final = {
         ("models", "models", listed, 0),
         ("beta", "betas", passed_betas, 1),
         ("batch", "batch", batched, 1),
+        ("files", "files", filed, 1),
         ("retry", "retry of an overload", answered, 1),
         ("refused", "refusal", refused, 0),
     )
@@ -128,7 +138,7 @@ KEY: Final = "ANTHROPIC_API_KEY=KEY"
 OPENAI: Final = ("OPENAI_BASE_URL=https://HOST/api/proxy/v1", "OPENAI_API_KEY=KEY")
 SDK: Final = scenes(
     "message", "message_async", "stream", "stream_async", "tool", "tool_async", "structured", "structured_async",
-    "thinking", "count", "models", "beta", "batch", "retry", "refused", "poor",
+    "thinking", "count", "models", "beta", "batch", "files", "retry", "refused", "poor",
 )  # fmt: skip
 CLIENTS: Final = (
     Client("Anthropic SDK for Python", "anthropic", "anthropic-2", (BASE, KEY), SDK),
@@ -148,6 +158,7 @@ CLIENTS: Final = (
             "models",
             "beta",
             "batch",
+            "files",
             "retry",
             "refused",
             "poor",

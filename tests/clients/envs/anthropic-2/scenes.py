@@ -149,6 +149,20 @@ def batch() -> Any:
     }
 
 
+def files() -> Any:
+    client = anthropic.Anthropic()
+    betas: Any = ["files-api-2025-04-14"]
+    made = client.beta.files.upload(file=("day.txt", b"What a quiet day.", "text/plain"), betas=betas)
+    source: Any = {"type": "document", "source": {"type": "file", "file_id": made.id}}
+    asked: Any = {**saying("How are you?"), "betas": betas}
+    asked["messages"] = [{"role": "user", "content": [source, {"type": "text", "text": "How are you?"}]}]
+    said = client.beta.messages.create(**asked)
+    listed = made.id in [one.id for one in client.beta.files.list(betas=betas)]
+    client.beta.files.delete(made.id, betas=betas)
+    gone = made.id not in [one.id for one in client.beta.files.list(betas=betas)]
+    return {"id": made.id, "size": made.size_bytes, "text": said.content[0].text, "listed": listed, "gone": gone}
+
+
 def retry() -> Any:
     said = anthropic.Anthropic().messages.create(**saying("[[sim fail_first=1 error=529]] How are you?"))
     return {"text": said.content[0].text}
@@ -172,7 +186,7 @@ SCENES: dict[str, Callable[[], Any]] = {
     scene.__name__: scene
     for scene in (
         message, message_async, stream, stream_async, tool, tool_async, structured, structured_async,
-        thinking, count, models, beta, batch, retry, refused, poor,
+        thinking, count, models, beta, batch, files, retry, refused, poor,
     )
 }  # fmt: skip
 seen = SCENES[sys.argv[1]]()

@@ -95,6 +95,23 @@ const scenes = {
     for await (const one of client.messages.batches.list()) listed ||= one.id === made.id;
     return { status: made.processing_status, results, text, listed };
   },
+  async files() {
+    const betas = ["files-api-2025-04-14"];
+    const file = new File(["What a quiet day."], "day.txt", { type: "text/plain" });
+    const made = await client.beta.files.upload({ file, betas });
+    const source = { type: "document", source: { type: "file", file_id: made.id } };
+    const messages = [{ role: "user", content: [source, { type: "text", text: "How are you?" }] }];
+    const said = await client.beta.messages.create({ ...asked("How are you?"), messages, betas });
+    const ids = async () => {
+      const found = [];
+      for await (const one of client.beta.files.list({ betas })) found.push(one.id);
+      return found;
+    };
+    const listed = (await ids()).includes(made.id);
+    await client.beta.files.delete(made.id, { betas });
+    const gone = !(await ids()).includes(made.id);
+    return { id: made.id, size: made.size_bytes, text: said.content[0].text, listed, gone };
+  },
   async retry() {
     return { text: (await client.messages.create(asked("[[sim fail_first=1 error=529]] How are you?"))).content[0].text };
   },
