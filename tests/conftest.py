@@ -44,19 +44,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _turns(items: Sequence[pytest.Item]) -> dict[str, tuple[int, int, str]]:
-    """Say which file comes when where several run at once: first what is slow, so that nothing long is left over.
+    """Say which file comes when where several run at once: one that is slow, one that is quick, and so on.
 
-    Of that, one file of each folder and then the next of each, since those of a folder wait for the same things; of
-    the others the largest first.
+    Nothing long is left over then, and those that load the machine do not all run at once. Of the slow ones comes one
+    file of each folder and then the next of each, since those of a folder wait for the same things; of the others the
+    largest first.
     """
     sizes = Counter(map(_file, items))
-    turns = {name: (1, -size, name) for name, size in sizes.items()}
     of_folder: Counter[str] = Counter()
+    slow: list[tuple[int, str]] = []
     for name in sorted(filter(_SLOW.search, sizes)):
         folder = name.rpartition("/")[0]
-        turns[name] = (0, of_folder[folder], name)
+        slow.append((of_folder[folder], name))
         of_folder[folder] += 1
-    return turns
+    quick = sorted((-size, name) for name, size in sizes.items() if not _SLOW.search(name))
+    turns = {name: (place, 0, name) for place, (_, name) in enumerate(sorted(slow))}
+    return turns | {name: (place, 1, name) for place, (_, name) in enumerate(quick)}
 
 
 def _file(item: pytest.Item) -> str:

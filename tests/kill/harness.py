@@ -22,7 +22,7 @@ from tests.kill.crowd import PLAN, Crowd
 from tests.kill.oracle import check_books
 
 COMMAND = (sys.executable, "-c", "from farebox.cli import main; main()", "serve", "--config")
-READY_S = 2.0
+READY_S = 4.0
 _CUSTOMERS = 14
 _PORTS = range(20_000, 32_000)
 """Below those that the kernel gives to clients: one that connects while a server is down must not meet itself."""
@@ -75,7 +75,7 @@ class Server:
         began = time.monotonic()
         while not self.is_up:
             assert self.process.returncode is None, self.last_words()
-            assert time.monotonic() - began < 20 * READY_S, f"the server does not come up: {self.last_words()}"
+            assert time.monotonic() - began < 10 * READY_S, f"the server does not come up: {self.last_words()}"
             await asyncio.sleep(0.01)
 
     @property
