@@ -190,7 +190,7 @@ async def test_a_stopped_session_is_not_quoted(stage: Stage) -> None:
     headers = {"x-claude-code-session-id": "3f0c2a9e"}
     server: Any = stage.gateway._server
     routes = next(one.__self__ for one in vars(server).values() if hasattr(getattr(one, "__self__", None), "_exact"))
-    quotes = routes._exact["/v1/messages/quote"][1].__self__
+    quotes = routes._exact["/v1/messages/quote"]["POST"].__self__
     await quotes._stopped.stop(stage.alice.account_id, "3f0c2a9e", stage.gateway.clock())
     status, told = await quote(stage, stage.alice, message(), headers)
     assert (status, told["error"]["type"]) == (403, "permission_error")
