@@ -21,6 +21,7 @@ from farebox.money import NANOS_PER_USD
 from farebox.payments.chains.evm import as_topic
 from farebox.payments.chains.evm_watcher import EvmWatcher
 from farebox.payments.chains.rpc import Call, JsonRpc, RpcError
+from farebox.payments.chains.tokens import GONE_AFTER
 from farebox.payments.deposits import Deposits
 from farebox.payments.rails import Sighting
 from farebox.payments.records import Payment
@@ -37,6 +38,8 @@ CRASHES: Final = (0.04, 0.01, 0.003)
 """How likely each step of a watcher is its last one, in one life or another: a look takes about twenty."""
 _PEOPLE: Final = 80
 _REMEMBERED: Final = 11
+_LAST_LOOKS: Final = 2 + GONE_AFTER // (2 * SLOTS + 3)
+"""A token's transfer may be missed by the first of them only; it is given up GONE_AFTER blocks later."""
 _T = TypeVar("_T")
 
 
@@ -206,7 +209,7 @@ class Life:
     async def end(self) -> None:
         """Let all come to rest: blocks on top of everything, and time for what is lost to be taken back."""
         self.dice.chance = 0
-        for _ in range(5):
+        for _ in range(_LAST_LOOKS):
             for _ in range(2 * SLOTS + 2):
                 await self._mine()
             self.clock_s += 3700

@@ -86,7 +86,7 @@ class Clock:
         self.now = stage.gateway.clock()
 
     async def run(self, later_s: float = 0) -> None:
-        self.now += round(later_s * US_PER_S)
+        self.now = max(self.now, self.stage.gateway.clock()) + round(later_s * US_PER_S)
         herald = self.stage.parts.herald
         await herald.courier.send(self.now)
         await herald.courier.drained()

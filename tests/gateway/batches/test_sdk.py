@@ -34,7 +34,7 @@ def _read(client: anthropic.Anthropic, batch_id: str) -> None:
 
 
 def _cancel(client: anthropic.Anthropic) -> str:
-    made = client.messages.batches.create(requests=items(*["[[sim delay=3000]]"] * 3))  # type: ignore[arg-type]
+    made = client.messages.batches.create(requests=items(*["[[sim delay=3000]]"] * 20))  # type: ignore[arg-type]
     assert client.messages.batches.cancel(made.id).processing_status == "canceling"
     return made.id
 
