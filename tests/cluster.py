@@ -35,6 +35,8 @@ _ENDS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIG
 _PORTS = range(20_000, 32_000)
 """Below those that the kernel gives to clients: one that connects while the server is down must not meet itself."""
 _READY_S = 60
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 4 * 2**30
 _DOORS = """
 listen_addresses = '127.0.0.1'
 port = {port}
@@ -47,6 +49,17 @@ max_wal_size = 512MB
 fsync = on
 """
 _ACCESS = "local all all trust\nhost all all 127.0.0.1/32 trust\n"
+
+
+def memory() -> Path:
+    """Give a place for a server of many databases that no power cut threatens: memory, if there is room.
+
+    Making and dropping a database takes a third of the time there, of which a suite makes thousands.
+    """
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES:
+            return _MEMORY
+    return Path("/tmp")
 
 
 class PostgresMissing(Exception):
@@ -156,7 +169,8 @@ class Cluster:
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Make a database that the gateway's role owns: empty, or a copy of one that nobody is connected to."""
-        self.execute(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE {template or 'template0'}")
+        how = "FILE_COPY" if self.directory.is_relative_to(_MEMORY) else "WAL_LOG"  # whichever is quicker there
+        self.execute(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE {template or 'template0'} STRATEGY {how}")
 
     def drop_database(self, name: str) -> None:
         """Remove a database if it is there, whoever is connected to it."""

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests import stage as stages
-from tests.cluster import Cluster
+from tests.cluster import Cluster, memory
 from tests.databases import KINDS, Databases
 from tests.stage import OpenStage, Stage
 
@@ -77,7 +77,7 @@ def _kind(item: pytest.Item) -> object:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One PostgreSQL server for all tests that ask for one, started by the first."""
-    with Cluster() as started:
+    with Cluster(within=memory()) as started:
         yield started
 
 

@@ -134,6 +134,7 @@ async def test_every_check_hashes_once_whoever_asks(monkeypatch: pytest.MonkeyPa
     assert not await one.matches(None, "nobody's password")
     assert len(hashed) == 3
     assert re.match(r"\$argon2id\$v=19\$m=19456,t=2,p=1\$", kept)
+    assert [one.rsplit("$", 2)[0] for one in hashed] == [kept.rsplit("$", 2)[0]] * 3  # nobody's costs as much
 
 
 async def test_a_flood_of_sign_ins_delays_nobody_else(stage: Stage) -> None:

@@ -1,6 +1,8 @@
 """Passwords: Argon2id in a thread, a few at a time, and what a good one is (OWASP; NIST SP 800-63B-4)."""
 
 import asyncio
+import base64
+import os
 from typing import Final
 
 import argon2
@@ -33,7 +35,7 @@ class Passwords:
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._nobodys = _HASHER.hash("nobody's password")
+        self._nobodys = _nobodys()
 
     async def hash(self, password: str) -> str:
         """Give what is kept of a password."""
@@ -48,6 +50,16 @@ class Passwords:
         """Tell whether a password is the kept one. For nobody (None) it takes as long, and is false."""
         async with self._room:
             return await asyncio.to_thread(_verify, kept or self._nobodys, password) and kept is not None
+
+
+def _nobodys() -> str:
+    """Make up what would be kept of a password, at today's costs, without the time that hashing one takes.
+
+    The costs are those written in it (PHC string format). No password is known to fit.
+    """
+    costs = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
+    salt, digest = (base64.b64encode(os.urandom(size)).decode().rstrip("=") for size in (16, 32))
+    return f"$argon2id$v={argon2.low_level.ARGON2_VERSION}${costs}${salt}${digest}"
 
 
 def _verify(kept: str, password: str) -> bool:

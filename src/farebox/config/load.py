@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import cache
 from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
@@ -100,6 +101,7 @@ def load_config(path: Path | None, environ: Mapping[str, str], *, secrets: bool 
     return config
 
 
+@cache
 def default_offer() -> tuple[tuple[Model, ...], tuple[Plan, ...]]:
     """Give the models that a configuration without [[models]] sells, and the plans of one without [[plans]]."""
     file = Path("catalogue.toml")

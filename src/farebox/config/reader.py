@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +21,14 @@ from farebox.secret import Secret
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 _SHOWN_CHARS = 60
+
+
+@cache
+def _fields_of(type_: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
+    """Give the fields of a table with their types as msgspec sees them, which takes it a while to find out."""
+    info = inspect.type_info(type_)
+    assert isinstance(info, inspect.StructType)
+    return info.fields
 
 
 class Wrong(Exception):
@@ -82,9 +91,7 @@ class Reader:
         """Read the keys of a table that belong to `type_`, leaving others alone."""
         values: dict[str, Any] = {}
         complete = True
-        info = inspect.type_info(type_)
-        assert isinstance(info, inspect.StructType)
-        for field in info.fields:
+        for field in _fields_of(type_):
             here = (*path, field.name)
             if field.name in table:
                 try:
