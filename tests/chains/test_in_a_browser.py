@@ -11,11 +11,14 @@ from playwright.async_api import Browser, expect
 from tests.chains.demo import open_wallet, settings
 from tests.chains.evm import EvmChain
 from tests.chains.nodes import Anvil, Bitcoind
+from tests.databases import on_sqlite
 from tests.payments.fake_rates import serving_rates
 from tests.stage import MODEL, Stage, open_stage
 from tests.web.browse import enter
 from tests.web.operators import books_hold
 from tests.web.test_browser import chromium, lend, open_window
+
+pytestmark = on_sqlite  # a page looks the same whatever is behind it
 
 __all__ = ["chromium"]
 

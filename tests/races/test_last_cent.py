@@ -18,7 +18,7 @@ from tests.cluster import Cluster
 from tests.races.contest import Contest
 from tests.races.node import Strand, node, rivals
 
-ROUNDS = 10_000
+ROUNDS = 3_000
 _ACCOUNTS = 60
 _PROCESSES = 4
 _MINUTE_S = 60
@@ -31,7 +31,7 @@ def url(cluster: Cluster) -> Iterator[str]:
         yield fresh
 
 
-async def test_two_nodes_race_for_the_last_cent_ten_thousand_times(url: str) -> None:
+async def test_two_nodes_race_for_the_last_cent_three_thousand_times(url: str) -> None:
     """Set FAREBOX_SEED to repeat the choices of a run; the note at a failure names it."""
     seed = int(os.environ.get("FAREBOX_SEED") or random.SystemRandom().getrandbits(32))
     async with node(url, 1) as here, rivals(url, 1) as others:

@@ -9,9 +9,12 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright
 
+from tests.databases import on_sqlite
 from tests.stage import MODEL, Person, Stage
 from tests.web.browse import PASSWORD, account_of, enter, fund, mailed_path, make_key
 from tests.web.test_security import routes
+
+pytestmark = on_sqlite  # a page looks the same whatever is behind it
 
 CAROL: Final = "carol@example.com"
 CHROMIUM: Final = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -138,11 +141,9 @@ async def look(window: Window, path: str) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_page_has_errors_barriers_or_a_sideways_scroll(
-    chromium: Browser, stage: Stage, scheme: Literal["light", "dark"], database_kind: str
+    chromium: Browser, stage: Stage, scheme: Literal["light", "dark"]
 ) -> None:
     """Console free of errors and policy violations, axe content, and nothing wider than a phone, on every page."""
-    if database_kind != "sqlite" and scheme == "dark":
-        pytest.skip("colours do not depend on the database")
     visitor = await enter(stage, stage.alice.email)
     person = await make_key(stage, visitor, stage.alice.email)
     for model in (MODEL, "claude-opus-4-6"):

@@ -6,6 +6,7 @@ from typing import Final
 from playwright.async_api import Browser, Locator, Page, expect
 
 from farebox.web.assets import Assets
+from tests.databases import on_sqlite
 from tests.stage import MODEL, OpenStage, Person, Stage
 from tests.web.browse import account_of, enter, fund, make_key
 from tests.web.test_browser import chromium, lend, open_window
@@ -25,6 +26,7 @@ LOADED: Final = (
 )
 
 
+@on_sqlite
 async def test_a_call_shows_up_by_itself_with_its_cost_and_moves_the_balance(chromium: Browser, stage: Stage) -> None:
     """Sign-up's checklist, the log and the balance, without a reload."""
     visitor = await enter(stage, stage.bob.email)
@@ -54,6 +56,7 @@ async def test_a_call_shows_up_by_itself_with_its_cost_and_moves_the_balance(chr
     await context.close()
 
 
+@on_sqlite
 async def test_ten_tabs_share_one_stream_and_go_on_when_the_first_is_closed(chromium: Browser, stage: Stage) -> None:
     visitor = await enter(stage, stage.alice.email)
     context, window = await open_window(chromium, stage)
@@ -75,6 +78,7 @@ async def test_ten_tabs_share_one_stream_and_go_on_when_the_first_is_closed(chro
     await context.close()
 
 
+@on_sqlite
 async def test_the_playground_streams_stops_and_tells_what_it_cost(chromium: Browser, open_stage: OpenStage) -> None:
     async with open_stage(limits="drain_s = 0", speed=50) as stage:
         visitor = await enter(stage, stage.alice.email)
@@ -113,6 +117,7 @@ async def test_the_playground_streams_stops_and_tells_what_it_cost(chromium: Bro
         await context.close()
 
 
+@on_sqlite
 async def test_a_chart_is_read_out_by_keyboard_and_pointer(chromium: Browser, stage: Stage) -> None:
     """What it reads out stays, and stays right, when a call comes in meanwhile and the chart is drawn anew."""
     visitor = await enter(stage, stage.alice.email)
@@ -151,6 +156,7 @@ async def _changes(tip: Locator, stage: Stage) -> None:
     await expect(tip).to_contain_text(MODEL)
 
 
+@on_sqlite
 async def test_pages_are_light_and_stand_still(chromium: Browser, stage: Stage) -> None:
     """A first load is under 30 KB on the wire, and nothing moves while it comes or afterwards."""
     visitor = await enter(stage, stage.alice.email)

@@ -2,10 +2,13 @@
 
 from playwright.async_api import Browser
 
+from tests.databases import on_sqlite
 from tests.stage import OpenStage
 from tests.web.browse import PASSWORD, enter
 from tests.web.test_browser import chromium, lend, open_window
 from tests.web.test_linked import CAROL, LINKED, Scripted, configured, identities, provider, secret_file
+
+pytestmark = on_sqlite  # a page looks the same whatever is behind it
 
 __all__ = ["chromium", "provider", "secret_file"]
 

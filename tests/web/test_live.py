@@ -18,6 +18,7 @@ from farebox.http.failures import UpstreamError
 from farebox.http.server import HttpServer
 from farebox.web.asgi import AsgiDoor
 from farebox.web.hub import MOST_OF_ACCOUNT
+from tests.databases import on_postgresql
 from tests.stage import OpenStage, Stage
 from tests.web.browse import Browser, enter, fund, make_key
 
@@ -141,10 +142,9 @@ async def test_a_gateway_stops_at_once_however_many_listen(open_stage: OpenStage
         assert [await stream.next() for stream in streams] == ["end"] * 3
 
 
-async def test_what_another_process_did_is_told_as_well(open_stage: OpenStage, database_kind: str) -> None:
+@on_postgresql  # SQLite is served by one process
+async def test_what_another_process_did_is_told_as_well(open_stage: OpenStage) -> None:
     """A hub reads the books: whoever writes them, its listeners hear of it."""
-    if database_kind == "sqlite":
-        pytest.skip("SQLite is served by one process")
     async with open_stage() as one, open_stage() as two:
         browser = await enter(one, "alice@example.com")
         stream = await opened(one, browser)

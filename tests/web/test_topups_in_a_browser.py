@@ -11,10 +11,13 @@ from farebox.money import NANOS_PER_USD
 from farebox.payments.incidents import opened
 from farebox.payments.rails import Sighting
 from farebox.payments.simulated import simulated_payment
+from tests.databases import on_sqlite
 from tests.stage import OpenStage, Stage
 from tests.web.browse import enter
 from tests.web.operators import enter_admin
 from tests.web.test_browser import chromium, lend, look, open_window
+
+pytestmark = on_sqlite  # a page looks the same whatever is behind it
 
 __all__ = ["chromium"]
 STATES: Final[dict[str, tuple[tuple[int, int, str], ...]]] = {
