@@ -12,8 +12,9 @@ DATA ?= .data
 JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASE := .release
 
-.PHONY: run test clients check format bench failover soak demo-chains screenshots lock clean help
+.PHONY: run test clients check format bench failover soak release advisories demo-chains screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +22,7 @@ help:  ## Show this list
 run: $(VENV)/.runtime  ## Start a demo gateway on 127.0.0.1:8080 (PORT=, DATA=; ANTHROPIC_API_KEY= for the real API)
 	@exec $(BIN)/farebox demo --port $(PORT) --data $(DATA)
 
-test: $(VENV)/.dev  ## Run every test, real clients included
+test: $(VENV)/.dev $(RELEASE)/.tools  ## Run every test, real clients included
 	@bash tests/install.sh
 	bash tests/web/install.sh
 	bash tests/clients/install.sh
@@ -62,13 +63,22 @@ screenshots: $(VENV)/.dev  ## Take every page with demo data, at two widths, lig
 	@bash tests/web/install.sh
 	$(BIN)/python -m tests.web.screenshots
 
+release: $(RELEASE)/.tools  ## Make dist/ of what is committed: wheel, bill of materials, checksums (SIGN=KEY signs; docs/releasing.md)
+	@deploy/release.sh $(RELEASE)/bin dist $(SIGN)
+
+advisories: $(RELEASE)/.tools  ## Ask the advisory database about every locked dependency (needs the internet)
+	@for lock in requirements.lock requirements-dev.lock requirements-release.lock; do
+	  $(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement $$lock
+	done
+
 lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	@compile="$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --upgrade"
 	$$compile --output-file requirements.lock pyproject.toml build.in
 	$$compile --output-file requirements-dev.lock pyproject.toml build.in dev.in
+	$$compile --output-file requirements-release.lock build.in release.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains
+	@rm -rf $(VENV) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -90,4 +100,10 @@ $(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.dev: requirements-dev.lock pyproject.toml $(VENV)/.runtime | $(VENV)/bin/pip
 	@echo "Installing what the tests need into $(VENV) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(RELEASE)/.tools: requirements-release.lock
+	@echo "Installing what makes a release into $(RELEASE) ..."
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-release.lock
 	touch $@

@@ -14,6 +14,7 @@ want caddy caddy
 want systemd-analyze systemd
 want openssl openssl
 want curl curl
+want ssh-keygen openssh-client
 [ -z "$missing" ] && exit
 
 echo "Installing$missing ..."
