@@ -9,7 +9,8 @@ Clock = Callable[[], int]
 """Answers the present moment in microseconds since 1970, UTC."""
 
 US_PER_S = 1_000_000
-DAY_US = 86_400 * US_PER_S
+HOUR_US = 3_600 * US_PER_S
+DAY_US = 24 * HOUR_US
 
 
 def steady_clock() -> Clock:

@@ -24,6 +24,11 @@ def new_request_id(now_us: int) -> bytes:
     return (fixed | tail & _RANDOM_BITS).to_bytes(16, "big")
 
 
+def began_at_us(request_id: bytes) -> int:
+    """Give the moment that a request id was made in, to the millisecond."""
+    return int.from_bytes(request_id[:6], "big") * 1000
+
+
 def show_request_id(request_id: bytes) -> str:
     """Write a request id as customers see it: req_ and 32 hex digits."""
     return "req_" + request_id.hex()

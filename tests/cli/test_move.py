@@ -111,7 +111,7 @@ def test_people_are_told_what_was_moved_and_what_to_do_next(
     assert "copy usage: 302\n" in moved.err
     again = farebox(*places.words)
     assert again.code == 1
-    filled = "account, api_key, run, price_list, usage, transfer, day_close, usage_day"
+    filled = "account, api_key, run, price_list, usage, transfer, day_close, hour_close, usage_hour, usage_day"
     assert f"has books in it already ({filled})" in again.err
 
 
@@ -270,11 +270,17 @@ def test_what_makes_no_sense_is_refused_in_words(farebox: Farebox, tmp_path: Pat
     assert not list(tmp_path.glob("new.db"))
 
 
+TABLES_OF_POSTGRESQL = (
+    "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
+    "AND NOT relispartition"
+)
+
+
 def test_every_table_is_moved_in_the_order_of_its_key(database_url: str) -> None:
     """But `lease`, which says who leads now, `challenge`, which lives for minutes, and the schema's own."""
     asyncio.run(write_history(database_url, calls=7))
     if is_postgres(database_url):
-        tables = read(database_url, "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'")
+        tables = read(database_url, TABLES_OF_POSTGRESQL)
         keys = dict(
             read(
                 database_url,

@@ -14,9 +14,8 @@ from farebox.accounts.keys import create_key
 from farebox.accounts.sealing import Seals
 from farebox.accounts.signing import Signing, check, read_public_keys
 from farebox.books.call_receipts import faults
-from farebox.books.figures import HOUR_US
 from farebox.books.ledger import credit
-from farebox.clock import DAY_US, day_of, day_start_us
+from farebox.clock import DAY_US, HOUR_US, day_of, day_start_us
 from farebox.errors import FareboxError
 from farebox.secret import Secret
 from tests.clients.run import Ended

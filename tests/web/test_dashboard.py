@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from farebox.books.days import close_days
-from farebox.books.figures import HOUR_US, Figures, first_open_day
+from farebox.books.figures import Figures
 from farebox.books.log import LOOKED_AT
 from farebox.books.statement import page_of_statement
-from farebox.clock import DAY_US, US_PER_S
+from farebox.books.sums import first_open
+from farebox.clock import DAY_US, HOUR_US, US_PER_S
 from farebox.ids import new_request_id
 from farebox.money import NANOS_PER_USD
 from tests.stage import MODEL, Person, Stage
@@ -270,10 +271,10 @@ async def test_figures_are_the_same_before_and_after_their_days_are_closed(stage
         ]
 
     before = await figures()
-    assert await first_open_day(store) == 0
+    assert (await first_open(store)).day == 0
     closed = await close_days(store, now)
     assert len(closed) >= 5
-    assert await first_open_day(store) == today - (0 if closed[-1] else 1) or await first_open_day(store) > 0
+    assert (await first_open(store)).day == today - (0 if closed[-1] else 1) or (await first_open(store)).day > 0
     assert (await stage.rows("SELECT sum(requests) FROM usage_day"))[0][0] > 60
     assert await figures() == before
     assert await close_days(store, now) == []

@@ -3,8 +3,9 @@
 import time
 from typing import Final
 
-from farebox.books.figures import sum_day
-from farebox.clock import DAY_US, day_of
+from farebox.books.days import close_hours
+from farebox.books.sums import HOURS, sum_day, sum_hour
+from farebox.clock import DAY_US, HOUR_US, day_of, day_start_us
 from tests.stage import MODEL, Stage
 from tests.web.browse import Browser, enter
 from tests.web.operators import enter_admin
@@ -48,7 +49,10 @@ async def fill(stage: Stage, kind: str, account_id: int, calls: int, days: int) 
     for day in range(days - 1, 0, -1):
         name = day_of(now - day * DAY_US)
         close = "INSERT INTO day_close VALUES (?, 0, 0, '', '', 0)"
-        await store.write([*sum_day(name), (close, (name,))], patience_s=60)
+        first = day_start_us(name) // HOUR_US
+        hours = [statement for hour in range(first, first + HOURS) for statement in sum_hour(hour)]
+        await store.write([*hours, *sum_day(name), (close, (name,))], patience_s=60)
+    await close_hours(store, now)
     if kind == "postgresql":
         await store.write([("ANALYZE usage", ()), ("ANALYZE usage_day", ()), ("ANALYZE session_day", ())])
 

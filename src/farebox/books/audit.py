@@ -15,8 +15,8 @@ from farebox.billing.pricing import Catalogue
 from farebox.billing.usage import Line, Usage
 from farebox.books.credits import compare_payments
 from farebox.books.days import FIRST, digest_day
-from farebox.books.figures import wrong_sums
 from farebox.books.prices import price_lists
+from farebox.books.sums import HOURS, first_open, wrong_in_day, wrong_in_hours
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import StoreUnavailable
 from farebox.ids import show_request_id
@@ -421,10 +421,17 @@ async def _sums(store: Reading, tell: Progress) -> list[Check]:
         if day not in closed:
             breaks.add(f"{day_of(day * DAY_US)} has sums, and is not closed")
             continue
-        counts = [(await store.fetch(*question))[0] for question in wrong_sums(day)]
+        counts = [(await store.fetch(*question))[0] for question in wrong_in_day(day, has_calls=True)]
         if off := sum(max(missing, wrong) for missing, wrong in counts):
             breaks.add(f"{off} sums of {day_of(day * DAY_US)} are not what its calls come to")
         tell("day sums", breaks.rows, len(summed | closed))
+    opened = await first_open(store)
+    hours = (await store.fetch(*wrong_in_hours(opened.day * HOURS, opened.hour)))[0]
+    if off := max(hours):
+        breaks.add(f"{off} sums of hours since {day_of(opened.day * DAY_US)} are not what their calls come to")
+    early = (await store.fetch("SELECT count(*) FROM usage_hour WHERE hour >= ?", (opened.hour,)))[0][0]
+    if early and await first_open(store) == opened:
+        breaks.add(f"{early} sums are of hours that are not closed")
     return [breaks.check()]
 
 

@@ -7,11 +7,10 @@ from typing import Final, Self
 
 import msgspec
 
-from farebox.books.figures import HOUR_US, first_open_day
-from farebox.clock import DAY_US, day_start_us
+from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
+from farebox.clock import DAY_US, HOUR_US
 from farebox.store.protocol import Reading
 
-_HOURS: Final = 24
 _BROKEN: Final = frozenset({"upstream_broke", "gateway_broke", "gateway_died"})
 _SUMS: Final = "sum(charged_nanos), sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos)"
 
@@ -62,33 +61,23 @@ class Sales:
     @classmethod
     async def read(cls, store: Reading, first_day: int, now_us: int) -> Self:
         """Read what was sold since a day, counted from 1970, and all of the last 24 hours."""
-        open_day = await first_open_day(store)
-        young_us = min(max(open_day, first_day) * DAY_US, (now_us // HOUR_US - _HOURS + 1) * HOUR_US)
-        young = await store.fetch(
-            f"SELECT at / {HOUR_US} AS hour, model, outcome, count(*), {_SUMS} FROM usage WHERE at >= ? "  # noqa: S608
-            f"GROUP BY at / {HOUR_US}, model, outcome",
-            (young_us,),
-        )
-        # of a day that is closed and partly within the last 24 hours, hours are known: the sums end before it
-        closed = await store.fetch(
-            f"SELECT day, model, outcome, sum(requests), {_SUMS} FROM usage_day "  # noqa: S608  fixed texts
-            "WHERE day >= ? AND day < ? GROUP BY day, model, outcome",
-            (first_day, young_us // DAY_US),
-        )
-        rest = []
-        if young_us % DAY_US and young_us // DAY_US >= first_day:
-            rest = await store.fetch(
-                f"SELECT at / {DAY_US} AS day, model, outcome, count(*), {_SUMS} FROM usage "  # noqa: S608
-                f"WHERE at >= ? AND at < ? GROUP BY at / {DAY_US}, model, outcome",
-                (young_us // DAY_US * DAY_US, young_us),
+        opened = await first_open(store)
+        by_hour_us = max(first_day * DAY_US, (now_us // HOUR_US - HOURS + 1) * HOUR_US)
+        pieces = []
+        for begin_us, end_us, days in ((first_day * DAY_US, by_hour_us, True), (by_hour_us, FOREVER, False)):
+            sql, values = calls_between(opened, begin_us, end_us, days=days)
+            rows = await store.fetch(
+                f"SELECT hour, model, outcome, sum(requests), {_SUMS} FROM ({sql}) AS calls "  # noqa: S608  fixed texts
+                "GROUP BY hour, model, outcome",
+                values,
             )
+            pieces += [Piece(hour * HOUR_US, *rest) for hour, *rest in rows]
         paid_in = await store.fetch(
             "SELECT at, code, CASE WHEN credit_account LIKE 'customer:%' THEN amount_nanos ELSE -amount_nanos END "
             "FROM transfer WHERE at >= ? AND code IN ('deposit', 'promotion')",
             (first_day * DAY_US,),
         )
-        pieces = [Piece(row[0] * DAY_US, *row[1:]) for row in (*closed, *rest)]
-        return cls([*pieces, *(Piece(row[0] * HOUR_US, *row[1:]) for row in young)], paid_in)
+        return cls(pieces, paid_in)
 
     def since(self, at_us: int) -> Period:
         """Sum what was sold since the beginning of an hour of today or yesterday, or of a day before."""
@@ -136,13 +125,12 @@ class Standing(msgspec.Struct, frozen=True):
 async def standing(store: Reading) -> Standing:
     """Compare balances with entries, in one statement: a call that ends meanwhile raises no false alarm."""
     last = await store.fetch("SELECT day, closed_at, sha256 FROM day_close ORDER BY day DESC LIMIT 1")
-    open_day = day_start_us(last[0][0]) // DAY_US + 1 if last else 0
+    sql, values = calls_between(await first_open(store), 0, FOREVER)
     rows = await store.fetch(
-        "SELECT count(*), coalesce(sum(posted_nanos), 0), coalesce(sum(held_nanos), 0), coalesce(sum(open_holds), 0), "
+        "SELECT count(*), coalesce(sum(posted_nanos), 0), coalesce(sum(held_nanos), 0), coalesce(sum(open_holds), 0), "  # noqa: S608
         "(SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account LIKE 'customer:%') "
         "- (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account LIKE 'customer:%') "
-        "- (SELECT coalesce(sum(charged_nanos), 0) FROM usage_day WHERE day < ?) "
-        "- (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE at >= ?) FROM account",
-        (open_day, open_day * DAY_US),
+        f"- (SELECT coalesce(sum(charged_nanos), 0) FROM ({sql}) AS calls) FROM account",
+        values,
     )
     return Standing(*rows[0], *(last[0] if last else (None, None, None)))

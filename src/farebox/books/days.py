@@ -1,7 +1,8 @@
-"""Day digests: a hash over every entry of each past day, chained to the day before (promise 7).
+"""Closing hours and days: their calls are summed, and a hash over every entry of a day is chained to the day before.
 
-A day is closed an hour after it ended, and never gets another entry: the store moves the clock of late ones on. Whoever
-keeps one digest elsewhere can prove later that nothing before it was changed.
+An hour is closed a minute after it ended, a day an hour after, and neither ever gets another entry: the store moves
+the clock of late ones on. Whoever keeps one digest elsewhere can prove later that nothing before it was changed
+(promise 7).
 """
 
 import hashlib
@@ -9,13 +10,14 @@ from typing import Final
 
 import msgspec
 
-from farebox.books.figures import sum_day
-from farebox.clock import DAY_US, day_of, day_start_us
+from farebox.books.sums import first_open, sum_day, sum_hour
+from farebox.clock import DAY_US, HOUR_US, day_of, day_start_us
 from farebox.errors import StoreConflict
 from farebox.store.protocol import Reading, Row, Store
 
 FIRST: Final = "0" * 64
 _GRACE_US: Final = 3_600 * 1_000_000
+_HOUR_GRACE_US: Final = 60 * 1_000_000
 _PAGE: Final = 20_000
 _CLOSE: Final = (
     "INSERT INTO day_close (day, usage_rows, transfer_rows, previous_sha256, sha256, closed_at) "
@@ -42,6 +44,31 @@ class Digest(msgspec.Struct, frozen=True):
     sha256: str
 
 
+async def close_hours(store: Store, now_us: int, until_us: int | None = None) -> int:
+    """Close and sum every past hour that is not closed yet, oldest first, or those that end by a moment.
+
+    Answers how many of them had calls.
+    """
+    hour = (await first_open(store)).hour
+    after = (now_us - _HOUR_GRACE_US if until_us is None else until_us) // HOUR_US
+    unseen_since_us = (await store.fetch("SELECT unseen_since_us()"))[0][0]
+    if unseen_since_us is not None:
+        after = min(after, unseen_since_us // HOUR_US)
+    summed = 0
+    while hour < after:
+        first_us = (await store.fetch("SELECT min(at) FROM usage WHERE at >= ?", (hour * HOUR_US,)))[0][0]
+        busy = first_us // HOUR_US if first_us is not None else after
+        hour = min(busy, after - 1)  # those before it are closed with it: there is nothing in them
+        close = ("INSERT INTO hour_close (hour, closed_at) VALUES (?, ?)", (hour, now_us))
+        try:
+            await store.write([close, *(sum_hour(hour) if hour == busy else [])])
+        except StoreConflict:
+            return summed  # another process has closed it
+        summed += hour == busy
+        hour += 1
+    return summed
+
+
 async def close_days(store: Store, now_us: int) -> list[str]:
     """Close every past day that is not closed yet, oldest first; answers their names."""
     rows = await store.fetch("SELECT day, sha256 FROM day_close ORDER BY day DESC LIMIT 1")
@@ -59,8 +86,8 @@ async def close_days(store: Store, now_us: int) -> list[str]:
     closed: list[str] = []
     while begin_us + DAY_US + _GRACE_US <= now_us:
         day = day_of(begin_us)
-        unseen_since_us = (await store.fetch("SELECT unseen_since_us()"))[0][0]
-        if unseen_since_us is not None and unseen_since_us < begin_us + DAY_US:
+        await close_hours(store, now_us, begin_us + DAY_US)
+        if (await first_open(store)).begins_us < begin_us + DAY_US:
             return closed  # an entry of it may still show up: a commit can wait for hours, for a standby
         digest = await digest_day(store, day, previous)
         try:

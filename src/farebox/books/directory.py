@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from farebox.books.figures import first_open_day
+from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
 from farebox.clock import DAY_US
 from farebox.ids import key_hash
 from farebox.store.protocol import Reading
@@ -72,22 +72,17 @@ async def _with_use(store: Reading, found: list[Customer], now_us: int) -> list[
     ids = tuple(one.id for one in found)
     marks = ", ".join("?" * len(ids))
     first_day = now_us // DAY_US - _DAYS + 1
-    open_day = await first_open_day(store)
-    closed = await store.fetch(
-        "SELECT account_id, sum(CASE WHEN day >= ? THEN charged_nanos ELSE 0 END), max(last_at) FROM usage_day "  # noqa: S608
-        f"WHERE account_id IN ({marks}) AND day < ? GROUP BY account_id",
-        (first_day, *ids, open_day),
-    )
-    young = await store.fetch(
-        "SELECT account_id, sum(CASE WHEN at >= ? THEN charged_nanos ELSE 0 END), max(at) FROM usage "  # noqa: S608
-        f"WHERE account_id IN ({marks}) AND at >= ? GROUP BY account_id",
-        (first_day * DAY_US, *ids, open_day * DAY_US),
+    sql, values = calls_between(await first_open(store), 0, FOREVER, f"account_id IN ({marks})", ids)
+    rows = await store.fetch(
+        "SELECT account_id, sum(CASE WHEN hour >= ? THEN charged_nanos ELSE 0 END), max(last_at) "  # noqa: S608
+        f"FROM ({sql}) AS calls GROUP BY account_id",
+        (first_day * HOURS, *values),
     )
     spent: dict[int, int] = {}
     last: dict[int, int] = {}
-    for account_id, nanos, at_us in (*closed, *young):
-        spent[account_id] = spent.get(account_id, 0) + nanos
-        last[account_id] = max(last.get(account_id, 0), at_us)
+    for account_id, nanos, at_us in rows:
+        spent[account_id] = nanos
+        last[account_id] = at_us
     return [
         msgspec.structs.replace(one, spent_nanos=spent.get(one.id, 0), last_call_us=last.get(one.id)) for one in found
     ]

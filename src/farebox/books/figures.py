@@ -1,41 +1,19 @@
 """Figures for the dashboard: what an account spent, by day or hour and by model, key or outcome. Read only.
 
-Days that are closed never change, so they are summed once, as they are closed; only what is younger is added up anew.
-That keeps a year of a busy account as quick to draw as a week of a quiet one.
+Made from the sums of days and hours (books.sums); only the calls of the hour that is not closed are added up anew. That
+keeps a year of a busy account as quick to draw as a week of a quiet one.
 """
 
 from typing import Final, Literal, Self
 
 import msgspec
 
-from farebox.clock import DAY_US, US_PER_S, day_start_us
-from farebox.store.protocol import Reading, Statement
+from farebox.books.sums import FOREVER, HOURS, Open, calls_between, first_open
+from farebox.clock import HOUR_US
+from farebox.store.protocol import Reading
 
 GroupBy = Literal["model", "key", "outcome"]
-HOUR_US: Final = 3_600 * US_PER_S
-_HOURS: Final = 24
 _GROUPS: Final = {"model": "model", "key": "key_id", "outcome": "outcome"}
-TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
-_DAY_COLUMNS: Final = (
-    "account_id, day, key_id, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos, "
-    "shortfall_nanos, last_at"
-)
-_DAY_SUMS: Final = (
-    f"SELECT account_id, at / {DAY_US}, key_id, model, outcome, count(*), sum({TOKENS}), sum(charged_nanos), "  # noqa: S608
-    "sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at) FROM usage WHERE at >= ? AND at < ? "
-    f"GROUP BY account_id, at / {DAY_US}, key_id, model, outcome"
-)
-_SESSION_COLUMNS: Final = (
-    "account_id, day, session, agent, parent_agent, requests, tokens, charged_nanos, first_at, last_at"
-)
-_SESSION_SUMS: Final = (
-    f"SELECT account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, ''), count(*), "  # noqa: S608
-    f"sum({TOKENS}), sum(charged_nanos), min(at), max(at) FROM usage "
-    "WHERE at >= ? AND at < ? AND session IS NOT NULL "
-    f"GROUP BY account_id, at / {DAY_US}, session, coalesce(agent, ''), coalesce(parent_agent, '')"
-)
-_KEPT: Final = {"usage_day": (_DAY_COLUMNS, _DAY_SUMS), "session_day": (_SESSION_COLUMNS, _SESSION_SUMS)}
-"""The sums that are kept: table, columns, and how they are worked out from a day's calls."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -71,32 +49,6 @@ class Use(msgspec.Struct, frozen=True):
     spend_nanos: int
 
 
-def sum_day(day: str) -> list[Statement]:
-    """Make the statements that sum a day's usage, to be written with its close: never without, never twice."""
-    begin_us = day_start_us(day)
-    bounds = (begin_us, begin_us + DAY_US)
-    return [(f"INSERT INTO {table} ({columns}) {sums}", bounds) for table, (columns, sums) in _KEPT.items()]
-
-
-def wrong_sums(day: int) -> list[Statement]:
-    """Make the questions how many of a closed day's sums are not what its calls come to, or are missing."""
-    bounds = (day * DAY_US, (day + 1) * DAY_US, day)
-    compare = (
-        "SELECT (SELECT count(*) FROM (SELECT * FROM right_ones EXCEPT SELECT * FROM kept) AS missing), "
-        "(SELECT count(*) FROM (SELECT * FROM kept EXCEPT SELECT * FROM right_ones) AS wrong)"
-    )
-    return [
-        (f"WITH right_ones AS ({sums}), kept AS (SELECT {columns} FROM {table} WHERE day = ?) {compare}", bounds)  # noqa: S608
-        for table, (columns, sums) in _KEPT.items()
-    ]
-
-
-async def first_open_day(store: Reading) -> int:
-    """Give the day after the last closed one, in days since 1970: what begins before it is in the sums."""
-    rows = await store.fetch("SELECT max(day) FROM day_close")
-    return day_start_us(rows[0][0]) // DAY_US + 1 if rows[0][0] else 0
-
-
 class _Piece(msgspec.Struct, frozen=True):
     """What one key, model and outcome came to in one recent hour."""
 
@@ -123,20 +75,21 @@ class Figures:
     Questions may be about some of the calls only.
     """
 
-    def __init__(self, store: Reading, account_id: int, open_day: int, first_hour: int, recent: list[_Piece]) -> None:
+    def __init__(self, store: Reading, account_id: int, opened: Open, first_hour: int, recent: list[_Piece]) -> None:
         self._store = store
         self._account_id = account_id
-        self._open_day = open_day
+        self._open_day = opened.day
+        self._opened = opened
         self._first_hour = first_hour
         self._recent = recent
 
     @classmethod
     async def read(cls, store: Reading, account_id: int, now_us: int) -> Self:
-        """Read what is young enough to be added up anew."""
-        open_day = await first_open_day(store)
-        first_hour = min(open_day * _HOURS, now_us // HOUR_US - _HOURS)
-        recent = await _pieces(store, account_id, first_hour * HOUR_US, 2**62)
-        return cls(store, account_id, open_day, first_hour, recent)
+        """Read what is young enough to be added up by the hour."""
+        opened = await first_open(store)
+        first_hour = min(opened.day * HOURS, now_us // HOUR_US - HOURS)
+        recent = await _pieces(store, account_id, opened, first_hour * HOUR_US, FOREVER)
+        return cls(store, account_id, opened, first_hour, recent)
 
     async def by_day(self, first_day: int, last_day: int, group: GroupBy, only: Only = _ALL) -> list[Point]:
         """Sum calls by day and group, oldest first; both days included."""
@@ -148,10 +101,10 @@ class Figures:
             f"GROUP BY day, {column}",
             (self._account_id, first_day, last_day, self._open_day, *only.columns.values()),
         )
-        begins_at = max(first_day, self._open_day) * _HOURS
-        wanted = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, only)
+        begins_at = max(first_day, self._open_day) * HOURS
+        wanted = _some(self._recent, begins_at, (last_day + 1) * HOURS - 1, only)
         closed = [Point(row[0], str(row[1]), *row[2:]) for row in rows]
-        return sorted([*closed, *_sum(wanted, group, _HOURS)], key=lambda point: (point.step, point.group))
+        return sorted([*closed, *_sum(wanted, group, HOURS)], key=lambda point: (point.step, point.group))
 
     async def in_days(self, first_day: int, last_day: int, only: Only = _ALL) -> Point:
         """Sum all calls of these days, both included, into one figure; its step is the first day."""
@@ -162,8 +115,8 @@ class Figures:
             f"WHERE account_id = ? AND day >= ? AND day <= ? AND day < ?{conditions}",
             (self._account_id, first_day, last_day, self._open_day, *only.columns.values()),
         )
-        begins_at = max(first_day, self._open_day) * _HOURS
-        young = _some(self._recent, begins_at, (last_day + 1) * _HOURS - 1, only)
+        begins_at = max(first_day, self._open_day) * HOURS
+        young = _some(self._recent, begins_at, (last_day + 1) * HOURS - 1, only)
         return Point(
             first_day,
             "",
@@ -178,7 +131,7 @@ class Figures:
         pieces = self._recent
         if first_hour < self._first_hour:
             begin_us, end_us = first_hour * HOUR_US, min(self._first_hour, last_hour + 1) * HOUR_US
-            pieces = [*await _pieces(self._store, self._account_id, begin_us, end_us), *pieces]
+            pieces = [*await _pieces(self._store, self._account_id, self._opened, begin_us, end_us), *pieces]
         return _sum(_some(pieces, first_hour, last_hour, only), group, 1)
 
     async def of_keys(self) -> dict[int, Use]:
@@ -190,7 +143,7 @@ class Figures:
         )
         uses = {key_id: Use(last_at, requests, charged) for key_id, last_at, requests, charged in rows}
         for piece in self._recent:
-            if piece.hour >= self._open_day * _HOURS:
+            if piece.hour >= self._open_day * HOURS:
                 was = uses.get(piece.key_id, Use(0, 0, 0))
                 uses[piece.key_id] = Use(
                     max(was.last_at_us, piece.last_at_us),
@@ -200,13 +153,13 @@ class Figures:
         return uses
 
 
-async def _pieces(store: Reading, account_id: int, begin_us: int, end_us: int) -> list[_Piece]:
+async def _pieces(store: Reading, account_id: int, opened: Open, begin_us: int, end_us: int) -> list[_Piece]:
     """Add up the calls between two moments by hour."""
+    sql, values = calls_between(opened, begin_us, end_us, "account_id = ?", (account_id,), days=False)
     rows = await store.fetch(
-        f"SELECT at / {HOUR_US} AS hour, key_id, model, outcome, count(*), sum({TOKENS}), "  # noqa: S608
-        "sum(charged_nanos), sum(list_nanos), max(at) FROM usage WHERE account_id = ? AND at >= ? AND at < ? "
-        f"GROUP BY at / {HOUR_US}, key_id, model, outcome",
-        (account_id, begin_us, end_us),
+        "SELECT hour, key_id, model, outcome, sum(requests), sum(tokens), sum(charged_nanos), sum(list_nanos), "  # noqa: S608
+        f"max(last_at) FROM ({sql}) AS calls GROUP BY hour, key_id, model, outcome",
+        values,
     )
     return [_Piece(*row) for row in rows]
 
@@ -234,19 +187,3 @@ def _sum(pieces: list[_Piece], group: GroupBy, hours: int) -> list[Point]:
             was.requests + piece.requests,
         )
     return [sums[at] for at in sorted(sums)]
-
-
-def charged_after(account_id: int, at_us: int, open_day: int) -> Statement:
-    """Make the statement that sums what was charged to an account after a moment."""
-    whole = max(at_us // DAY_US + 1, 0)
-    sql = (
-        "SELECT coalesce(sum(charged), 0) FROM ("
-        "SELECT charged_nanos AS charged FROM usage_day WHERE account_id = ? AND day >= ? AND day < ? "
-        "UNION ALL SELECT charged_nanos FROM usage WHERE account_id = ? AND at > ? AND at < ? "
-        "UNION ALL SELECT charged_nanos FROM usage WHERE account_id = ? AND at >= ?) AS parts"
-    )
-    return sql, (
-        *(account_id, whole, open_day),
-        *(account_id, at_us, whole * DAY_US),
-        *(account_id, max(whole, open_day) * DAY_US),
-    )

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from farebox.billing.ledger import customer_account
-from farebox.books.figures import first_open_day
+from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
 from farebox.clock import DAY_US, day_of
 from farebox.ids import read_request_id
 from farebox.store.protocol import Reading
@@ -17,7 +17,6 @@ from farebox.store.protocol import Reading
 USAGE: Final = "usage"
 _CUSTOMERS: Final = "customers"
 _PAGE: Final = 500
-_FOREVER: Final = 2**62
 _TRANSFERS, _DAYS = 0, 1
 _COLUMNS: Final = "id, at, debit_account, credit_account, amount_nanos, code, actor, memo"
 
@@ -75,7 +74,7 @@ class JournalPage(msgspec.Struct, frozen=True):
 
 async def page_of_journal(store: Reading, sought: Sought, before: Place | None, size: int) -> JournalPage:
     """Give the newest lines that fit before a place."""
-    start = before or Place(_FOREVER, _TRANSFERS, "")
+    start = before or Place(FOREVER, _TRANSFERS, "")
     found = await _transfers(store, sought, start, size + 1) + await _days(store, sought, start, size + 1)
     found.sort(key=lambda line: (line.at_us, line.place.rank, line.id), reverse=True)
     shown = found[:size]
@@ -103,13 +102,12 @@ async def known_codes(store: Reading) -> list[str]:
 
 async def accounts_of_house(store: Reading) -> dict[str, int]:
     """Sum every account of the house, and all customers together. The amounts add up to zero by construction."""
-    open_day = await first_open_day(store)
+    sql, values = calls_between(await first_open(store), 0, FOREVER)
     rows = await store.fetch(
-        "SELECT credit_account, sum(amount_nanos) FROM transfer GROUP BY credit_account "
+        "SELECT credit_account, sum(amount_nanos) FROM transfer GROUP BY credit_account "  # noqa: S608  fixed texts
         "UNION ALL SELECT debit_account, -sum(amount_nanos) FROM transfer GROUP BY debit_account "
-        "UNION ALL SELECT 'usage', coalesce(sum(charged_nanos), 0) FROM usage_day WHERE day < ? "
-        "UNION ALL SELECT 'usage', coalesce(sum(charged_nanos), 0) FROM usage WHERE at >= ?",
-        (open_day, open_day * DAY_US),
+        f"UNION ALL SELECT 'usage', coalesce(sum(charged_nanos), 0) FROM ({sql}) AS calls",
+        values,
     )
     sums = {"house:revenue": 0, _CUSTOMERS: 0}
     for name, nanos in rows:
@@ -158,23 +156,17 @@ async def _days(store: Reading, sought: Sought, before: Place, most: int) -> lis
     of_other_account = sought.account not in {"", "house:revenue"} and not account_id
     if sought.code not in {"", USAGE} or sought.words or of_other_account:
         return []
-    owner, params = ("account_id = ? AND ", (int(account_id),)) if account_id else ("", ())
+    owner, params = ("account_id = ?", (int(account_id),)) if account_id else ("", ())
     # a day stands at its last microsecond, and has one sum: before a place are the days that end before it
     last_day = (before.at_us + (1 if before.rank == _DAYS else 0)) // DAY_US - 1
     if before.rank == _DAYS:
         last_day -= 1
-    open_day = await first_open_day(store)
+    sql, values = calls_between(await first_open(store), 0, min((last_day + 1) * DAY_US, FOREVER), owner, params)
     rows = await store.fetch(
-        f"SELECT day, sum(requests), sum(charged_nanos) FROM usage_day WHERE {owner}day <= ? AND day < ? "  # noqa: S608
-        "GROUP BY day HAVING sum(charged_nanos) > 0 ORDER BY day DESC LIMIT ?",
-        (*params, min(last_day, _FOREVER // DAY_US), open_day, most),
+        f"SELECT hour / {HOURS}, sum(requests), sum(charged_nanos) FROM ({sql}) AS calls "  # noqa: S608  fixed texts
+        f"GROUP BY hour / {HOURS} HAVING sum(charged_nanos) > 0 ORDER BY 1 DESC LIMIT ?",
+        (*values, most),
     )
-    if last_day >= open_day:
-        rows += await store.fetch(
-            f"SELECT at / {DAY_US}, count(*), sum(charged_nanos) FROM usage WHERE {owner}at >= ? AND at < ? "  # noqa: S608
-            f"GROUP BY at / {DAY_US} HAVING sum(charged_nanos) > 0 ORDER BY 1 DESC LIMIT ?",
-            (*params, open_day * DAY_US, min((last_day + 1) * DAY_US, _FOREVER), most),
-        )
     who = customer_account(int(account_id)) if account_id else _CUSTOMERS
     return [
         JournalLine(

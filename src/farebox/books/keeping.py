@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from farebox.billing.plans import Plans
-from farebox.books.days import close_days
+from farebox.books.days import close_days, close_hours
 from farebox.books.ledger import Ledger
 from farebox.books.runs import Runs, resolve_orphans
 from farebox.books.spool import Spool
@@ -75,8 +75,12 @@ class Bookkeeping:
         self.available, self.ledger.in_trouble = True, False
 
     async def close_days(self) -> list[str]:
-        """Close the days that are over, where it is this process that does so for all; answers their names."""
-        return await close_days(self.store, await _time_of(self.store)) if self.runs.leads else []
+        """Close the hours and days that are over, if it is this process that does so for all; answers the days."""
+        if not self.runs.leads:
+            return []
+        now_us = await _time_of(self.store)
+        await close_hours(self.store, now_us)
+        return await close_days(self.store, now_us)
 
     async def close(self) -> None:
         """End the run and close the store. Without a database to tell it to, the others find out by its lease."""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from farebox.billing.ledger import customer_account
-from farebox.books.figures import first_open_day
+from farebox.books.sums import Open, calls_between, first_open
 from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import NotFound
 from farebox.store.protocol import Store
@@ -75,10 +75,11 @@ async def months_with_entries(store: Store, account_id: int, now_us: int) -> lis
     name = customer_account(account_id)
     first = (
         await store.fetch(
-            "SELECT min(at) FROM (SELECT min(at) AS at FROM usage WHERE account_id = ? "
+            "SELECT min(at) FROM (SELECT min(at) AS at FROM usage WHERE account_id = ? "  # noqa: S608  fixed texts
+            f"UNION ALL SELECT min(day) * {DAY_US} FROM usage_day WHERE account_id = ? "
             "UNION ALL SELECT min(at) FROM transfer WHERE credit_account = ? "
             "UNION ALL SELECT min(at) FROM transfer WHERE debit_account = ?) AS firsts",
-            (account_id, name, name),
+            (account_id, account_id, name, name),
         )
     )[0][0]
     months: list[str] = []
@@ -93,14 +94,14 @@ async def month_of(store: Store, account_id: int, name: str) -> Month:
     """Give one month ("2026-11") of an account: from the sums of closed days, and single calls of open ones."""
     begins = datetime.strptime(name, "%Y-%m").replace(tzinfo=UTC)
     begins_us, ends_us = _us(begins), _us(_month_end(begins))
-    open_from = await first_open_day(store)
+    opened = await first_open(store)
     return Month(
         name,
         begins_us,
         ends_us,
-        await _balance_before(store, account_id, begins_us, open_from),
+        await _balance_before(store, account_id, begins_us, opened),
         await _entries(store, account_id, begins_us, ends_us),
-        await _lines(store, account_id, begins_us, ends_us, open_from),
+        await _lines(store, account_id, begins_us, ends_us, opened),
     )
 
 
@@ -116,37 +117,26 @@ async def _entries(store: Store, account_id: int, begins_us: int, ends_us: int) 
     return sorted(found, key=lambda entry: (entry.at_us, entry.id))
 
 
-async def _lines(store: Store, account_id: int, begins_us: int, ends_us: int, open_from: int) -> list[Line]:
-    first, last = begins_us // DAY_US, ends_us // DAY_US
+async def _lines(store: Store, account_id: int, begins_us: int, ends_us: int, opened: Open) -> list[Line]:
+    sql, values = calls_between(opened, begins_us, ends_us, "account_id = ?", (account_id,))
     rows = await store.fetch(
-        "SELECT model, CAST(sum(requests) AS BIGINT), CAST(sum(tokens) AS BIGINT), "
-        "CAST(sum(charged_nanos) AS BIGINT), CAST(sum(list_nanos) AS BIGINT) FROM ("
-        "SELECT model, requests, tokens, charged_nanos, list_nanos FROM usage_day "
-        "WHERE account_id = ? AND day >= ? AND day < ? AND day < ? "
-        "UNION ALL SELECT model, 1, input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens "
-        "+ output_tokens, charged_nanos, list_nanos FROM usage "
-        "WHERE account_id = ? AND at >= ? AND at < ?) AS together GROUP BY model ORDER BY model",
-        (
-            *(account_id, first, last, open_from),
-            *(account_id, max(begins_us, open_from * DAY_US), ends_us),
-        ),
+        "SELECT model, CAST(sum(requests) AS BIGINT), CAST(sum(tokens) AS BIGINT), "  # noqa: S608  fixed texts
+        "CAST(sum(charged_nanos) AS BIGINT), CAST(sum(list_nanos) AS BIGINT) "
+        f"FROM ({sql}) AS calls GROUP BY model ORDER BY model",
+        values,
     )
     return [Line(*row) for row in rows]
 
 
-async def _balance_before(store: Store, account_id: int, at_us: int, open_from: int) -> int:
+async def _balance_before(store: Store, account_id: int, at_us: int, opened: Open) -> int:
     """Give the balance as it was at the first moment of a month: the sum of all that came before."""
     name = customer_account(account_id)
+    sql, values = calls_between(opened, 0, at_us, "account_id = ?", (account_id,))
     rows = await store.fetch(
-        "SELECT (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND at < ?) "
+        "SELECT (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND at < ?) "  # noqa: S608
         "- (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account = ? AND at < ?) "
-        "- (SELECT coalesce(sum(charged_nanos), 0) FROM usage_day WHERE account_id = ? AND day < ? AND day < ?) "
-        "- (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND at >= ? AND at < ?)",
-        (
-            *(name, at_us, name, at_us),
-            *(account_id, at_us // DAY_US, open_from),
-            *(account_id, open_from * DAY_US, at_us),
-        ),
+        f"- (SELECT coalesce(sum(charged_nanos), 0) FROM ({sql}) AS calls)",
+        (name, at_us, name, at_us, *values),
     )
     return int(rows[0][0])
 

@@ -6,7 +6,7 @@ from typing import Final, Self
 import msgspec
 
 from farebox.billing.ledger import customer_account
-from farebox.books.figures import charged_after, first_open_day
+from farebox.books.sums import FOREVER, calls_between, first_open
 from farebox.ids import read_request_id, show_request_id
 from farebox.store.protocol import Store
 
@@ -126,7 +126,8 @@ def _before(mark: Mark, rank: int, column: str, name: str | bytes) -> tuple[str,
 async def _balance_after(store: Store, account_id: int, mark: Mark) -> int:
     """Give the balance just after an entry: the balance now, less everything that came later, read in one piece."""
     name = customer_account(account_id)
-    charged, days = charged_after(account_id, mark.at_us, await first_open_day(store))
+    opened = await first_open(store)
+    charged, days = calls_between(opened, mark.at_us + 1, FOREVER, "account_id = ?", (account_id,))
     same_moment = read_request_id(mark.id) if mark.rank == _CHARGES else b""
     later = "(at > ? OR (at = ? AND ? = 0 AND id > ?))"
     place = (mark.at_us, mark.at_us, mark.rank, mark.id)
@@ -135,7 +136,7 @@ async def _balance_after(store: Store, account_id: int, mark: Mark) -> int:
         f"- (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND {later}) "
         f"+ (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account = ? AND {later}) "
         "+ (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND at = ? AND request_id > ?) "
-        f"+ ({charged})",
+        f"+ (SELECT coalesce(sum(charged_nanos), 0) FROM ({charged}) AS calls)",
         (account_id, *(name, *place), *(name, *place), *(account_id, mark.at_us, same_moment), *days),
     )
     return int(rows[0][0])

@@ -1,6 +1,6 @@
 """What Claude Code sessions and their agents came to, and which of them were stopped. Read only, but for the stopping.
 
-Days that are closed were summed as they were closed (books.figures); what is younger is added up anew.
+Days and hours that are closed were summed as they were closed (books.sums); what is younger is added up anew.
 """
 
 from functools import reduce
@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.books.figures import TOKENS, first_open_day
+from farebox.books.sums import first_open, work_between
 from farebox.clock import DAY_US, US_PER_S
 from farebox.store.protocol import Reading
 
@@ -99,23 +99,15 @@ class Work(msgspec.Struct, frozen=True):
 
 async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work]:
     """Give the sessions with calls since a day, the one used last first; at most so many."""
-    open_day = await first_open_day(store)
-    first_day = since_us // DAY_US
-    closed = await store.fetch(
-        "SELECT session, agent, '', sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at) "
-        "FROM session_day WHERE account_id = ? AND day >= ? AND day < ? GROUP BY session, agent "
-        "ORDER BY max(last_at) DESC LIMIT ?",
-        (account_id, first_day, open_day, _MOST_READ),
-    )
-    young = await store.fetch(
-        f"SELECT session, coalesce(agent, '') AS name, '', count(*), sum({TOKENS}), sum(charged_nanos), "  # noqa: S608
-        "min(at), max(at) FROM usage WHERE account_id = ? AND at >= ? AND session IS NOT NULL "
-        "GROUP BY session, coalesce(agent, '') ORDER BY max(at) DESC LIMIT ?",
-        (account_id, max(first_day, open_day) * DAY_US, _MOST_READ),
+    sql, values = work_between(await first_open(store), since_us // DAY_US, "account_id = ?", (account_id,))
+    rows = await store.fetch(
+        "SELECT session, agent, '', sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at) "  # noqa: S608
+        f"FROM ({sql}) AS work GROUP BY session, agent ORDER BY max(last_at) DESC LIMIT ?",
+        (*values, _MOST_READ),
     )
     stopped = await _stopped(store, account_id)
     found: dict[str, list[Agent]] = {}
-    for agent in _joined([Agent(*row) for row in (*closed, *young)]):
+    for agent in (Agent(*row) for row in rows):
         found.setdefault(agent.session, []).append(agent)
     work = [Work(session, agents, stopped.get(session)) for session, agents in found.items()]
     return sorted(work, key=lambda one: (-one.last_at_us, one.session))[:MOST_SESSIONS]
@@ -123,19 +115,13 @@ async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work
 
 async def find_work(store: Reading, account_id: int, session: str) -> Work | None:
     """Find one of an account's own sessions, with its agents: where there are too many, the least of them as one."""
-    open_day = await first_open_day(store)
-    closed = await store.fetch(
-        "SELECT session, agent, max(parent_agent), sum(requests), sum(tokens), sum(charged_nanos), min(first_at), "
-        "max(last_at) FROM session_day WHERE account_id = ? AND session = ? AND day < ? GROUP BY session, agent",
-        (account_id, session, open_day),
+    sql, values = work_between(await first_open(store), 0, "account_id = ? AND session = ?", (account_id, session))
+    rows = await store.fetch(
+        "SELECT session, agent, max(parent_agent), sum(requests), sum(tokens), sum(charged_nanos), min(first_at), "  # noqa: S608
+        f"max(last_at) FROM ({sql}) AS work GROUP BY session, agent",
+        values,
     )
-    young = await store.fetch(
-        "SELECT session, coalesce(agent, '') AS name, max(coalesce(parent_agent, '')), count(*), "  # noqa: S608
-        f"sum({TOKENS}), sum(charged_nanos), min(at), max(at) FROM usage "
-        "WHERE account_id = ? AND session = ? AND at >= ? GROUP BY session, coalesce(agent, '')",
-        (account_id, session, open_day * DAY_US),
-    )
-    agents = _joined([Agent(*row) for row in (*closed, *young)])
+    agents = [Agent(*row) for row in rows]
     if not agents:
         return None
     agents.sort(key=lambda one: (bool(one.agent), -one.spend_nanos))
@@ -148,16 +134,3 @@ async def find_work(store: Reading, account_id: int, session: str) -> Work | Non
 async def _stopped(store: Reading, account_id: int) -> dict[str, int]:
     rows = await store.fetch("SELECT session, stopped_at FROM stopped_session WHERE account_id = ?", (account_id,))
     return {row[0]: row[1] for row in rows}
-
-
-def _joined(pieces: list[Agent]) -> list[Agent]:
-    """Add up what the same agent of the same session came to at different times."""
-    found: dict[tuple[str, str], Agent] = {}
-    for piece in pieces:
-        at = (piece.session, piece.agent)
-        before = found.get(at)
-        if before is None:
-            found[at] = piece
-        else:
-            found[at] = msgspec.structs.replace(before.plus(piece), parent=before.parent or piece.parent)
-    return list(found.values())

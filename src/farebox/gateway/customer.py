@@ -16,8 +16,8 @@ from farebox.accounts.keys import Budget, find_key
 from farebox.accounts.signing import Signing
 from farebox.billing.plans import Plans
 from farebox.books.call_receipts import Issuer, figures_of, write_receipt
-from farebox.books.figures import charged_after, first_open_day
 from farebox.books.log import LoggedCall, find_call
+from farebox.books.sums import FOREVER, calls_between, first_open, work_between
 from farebox.clock import DAY_US, Clock, iso
 from farebox.errors import InvalidRequest, NotFound, RateLimited
 from farebox.gateway.answers import JSON
@@ -192,10 +192,10 @@ class Customer:
         today, _ = await self._spent(caller.account_id, now_us)
         spent: int | None = None
         if session is not None:
-            rows = await self._store.fetch(
-                "SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND session = ?",
-                (caller.account_id, session),
-            )
+            mine = "account_id = ? AND session = ?"
+            sql, values = work_between(await first_open(self._store), 0, mine, (caller.account_id, session))
+            sum_up = f"SELECT coalesce(sum(charged_nanos), 0) FROM ({sql}) AS work"  # noqa: S608  fixed texts
+            rows = await self._store.fetch(sum_up, values)
             spent = int(rows[0][0])
         words = [f"{_cents(account.balance_nanos)} left", f"{_cents(today, up=True)} today"]
         if spent is not None:
@@ -214,12 +214,13 @@ class Customer:
 
     async def _spent(self, account_id: int, now_us: int) -> tuple[int, int]:
         """Sum what was charged today (UTC), and in the seven days of which today is the last."""
-        open_day = await first_open_day(self._store)
+        opened = await first_open(self._store)
         begins_us = now_us // DAY_US * DAY_US
         sums = []
         for since_us in (begins_us, begins_us - (_WEEK - 1) * DAY_US):
-            sql, params = charged_after(account_id, since_us - 1, open_day)
-            sums.append(int((await self._store.fetch(sql, params))[0][0]))
+            sql, values = calls_between(opened, since_us, FOREVER, "account_id = ?", (account_id,))
+            sum_up = f"SELECT coalesce(sum(charged_nanos), 0) FROM ({sql}) AS calls"  # noqa: S608  fixed texts
+            sums.append(int((await self._store.fetch(sum_up, values))[0][0]))
         return sums[0], sums[1]
 
 

@@ -91,8 +91,9 @@ BEGIN
 
   moment_us := coalesce(_given_now_us, now_us());
   moment_ns := moment_us * 1000;
-  -- no entry is older than the last closed day, so that none slips into a digest already taken
-  SELECT greatest(moment_us, coalesce(extract(epoch FROM max(day)::date + 1)::bigint * 1000000, 0)) INTO entry_us FROM day_close;
+  -- no entry is older than the last closed day and hour, so that none slips into a digest or a sum already taken
+  SELECT greatest(moment_us, coalesce((SELECT extract(epoch FROM max(day)::date + 1)::bigint * 1000000 FROM day_close), 0),
+                  coalesce((SELECT (max(hour) + 1) * 3600000000 FROM hour_close), 0)) INTO entry_us;
 
   blank.cost_nanos := 0; blank.list_nanos := 0; blank.waive := false; blank.input_tokens := 0;
   blank.cache_write_5m_tokens := 0; blank.cache_write_1h_tokens := 0; blank.cache_read_tokens := 0;

@@ -113,6 +113,15 @@ _CONSTRAINTS: Final = {
     "usage_day_account_id_day_key_id_model_outcome_key": "UNIQUE (account_id, day, key_id, model, outcome)",
     "usage_day_account_id_fkey": "FOREIGN KEY (account_id) REFERENCES account(id)",
     "usage_day_pkey": "PRIMARY KEY (id)",
+    "usage_hour_account_id_fkey": "FOREIGN KEY (account_id) REFERENCES account(id)",
+    "usage_hour_account_id_hour_key_id_model_outcome_key": "UNIQUE (account_id, hour, key_id, model, outcome)",
+    "usage_hour_pkey": "PRIMARY KEY (id)",
+    "session_hour_account_id_fkey": "FOREIGN KEY (account_id) REFERENCES account(id)",
+    "session_hour_account_id_hour_session_agent_parent_agent_key": "UNIQUE (account_id, hour, session, agent, "
+    "parent_agent)",
+    "session_hour_pkey": "PRIMARY KEY (id)",
+    "hour_close_pkey": "PRIMARY KEY (hour)",
+    "day_drop_pkey": "PRIMARY KEY (day)",
     "webhook_account_id_fkey": "FOREIGN KEY (account_id) REFERENCES account(id)",
     "webhook_pkey": "PRIMARY KEY (id)",
     "chain_block_pkey": "PRIMARY KEY (id)",
@@ -270,7 +279,7 @@ async def _constraints(connection: asyncpg.Connection) -> tuple[str, int, list[s
     """See that the database itself still refuses what must never be, and has looked at all rows there are."""
     rows = await connection.fetch(
         "SELECT conname, pg_get_constraintdef(oid, true), convalidated FROM pg_constraint "
-        "WHERE connamespace = current_schema()::regnamespace AND conname = ANY($1)",
+        "WHERE connamespace = current_schema()::regnamespace AND conname = ANY($1) AND coninhcount = 0",
         list(_CONSTRAINTS),
     )
     there = {name: (definition, validated) for name, definition, validated in rows}
@@ -289,21 +298,35 @@ async def _constraints(connection: asyncpg.Connection) -> tuple[str, int, list[s
 
 async def _triggers(connection: asyncpg.Connection) -> tuple[str, int, list[str]]:
     rows = await connection.fetch(
-        "SELECT t.tgname, t.tgenabled::text, pg_get_triggerdef(t.oid, true) FROM pg_trigger t "
+        "SELECT t.tgname, c.relname, t.tgenabled::text, pg_get_triggerdef(t.oid, true) FROM pg_trigger t "
         "JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace"
     )
-    there = {name: (enabled, definition) for name, enabled, definition in rows}
+    there = {(table, name): (enabled, definition) for name, table, enabled, definition in rows}
     guards = schema.triggers("postgresql")
+    wanted = [(_table(definition), name, definition) for name, definition in guards.items()]
+    months = await connection.fetch(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'usage'::regclass"
+    )
+    for (month,) in months:  # each is guarded by itself: it is a table, which somebody may name
+        wanted += [
+            (month, name, text.replace(" ON usage ", f" ON {month} ")) for at, name, text in wanted if at == "usage"
+        ]
     faults = []
-    for name, definition in guards.items():
-        if name not in there:
-            faults.append(f"{name} is gone")
-        elif there[name][0] not in {"O", "A"}:
-            faults.append(f"{name} is disabled")
-        elif _said(there[name][1]) != _said(definition):
-            faults.append(f"{name} has been changed")
-    return "triggers", len(guards), faults
+    for table, name, definition in wanted:
+        shown = name if _table(guards[name]) == table else f"{name} of {table}"
+        if (table, name) not in there:
+            faults.append(f"{shown} is gone")
+        elif there[table, name][0] not in {"O", "A"}:
+            faults.append(f"{shown} is disabled")
+        elif _said(there[table, name][1]) != _said(definition):
+            faults.append(f"{shown} has been changed")
+    return "triggers", len(wanted), faults
+
+
+def _table(definition: str) -> str:
+    """Name the table that a trigger of ours is on."""
+    return definition.partition(" ON ")[2].partition(" ")[0]
 
 
 def _said(definition: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Dialect = Literal["sqlite", "postgresql"]
 
-STEPS: Final = ("books", "many_processes", "people", "payments", "upstreams")
+STEPS: Final = ("books", "many_processes", "people", "payments", "upstreams", "growth")
 VERSION: Final = len(STEPS)
 """The schema that this code works with."""
 
@@ -19,7 +19,11 @@ TABLES: Final = {
     "usage": "request_id",
     "transfer": "id",
     "day_close": "day",
+    "day_drop": "day",
+    "hour_close": "hour",
+    "usage_hour": "id",
     "usage_day": "id",
+    "session_hour": "id",
     "session_day": "id",
     "credential": "account_id",
     "session": "hash",

@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol, TypeVar
 import apsw
 import asyncpg
 
-from farebox.clock import steady_clock
+from farebox.clock import DAY_US, US_PER_S, steady_clock
 from farebox.errors import StoreUnavailable
+from farebox.ids import began_at_us
 from farebox.store import postgres_schema, schema, sqlite
 from farebox.store.postgres import numbered, one_connection
 from farebox.store.postgres_connections import FAILED, words
@@ -26,6 +27,11 @@ from farebox.store.urls import is_postgres, without_password
 
 T = TypeVar("T")
 
+_MONTH_US: Final = 28 * DAY_US
+"""No month is shorter: among the beginnings of such steps and their ends is a moment of every month."""
+_FIRST_MONTH_US: Final = 1_577_836_800 * US_PER_S
+"""January 2020. What claims to be of another time, until 2100, has no month of its own."""
+_LAST_MONTH_US: Final = 4_102_444_800 * US_PER_S
 _SESSION: Final = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -149,6 +155,7 @@ class _PostgresSealed:
     def __init__(self, connection: asyncpg.Connection, where: str) -> None:
         self.where = where
         self._connection = connection
+        self._months: set[int] = set()
 
     @classmethod
     async def open(cls, connection: asyncpg.Connection, where: str) -> "_PostgresSealed":
@@ -182,6 +189,14 @@ class _PostgresSealed:
         return [name for (name,) in rows]
 
     async def fill(self, table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        if table == "usage":
+            place = columns.index("request_id")
+            for began_us in sorted({began_at_us(row[place]) // _MONTH_US * _MONTH_US for row in rows}):
+                if _FIRST_MONTH_US <= began_us < _LAST_MONTH_US and began_us not in self._months:
+                    self._months.add(began_us)
+                    await self.fetch(
+                        "SELECT make_usage_month(?), make_usage_month(?)", (began_us, began_us + _MONTH_US)
+                    )
         await self._run(self._connection.copy_records_to_table(table, records=rows, columns=columns))
 
     async def settle_in(self) -> None:

@@ -30,7 +30,7 @@ from farebox.billing.ledger import (
     kind_of,
 )
 from farebox.billing.plans import Plan, Plans, limits_of
-from farebox.clock import DAY_US, Clock, day_start_us
+from farebox.clock import DAY_US, HOUR_US, Clock, day_start_us
 from farebox.errors import BrokenInvariant, StoreUnavailable
 from farebox.store.protocol import Row
 
@@ -200,13 +200,14 @@ class Books:
             self._connection.execute("ROLLBACK")
 
     def _first_open_us(self) -> int:
-        """Give the end of the last closed day: no entry is older, so that none slips into a digest already taken.
+        """Give the end of the last closed day and hour: no entry is older, so that none slips into a digest or a sum.
 
         Entries alone; limits go by the clock. A clock that once ran days ahead would else stop every bucket for days.
         """
         if self._closed_until_us is None:
-            rows = self._rows("SELECT max(day) FROM day_close")
-            self._closed_until_us = day_start_us(rows[0][0]) + DAY_US if rows[0][0] else 0
+            ((day, hour),) = self._rows("SELECT (SELECT max(day) FROM day_close), (SELECT max(hour) FROM hour_close)")
+            day_ended_us = day_start_us(day) + DAY_US if day else 0
+            self._closed_until_us = max(day_ended_us, (hour + 1) * HOUR_US if hour is not None else 0)
         return self._closed_until_us
 
     def _do(self, command: Command, now_us: int, at_us: int) -> Answer:

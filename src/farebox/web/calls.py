@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from farebox.accounts.keys import list_keys
 from farebox.accounts.sessions import Session
-from farebox.books.figures import HOUR_US, Figures, Only
+from farebox.books.figures import Figures, Only
 from farebox.books.log import LoggedCall, Place, Wanted, bill_of, find_call, page_of_log, whole_log
-from farebox.clock import DAY_US, US_PER_S, day_of, iso
+from farebox.clock import DAY_US, HOUR_US, US_PER_S, day_of, iso
 from farebox.ids import read_request_id
 from farebox.money import decimal_usd
 from farebox.web.charts import Chart, stack

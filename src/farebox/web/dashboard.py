@@ -11,8 +11,8 @@ from starlette.routing import Route
 from farebox.accounts.accounts import find_account
 from farebox.accounts.keys import Key, list_keys
 from farebox.accounts.sessions import Session
-from farebox.books.figures import HOUR_US, Figures, Point, Use
-from farebox.clock import DAY_US, day_of, iso
+from farebox.books.figures import Figures, Point, Use
+from farebox.clock import DAY_US, HOUR_US, day_of, iso
 from farebox.money import NANOS_PER_USD, decimal_usd
 from farebox.web.exports import Cell, export, format_of
 from farebox.web.kit import Kit

@@ -6,8 +6,8 @@ from typing import Final, Self, cast
 import msgspec
 from starlette.datastructures import QueryParams
 
-from farebox.books.figures import HOUR_US, Figures, GroupBy, Only, Point
-from farebox.clock import DAY_US, day_of, day_start_us, iso
+from farebox.books.figures import Figures, GroupBy, Only, Point
+from farebox.clock import DAY_US, HOUR_US, day_of, day_start_us, iso
 from farebox.web.charts import Chart, stack
 
 METRICS: Final = ("spend", "tokens", "requests")

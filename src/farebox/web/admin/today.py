@@ -9,8 +9,7 @@ from starlette.routing import Route
 
 from farebox.accounts.sessions import Session
 from farebox.books.business import Sales, standing
-from farebox.books.figures import HOUR_US
-from farebox.clock import DAY_US, day_of, iso
+from farebox.clock import DAY_US, HOUR_US, day_of, iso
 from farebox.web.admin.guard import Admins
 from farebox.web.charts import Chart, stack
 from farebox.web.kit import Kit

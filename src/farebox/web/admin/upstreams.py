@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from farebox.accounts.audit_log import REASON_CHARS, record
 from farebox.accounts.sessions import Session
-from farebox.books.figures import HOUR_US
+from farebox.clock import HOUR_US
 from farebox.upstreams.checks import goes_in_the_clear
 from farebox.upstreams.switches import switch
 from farebox.upstreams.trial import Trial
