@@ -223,3 +223,40 @@ def test_an_error_event_ends_the_stream_and_is_kept_aside() -> None:
     assert passed == event(START)
     assert meter.error_event == error
     assert meter.error is not None
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_an_event_goes_on_as_soon_as_it_is_whole_whatever_ends_its_lines(end: str, blank: str, size: int) -> None:
+    """A CR that may be half of a CRLF waits for one more byte; LF after CR is no blank line."""
+    if (end, blank) == ("\r", "\n"):
+        return
+    meter = Meter()
+    meter.feed(event(START))
+    whole = f'event: ping{end}data: {{"type": "ping"}}{end}{blank}'.encode()
+    pieces = [whole[begin : begin + size] for begin in range(0, len(whole), size)]
+    passed = b"".join(map(meter.feed, pieces))
+    waits = end.endswith("\n") and blank == "\r"
+    assert passed in ({b""} if waits else {whole, whole[:-1]})
+    assert (passed + meter.feed(b"e")).rstrip(b"\n") == whole.rstrip(b"\n")
+
+
+def test_an_event_may_be_so_large_and_not_a_byte_larger() -> None:
+    meter = Meter()
+    meter.feed(event(START))
+    assert meter.feed(b"data: ".ljust(EVENT_BYTES, b"x")) == b""
+    assert meter.broken is None
+    assert meter.feed(b"x") == b""
+    assert meter.broken is not None
+
+
+@pytest.mark.parametrize(
+    "beginning", [b": hello\n\n", b"id: 7\n\n", b"retry: 10\n\n", b"\xef\xbb\xbf: hello\n\n", b"\n\n"]
+)
+def test_what_says_nothing_may_come_before_the_beginning(beginning: bytes) -> None:
+    meter = Meter()
+    assert meter.feed(beginning) == beginning
+    meter.feed(event(START))
+    assert meter.broken is None
+    assert meter.started

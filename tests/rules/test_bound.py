@@ -117,3 +117,8 @@ def test_no_balance_affords_nothing() -> None:
     assert affordable_tokens(7_500, -5) == 0
     assert affordable_tokens(7_500_000_000, 7_499) == 0
     assert affordable_tokens(7_500_000_000, 7_500) == 1
+
+
+def test_a_rate_of_nothing_affords_all_there_could_be_and_the_least_rate_a_million_tokens_a_nano() -> None:
+    assert affordable_tokens(0, 0) == 2**62
+    assert affordable_tokens(1, 3) == 3_000_000

@@ -41,3 +41,24 @@ def test_plain_decimals_are_read(text: str, nanos: int) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="amount"):
         parse_usd(text)
+
+
+@pytest.mark.parametrize(
+    ("nanos", "shown"),
+    [
+        (0, "0.00"),
+        (1, "0.000000001"),
+        (1_500_000_000, "1.50"),
+        (-100_000_000, "-0.10"),
+        (MAX_NANOS, "9223372036.854775807"),
+    ],
+)
+def test_amounts_are_shown_as_people_and_as_machines_write_them(nanos: int, shown: str) -> None:
+    assert decimal_usd(nanos) == shown
+    assert format_usd(nanos) == ("-$" + shown[1:] if nanos < 0 else "$" + shown)
+
+
+def test_the_largest_amount_is_read_and_no_larger_one() -> None:
+    assert parse_usd("9223372036.854775807") == MAX_NANOS
+    with pytest.raises(ValueError, match="at most"):
+        parse_usd("9223372036.854775808")

@@ -34,3 +34,15 @@ def test_an_account_whose_plan_is_no_longer_offered_gets_the_first_one() -> None
 def test_there_is_always_a_plan() -> None:
     with pytest.raises(ValueError, match="at least one plan"):
         Plans([])
+
+
+def test_plans_are_found_and_listed_by_their_names_in_their_order() -> None:
+    plans = Plans([FREE, PRO])
+    assert plans.get("pro") is PRO
+    assert plans.names() == ["free", "pro"]
+
+
+def test_a_plan_that_a_nano_dollar_earns_is_better_than_one_that_nothing_does() -> None:
+    cheap = Plan("cheap", 1, 1, 1, 1)
+    assert Plans([FREE, cheap]).earned(1) is cheap
+    assert Plans([cheap, FREE]).earned(1) is cheap

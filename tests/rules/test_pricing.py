@@ -163,3 +163,9 @@ def test_any_usage_costs_the_exact_sum_rounded_up_once(lines: list[Line], search
             sell, listed = (sell + amount * factor, listed) if add else (sell, listed + amount * factor)
     priced = CATALOGUE.price(Usage(tuple(lines), searches, uses), SONNET)
     assert (priced.cost_nanos, priced.list_nanos) == (math.ceil(sell), math.ceil(listed))
+
+
+def test_where_nothing_is_billed_by_the_piece_a_use_is_free() -> None:
+    """Nothing could say what it costs: whoever sells such tools has given a price."""
+    assert Catalogue(PriceList(1, (HAIKU,))).per_use(HAIKU) == 0
+    assert Catalogue(PriceList(1, ())).per_use(HAIKU) == 0

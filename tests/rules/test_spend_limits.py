@@ -1,12 +1,16 @@
 """The rule of spend limits: what is used is what is held and charged in the period, and no call is let in beyond it."""
 
+import time
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.billing.budgets import RESETS, Resets, period_end_us, period_start_us
 from farebox.billing.ledger import Account, Admit, Budget, Hold, Resize, Settle, Verdict
 from farebox.billing.plans import Plan
-from farebox.clock import DAY_US
+from farebox.clock import DAY_US, US_PER_S
 
 PLAN = Plan("any", 10**9, 10**9, 10**6)
 START_US = 1_795_348_800_000_000
@@ -97,3 +101,51 @@ def test_a_moment_lies_in_its_period_and_the_next_begins_as_it_ends(resets: Rese
         assert at_us < end
         assert period_start_us(resets, end) == end
         assert period_start_us(resets, end - 1) == begin
+
+
+def us(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * US_PER_S
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Auckland", "America/Los_Angeles"])
+@pytest.mark.parametrize(
+    ("resets", "now", "begin", "end"),
+    [
+        ("daily", "2026-02-15T12:34:56", "2026-02-15", "2026-02-16"),
+        ("daily", "2026-12-31T23:59:59", "2026-12-31", "2027-01-01"),
+        ("weekly", "2026-02-15T12:34:56", "2026-02-09", "2026-02-16"),
+        ("weekly", "2026-02-16T00:00:00", "2026-02-16", "2026-02-23"),
+        ("monthly", "2026-02-15T12:34:56", "2026-02-01", "2026-03-01"),
+        ("monthly", "2024-02-29T12:34:56", "2024-02-01", "2024-03-01"),
+        ("monthly", "2026-12-31T12:34:56", "2026-12-01", "2027-01-01"),
+    ],
+)
+def test_days_mondays_and_months_begin_at_midnight_utc_wherever_the_server_is(
+    monkeypatch: pytest.MonkeyPatch, zone: str, resets: Resets, now: str, begin: str, end: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert (period_start_us(resets, us(now)), period_end_us(resets, us(now))) == (us(begin), us(end))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_budget_that_is_never_new_has_no_end() -> None:
+    assert (period_start_us("never", START_US), period_end_us("never", START_US)) == (0, None)
+
+
+def test_a_hold_of_an_earlier_period_that_grows_by_the_least_belongs_to_the_present_one() -> None:
+    budget = Budget(1_000, "daily", START_US, 0)
+    hold = Hold(b"", 1, 1, "", 5, 0, 1, START_US - 1)
+    budget.move(hold, 0)
+    assert (budget.used_nanos, hold.created_us) == (0, START_US - 1)
+    budget.move(hold, 1)
+    assert (budget.used_nanos, hold.created_us) == (6, START_US)
+
+
+def test_a_hold_that_expires_says_what_it_gave_back() -> None:
+    account = Account(1, "active", "any", 100, 40, 1, 0, 0, 0)
+    assert account.expire(Hold(b"", 1, 1, "", 40, 0, 1, START_US)) == 40
+    assert account.free_nanos == 100

@@ -168,3 +168,78 @@ def test_a_report_of_the_wrong_shape_is_not_believed(broken: dict[str, Any]) -> 
 def test_cache_reads_do_not_count_against_tokens_a_minute() -> None:
     usage = Usage((Line(MODEL, 1, 10, 100, 1_000, 10_000, 100_000), Line(MODEL, 5)))
     assert usage.limited_tokens == 1 + 10 + 100 + 10_000 + 100_000 + 5
+
+
+def steps_of(usage: dict[str, Any], *steps: dict[str, Any], **options: bool) -> list[tuple[int, int, int, int, int]]:
+    """Give what each line of an answer in steps counts: short and long writes, reads, output, unpriced."""
+    found = read_usage(
+        {**PLAIN, **usage, "iterations": [{"type": "message", **step} for step in steps]}, MODEL, **options
+    )
+    return [(one.cache_write_5m, one.cache_write_1h, one.cache_read, one.output, one.unpriced) for one in found.lines]
+
+
+def writes(short: int, long: int) -> dict[str, Any]:
+    split = {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long}
+    return {"cache_creation_input_tokens": short + long, "cache_creation": split}
+
+
+@pytest.mark.parametrize(
+    ("total", "step", "left"),
+    [
+        ((10, 20), (4, 6), (6, 14)),
+        ((10, 20), (10, 19), (0, 1)),
+        ((10, 20), (9, 20), (1, 0)),
+        ((10, 20), (15, 0), (0, 15)),  # five too many for five minutes were for an hour
+        ((20, 10), (0, 15), (15, 0)),
+        ((10, 20), (11, 12), (0, 7)),
+        ((5, 5), (20, 0), (0, 0)),
+        ((5, 5), (0, 20), (0, 0)),
+    ],
+)
+def test_cache_writes_that_no_step_explains_are_left_whatever_their_lifetime(
+    total: tuple[int, int], step: tuple[int, int], left: tuple[int, int]
+) -> None:
+    """The totals' other counts are larger, so that there is always a line for what is left."""
+    _, rest = steps_of(writes(*total), {"input_tokens": 1, "output_tokens": 1, **writes(*step)})
+    assert rest[:2] == left
+
+
+@pytest.mark.parametrize(
+    ("total", "step", "left"),
+    [
+        ({"cache_read_input_tokens": 30}, {"cache_read_input_tokens": 10}, (0, 0, 20, 0, 0)),
+        ({"hologram_tokens": 7}, {"hologram_tokens": 3}, (0, 0, 0, 0, 4)),
+        ({"output_tokens": 25}, {}, (0, 0, 0, 5, 0)),
+        ({"output_tokens": 19, "hologram_tokens": 3}, {"hologram_tokens": 9, "cache_read_input_tokens": 1}, None),
+    ],
+)
+def test_what_the_totals_say_beyond_the_steps_is_a_line_of_its_own(
+    total: dict[str, int], step: dict[str, int], left: tuple[int, ...] | None
+) -> None:
+    _, *rest = steps_of(total, {**PLAIN, **step})
+    assert rest == ([left] if left else [])
+
+
+def test_several_steps_are_taken_from_the_totals_together() -> None:
+    step = {"input_tokens": 10, "output_tokens": 4, "cache_read_input_tokens": 2, "hologram_tokens": 3, **writes(2, 1)}
+    whole = {"cache_read_input_tokens": 7, "hologram_tokens": 8, **writes(9, 4)}
+    assert steps_of(whole, step, step)[2:] == [(5, 2, 3, 12, 2)]
+
+
+def test_what_is_left_over_and_steps_without_a_name_are_the_models_that_answered() -> None:
+    usage = {
+        **PLAIN,
+        "iterations": [{"type": "message", "output_tokens": 1, "model": "claude-haiku-4-5"}, {"model": None}],
+    }
+    assert [one.model for one in read_usage(usage, MODEL).lines] == ["claude-haiku-4-5", MODEL, MODEL]
+
+
+def test_a_step_that_wrote_without_a_split_wrote_for_as_long_as_was_asked() -> None:
+    step = {**PLAIN, "cache_creation_input_tokens": 8}
+    assert steps_of({"cache_creation_input_tokens": 8}, step, long_cache_asked=True) == [(0, 8, 0, 20, 0)]
+    assert steps_of({"cache_creation_input_tokens": 8}, step) == [(8, 0, 0, 20, 0)]
+
+
+def test_lines_add_up_class_by_class() -> None:
+    usage = Usage((Line("a", 1, 2, 3, 4, 5, 6), Line("b", 10, 20, 30, 40, 50, 60)))
+    assert usage.summed("c") == Line("c", 11, 22, 33, 44, 55, 66)
