@@ -55,6 +55,11 @@ def read_objects(raw: bytes | msgspec.Raw) -> list[Fields]:
     return items
 
 
+def read_pairs(raw: bytes | msgspec.Raw) -> list[tuple[str, msgspec.Raw]]:
+    """Decode an object, one level deep, with all its fields: of those given twice neither is lost."""
+    return [(name.text, value) for name, value in _names.decode(raw).items()]
+
+
 def refuse_crowd(body: bytes) -> None:
     """Refuse a large body of countless tiny values, which would keep everybody waiting while it is looked through.
 

@@ -1,5 +1,6 @@
 """The routes of message batches: make, list, look, cancel, delete, results. Every look-up is bound to the account."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -20,12 +21,13 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import JSON
 from farebox.gateway.batches import vault
+from farebox.gateway.batches.delivery import Told, without_result
 from farebox.gateway.batches.entries import Reading
 from farebox.gateway.batches.lines import Lines, write
 from farebox.gateway.batches.making import Making, RefusedUpstream
-from farebox.gateway.batches.native import Native, read_line
+from farebox.gateway.batches.native import Native
 from farebox.gateway.batches.own import OwnRuns, result_line
-from farebox.gateway.batches.records import Batch, Item, Records
+from farebox.gateway.batches.records import Batch, Records
 from farebox.gateway.batches.settings import BatchSettings
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
@@ -198,12 +200,22 @@ class Desk:
         if key is None:
             raise PermissionDenied("these results can be read with the API key that made the batch, and with no other")
         exchange.start(200, headers)
-        last = -1
-        while page := await self._records.results(batch, last, _PAGE):
-            last = page[-1][0].place
-            for item, sealed in page:
-                await write(exchange, result_line(item, sealed, key))
-        exchange.finish()
+        last, told = -1, 0
+        try:
+            while page := await self._records.results(batch, last, _PAGE):
+                last, told = page[-1][0].place, told + len(page)
+                for item, sealed in page:
+                    await write(exchange, result_line(item, sealed, key))
+        except ConnectionResetError:
+            exchange.abort()
+            return
+        except BaseException:
+            exchange.abort()
+            raise
+        if told == batch.items:
+            exchange.finish()
+        else:
+            exchange.abort()  # they were let go, or deleted, meanwhile
 
     async def _native_results(self, batch: Batch, exchange: Exchange, headers: Headers) -> None:
         """Pass on the upstream's lines as they come: those of items that are settled so (promise 1)."""
@@ -212,11 +224,15 @@ class Desk:
             answer, _ = await self._native.results(batch)
         except UpstreamError as error:
             raise UpstreamFailed("the upstream does not give the results at the moment; try again") from error
-        lines = Lines(answer, _RESULTS_STALL_S)
+        lines, told = Lines(answer, _RESULTS_STALL_S), Told(items)
         exchange.start(200, headers)
         try:
             while (line := await lines.next()) is not None:
-                await write(exchange, _told(items, line))
+                await write(exchange, told.line(line))
+            for place, item in enumerate(told.missing()):
+                if place % _PAGE == 0:
+                    await asyncio.sleep(0)
+                await write(exchange, without_result(item))
         except (UpstreamError, ConnectionResetError):
             answer.abandon()
             exchange.abort()
@@ -267,22 +283,6 @@ class Desk:
             host = (exchange.header(b"host") or b"").decode("latin-1")
             origin = f"{scheme if scheme in {'http', 'https'} else 'http'}://{host}"
         return f"{origin}{self._base_path}/v1/messages/batches"
-
-
-def _told(items: dict[str, Item], line: bytes) -> bytes:
-    """Give a line as it came, if its item was settled as it says; else what was settled."""
-    if not line.strip():
-        return line
-    try:
-        found = read_line.decode(line)
-    except msgspec.DecodeError:
-        return b""
-    item = items.get(found.custom_id)
-    if item is None:
-        return b""
-    if found.result.type == item.state:
-        return line
-    return result_line(item, None, b"")
 
 
 def _limit(query: dict[str, list[str]]) -> int:

@@ -1,6 +1,7 @@
 """What a new batch asks for, item by item: read, bounded and priced like as many calls, without a copy of any."""
 
 import asyncio
+import codecs
 import re
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ _CUSTOM_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NOT_IN_BATCHES: Final = ("speed", "fallbacks")
 """Beside `stream` and `max_tokens: 0` (Messages API, "batches")."""
 _BREATH_BYTES: Final = 256 * 1024
-"""After so many bytes of items everybody else gets a turn."""
+_BREATH: Final = 250
+"""After so many bytes of items, or so many items, everybody else gets a turn."""
+_PIECE_BYTES: Final = 4 * 2**20
 _text: Final = msgspec.json.Decoder(str)
 _list: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -36,8 +39,11 @@ _shapes: Final = msgspec.json.Decoder(list[_Shape])
 """Looked through first: a body of millions of nothings is refused at the first of them."""
 
 
-class Entry(msgspec.Struct):
-    """One item. `params` is a view of the batch's body, or the item's own where something had to be changed."""
+class Entry(msgspec.Struct, gc=False):
+    """One item; not looked at by the collector of cycles, which 100,000 would keep busy.
+
+    `params` is a view of the batch's body, or the item's own where something had to be changed.
+    """
 
     custom_id: str
     params: bytes | msgspec.Raw
@@ -62,14 +68,14 @@ class Reading:
         entries: list[Entry] = []
         seen: set[str] = set()
         since_breath = 0
-        for place, raw in enumerate(_requests(body, self._settings.batch_items)):
+        for place, raw in enumerate(await _requests(body, self._settings.batch_items)):
             custom_id, params = _fields(place, raw)
             if custom_id in seen:
                 raise InvalidRequest(f"requests.{place}.custom_id: {custom_id!r} is given twice; each is unique")
             seen.add(custom_id)
             entries.append(self._entry(place, custom_id, params, headers, caller, catalogue))
             since_breath += len(raw)
-            if since_breath > _BREATH_BYTES:
+            if since_breath > _BREATH_BYTES or place % _BREATH == 0:
                 since_breath = 0
                 await asyncio.sleep(0)
         return entries
@@ -112,15 +118,17 @@ def _most(terms: Terms) -> Amounts:
     return amounts_of(terms.model, terms.demand, terms.output_rate, stream=False, slice_tokens=0)
 
 
-def _requests(body: bytes, most: int) -> list[msgspec.Raw]:
+async def _requests(body: bytes, most: int) -> list[msgspec.Raw]:
+    """Take a batch apart; each look at all of it is as long as anybody else waits."""
     try:
         fields = read_object(body)
-        if not body.isascii():
-            body.decode()
+        await _check_text(body)
         if "requests" not in fields:
             raise InvalidRequest("requests: field required")
         count = len(_shapes.decode(fields["requests"]))
+        await asyncio.sleep(0)
         found = _list.decode(fields["requests"]) if count <= most else []
+        await asyncio.sleep(0)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the body must be an object with a list of requests: {_place_in(error)}") from None
     except msgspec.DecodeError as error:
@@ -132,6 +140,21 @@ def _requests(body: bytes, most: int) -> list[msgspec.Raw]:
     if not found:
         raise InvalidRequest(f"requests: a batch has 1…{most} of them, got {count}")
     return found
+
+
+async def _check_text(body: bytes) -> None:
+    """Raise UnicodeDecodeError for what is no UTF-8, a piece at a time."""
+    await asyncio.sleep(0)
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for begin in range(0, len(body), _PIECE_BYTES):
+            decoder.decode(body[begin : begin + _PIECE_BYTES])
+            await asyncio.sleep(0)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        body.decode()  # which tells the place
 
 
 def _fields(place: int, raw: msgspec.Raw) -> tuple[str, msgspec.Raw]:

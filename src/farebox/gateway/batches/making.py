@@ -82,6 +82,15 @@ class Draft(msgspec.Struct):
             if place % _BREATH == 0:
                 await asyncio.sleep(0)
 
+    async def least_nanos(self) -> int:
+        """Bound what its outputs alone can cost."""
+        least = 0
+        for place, entry in enumerate(self.entries):
+            least += output_nanos(entry, self.percent)
+            if place % _BREATH == 0:
+                await asyncio.sleep(0)
+        return least
+
     @property
     def percent(self) -> int | None:
         return self.batch.percent if self.batch.own else None
@@ -123,6 +132,15 @@ class Making:
         self._clock = clock
         self._top_up_words = top_up_words
         self._alert = alert
+        self._left: dict[str, Batch] = {}
+        """Batches that could not be undone, since the books were away."""
+
+    async def undo_left(self) -> None:
+        """Undo what could not be at its time. May raise StoreUnavailable: then it is left again."""
+        for batch in list(self._left.values()):
+            await self._charges.end_all(batch, "canceled", "gateway_broke")
+            await self._records.delete(batch)
+            del self._left[batch.id]
 
     async def make(
         self,
@@ -230,7 +248,7 @@ class Making:
         """Refuse what the balance cannot cover before anything is written: holding tells for sure."""
         sql = "SELECT posted_nanos - held_nanos FROM account WHERE id = ?"
         free = int((await self._store.fetch(sql, (draft.caller.account_id,)))[0][0])
-        if draft.most_nanos > free >= sum(output_nanos(entry, draft.percent) for entry in draft.entries):
+        if draft.most_nanos > free >= await draft.least_nanos():
             await self._counting.refine(draft.entries, headers, draft.caller.account_id)
             await draft.price()
         if draft.most_nanos > free:
@@ -313,7 +331,7 @@ class Making:
                 await self._native.cancel(msgspec.structs.replace(draft.batch, upstream_id=upstream_id))
 
     async def _undo(self, draft: Draft, error: BaseException, upstream_id: str | None) -> None:
-        """Give everything back. What cannot be undone now is undone by Upkeep, once this process is gone."""
+        """Give everything back. What cannot be undone now is undone by Upkeep, here or where this process has gone."""
         await self._forget_upstream(draft, upstream_id)
         outcome = "gateway_broke"
         if isinstance(error, RefusedUpstream):
@@ -326,4 +344,5 @@ class Making:
             await self._charges.end_free(draft.batch, draft.items, "canceled", outcome)
             await self._records.delete(draft.batch)
         except StoreUnavailable as trouble:
+            self._left[draft.batch.id] = draft.batch
             self._alert("batch_not_undone", batch=draft.batch.id, error=str(trouble))

@@ -5,6 +5,7 @@ whether or not its customer ever asks, and again whenever the customer does.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -30,7 +31,11 @@ PATH: Final = "/v1/messages/batches"
 _ANSWER_BYTES: Final = 2**20
 _PORTION: Final = 200
 _GRACE_US: Final = 3600 * US_PER_S
-"""An upstream's clock may be another; after this beyond its time a batch of its is given up."""
+"""An upstream's clock may be another; after this beyond its time a batch that runs there still is given up."""
+_PATIENCE_US: Final = 24 * _GRACE_US
+"""And one whose upstream does not answer, or does not give the results: they are there for weeks."""
+_BREATH: Final = 1_000
+"""After so many items everybody else gets a turn."""
 _HEADERS: Final = [(b"anthropic-version", DEFAULT_VERSION), (b"accept-encoding", b"identity")]
 Log = Callable[..., Any]
 
@@ -38,6 +43,7 @@ Log = Callable[..., Any]
 class Outcome(msgspec.Struct):
     type: str
     message: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
 
 
 class Line(msgspec.Struct):
@@ -92,14 +98,18 @@ class Native:
 
     async def create(self, upstream: Upstream, headers: Headers, body: bytes, entries: Sequence[Entry]) -> Reply:
         """Make a batch upstream, once: what became of a try whose answer is lost nobody could tell."""
-        body = _body(upstream, body, entries)
+        body = await _body(upstream, body, entries)
         tries = Tries(only=upstream.name)
         tries.abandoned = True
         return await self._pool.send(tries, Ask(path=PATH, headers=headers, body=body), conversation=b"")
 
     async def cancel(self, batch: Batch) -> None:
-        """Ask for a batch to be cancelled."""
-        await self._ask("POST", f"{PATH}/{batch.upstream_id}/cancel", batch)
+        """Ask for a batch to be cancelled; one that has ended upstream cannot be, and need not."""
+        try:
+            await self._ask("POST", f"{PATH}/{batch.upstream_id}/cancel", batch)
+        except UpstreamFailed:
+            if not await self._has_ended(batch):
+                raise
         self._cancelled.add(batch.id)
 
     async def delete(self, batch: Batch) -> None:
@@ -121,23 +131,34 @@ class Native:
 
     async def look_after(self, batch: Batch) -> None:
         """See how a batch is, and settle it once it has ended."""
-        if self._clock() > batch.expires_us + _GRACE_US:
-            self._alert("batch_overdue", batch=batch.id, upstream=batch.upstream)
-            await self._charges.end_all(batch, "expired", "expired")
-            await self._end(batch)
-            return
+        late_us = self._clock() - batch.expires_us
         try:
             if batch.state == "canceling" and batch.id not in self._cancelled:  # on a page: nobody has told it yet
                 await self.cancel(batch)
             ended = await self._has_ended(batch)
+            if ended and await self._collect(batch):
+                await self._charges.end_all(batch, "errored", "upstream_broke")
+                await self._end(batch)
+                return
         except NotFound:
             self._alert("batch_lost", batch=batch.id, upstream=batch.upstream)
             await self._charges.end_all(batch, "errored", "upstream_broke")
             await self._end(batch)
             return
-        if ended and await self._collect(batch):
-            await self._charges.end_all(batch, "errored", "upstream_broke")
-            await self._end(batch)
+        except (UpstreamFailed, UpstreamError):
+            if late_us <= _PATIENCE_US:
+                raise
+            ended = False
+        if late_us > (_PATIENCE_US if ended else _GRACE_US):
+            await self._give_up(batch)
+
+    async def _give_up(self, batch: Batch) -> None:
+        """End a batch without its results, and let it cost no more."""
+        self._alert("batch_overdue", batch=batch.id, upstream=batch.upstream)
+        with contextlib.suppress(Refusal, UpstreamError):
+            await self.cancel(batch)
+        await self._charges.end_all(batch, "expired", "expired")
+        await self._end(batch)
 
     async def _end(self, batch: Batch) -> None:
         self._cancelled.discard(batch.id)
@@ -158,6 +179,8 @@ class Native:
         answer, tries = await self.results(batch)
         lines = Lines(answer, self._stall_s(batch))
         settles: dict[bytes, tuple[Item, Settle]] = {}
+        seen: set[bytes] = set()
+        """Of an item that has two lines, the first counts: it is also the one that is delivered."""
         try:
             while (line := await lines.next()) is not None:
                 if not line.strip():
@@ -166,6 +189,9 @@ class Native:
                 if found is None:
                     continue
                 item, outcome = found
+                if item.id in seen:
+                    continue
+                seen.add(item.id)
                 settles[item.id] = (item, self._charge(batch, item, catalogue, outcome))
                 if len(settles) >= _PORTION:
                     await self._settle(settles)
@@ -246,12 +272,14 @@ def read_id(body: bytes) -> str | None:
         return None
 
 
-def _body(upstream: Upstream, body: bytes, entries: Sequence[Entry]) -> bytes:
+async def _body(upstream: Upstream, body: bytes, entries: Sequence[Entry]) -> bytes:
     """Give the body that goes up: as it came, unless an item lacks max_tokens or the upstream has names of its own."""
     if not upstream.names and all(isinstance(entry.params, msgspec.Raw) for entry in entries):
         return body
     pieces = [b'{"requests":[']
-    for entry in entries:
+    for place, entry in enumerate(entries):
+        if place % _BREATH == 0:
+            await asyncio.sleep(0)
         params: bytes | msgspec.Raw = entry.params
         name = upstream.names.get(entry.model.id, entry.said)
         if name != entry.said:

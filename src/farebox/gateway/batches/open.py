@@ -98,6 +98,16 @@ def open_batches(
         base_path=base_path,
     )
     upkeep = Upkeep(
-        native, own, records, charges, seals, leads=leads, clock=clock, poll_s=settings.poll_s, log=log, alert=alert
+        making,
+        native,
+        own,
+        records,
+        charges,
+        seals,
+        leads=leads,
+        clock=clock,
+        poll_s=settings.poll_s,
+        log=log,
+        alert=alert,
     )
     return Batching(desk, upkeep)

@@ -90,7 +90,7 @@ class Batch(msgspec.Struct, frozen=True):
         }
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """One request of a batch. Its id is also that of its hold, and then of its usage row."""
 
     id: bytes

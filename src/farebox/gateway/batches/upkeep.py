@@ -10,6 +10,7 @@ from farebox.accounts.sealing import Seals
 from farebox.clock import DAY_US
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.batches.charges import Charges
+from farebox.gateway.batches.making import Making
 from farebox.gateway.batches.native import Native
 from farebox.gateway.batches.own import OwnRuns
 from farebox.gateway.batches.records import Batch, Records
@@ -27,6 +28,7 @@ class Upkeep:
 
     def __init__(
         self,
+        making: Making,
         native: Native,
         own: OwnRuns,
         records: Records,
@@ -39,6 +41,7 @@ class Upkeep:
         log: Log,
         alert: Log,
     ) -> None:
+        self._making = making
         self._native = native
         self._own = own
         self._records = records
@@ -60,6 +63,7 @@ class Upkeep:
         with contextlib.suppress(StoreUnavailable):
             if now >= self._sweep_at:
                 self._sweep_at = now + _SWEEP_S
+                await self._making.undo_left()
                 await self._take_up()
                 if self._leads():
                     await self._sweep()
