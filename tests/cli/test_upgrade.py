@@ -184,6 +184,29 @@ def test_kill_9_in_the_middle_of_a_step_leaves_the_schema_before(
     assert asyncio.run(schema_at(empty_url)) == schema.VERSION
 
 
+@pytest.mark.parametrize("fails", range(1, schema.VERSION + 1))
+def test_a_first_start_that_is_cut_short_leaves_nothing_half_made(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Neither for the next start, nor for another process that starts at the same time and looks meanwhile."""
+    script = schema.script
+
+    def failing(version: int, dialect: schema.Dialect) -> str:
+        return script(version, dialect) + ("; SELECT nothing" if version == fails else "")
+
+    monkeypatch.setattr(schema, "script", failing)
+    with pytest.raises(Exception, match="nothing"):
+        asyncio.run(_open_and_close(empty_url))
+    monkeypatch.undo()
+    assert asyncio.run(schema_at(empty_url)) == 0
+    asyncio.run(_open_and_close(empty_url))
+    assert asyncio.run(schema_at(empty_url)) == schema.VERSION
+
+
+async def _open_and_close(url: str) -> None:
+    await (await open_store(url)).close()
+
+
 @pytest.mark.usefixtures("old")
 def test_of_several_migrations_at_once_each_step_is_done_by_one(empty_url: str) -> None:
     done: list[list[int]] = [[] for _ in range(4)]

@@ -1,5 +1,6 @@
 """The schema in PostgreSQL: made, brought up to date under an advisory lock, and checked."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Final
@@ -192,10 +193,11 @@ async def check_schema(connection: asyncpg.Connection, where: str) -> None:
 async def migrate(
     connection: asyncpg.Connection, tell: Callable[[int], None] = lambda _: None, *, only_if_empty: bool = False
 ) -> list[int]:
-    """Bring a database to the schema known here, each step in one transaction.
+    """Bring a database to the schema known here, each step in one transaction, a new one all of them in one.
 
-    One migration at a time, by an advisory lock; it does not wait for ever for that, nor for a table in use. `tell`
-    hears of each version as it is reached. Answers the versions it went through. Raises StoreUnavailable.
+    So nobody sees half of a new one, who starts at the same time, and whoever is killed leaves none behind. One
+    migration at a time, by an advisory lock; it does not wait for ever for that, nor for a table in use. `tell` hears
+    of each version as it is reached. Answers the versions it went through. Raises StoreUnavailable.
     """
     await connection.execute("SET lock_timeout = '10s'")
     passed: list[int] = []
@@ -204,10 +206,11 @@ async def migrate(
         try:
             before = await version_of(connection)
             if before == 0 or not only_if_empty:
-                for version in range(before + 1, schema.VERSION + 1):
-                    await _step(connection, version)
-                    passed.append(version)
-                    tell(version)
+                async with connection.transaction() if before == 0 else contextlib.nullcontext():
+                    for version in range(before + 1, schema.VERSION + 1):
+                        await _step(connection, version)
+                        passed.append(version)
+                        tell(version)
         finally:
             await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
     except asyncpg.LockNotAvailableError as error:

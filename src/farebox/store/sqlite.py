@@ -24,6 +24,7 @@ from farebox.billing.plans import Plans
 from farebox.clock import Clock, steady_clock
 from farebox.errors import StoreConflict, StoreUnavailable
 from farebox.store import schema
+from farebox.store.marks import Marks
 from farebox.store.protocol import Row, Statement
 from farebox.store.sqlite_books import Books
 
@@ -54,14 +55,19 @@ async def open_store(
     clock: Clock | None = None,
     create: bool = True,
     serving: bool = False,
+    inherited_lock: int | None = None,
 ) -> "SqliteStore":
     """Open the books at a path or sqlite:/// URL, making file and schema when they are not there.
 
-    A serving process takes the one lock there is; a second one is refused. Raises StoreUnavailable.
+    A serving process takes the one lock there is; a second one is refused, unless it inherits the lock from one that
+    hands its calls over. Raises StoreUnavailable.
     """
     path = database_path(url)
     return await asyncio.get_running_loop().run_in_executor(
-        None, lambda: SqliteStore(path, plans, clock or steady_clock(), create=create, serving=serving)
+        None,
+        lambda: SqliteStore(
+            path, plans, clock or steady_clock(), create=create, serving=serving, inherited_lock=inherited_lock
+        ),
     )
 
 
@@ -73,7 +79,16 @@ def database_path(url: str | Path) -> Path:
 class SqliteStore:
     """Store (see store/protocol.py) on one SQLite file."""
 
-    def __init__(self, path: Path, plans: Plans | None, clock: Clock, *, create: bool, serving: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        plans: Plans | None,
+        clock: Clock,
+        *,
+        create: bool,
+        serving: bool,
+        inherited_lock: int | None = None,
+    ) -> None:
         _check_version()
         self.path = path
         self.lanes = 1
@@ -82,14 +97,14 @@ class SqliteStore:
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = lock(path) if serving else None
+        self._lock_fd = _lock_to_serve(path, inherited_lock) if serving else None
+        self.marks = Marks(_lock_path(path)) if serving else None
         try:
             self._writer = connect(path, clock)
             self._reader = connect(path, clock)
             self._prepare()
         except BaseException:
-            if self._lock_fd is not None:
-                os.close(self._lock_fd)
+            self._unlock()
             raise
         self._reader.execute("PRAGMA query_only=ON")
         self._writer.set_busy_timeout(0)
@@ -182,6 +197,16 @@ class SqliteStore:
             await loop.run_in_executor(None, thread.join)
         self._reader.close()
         self._writer.close()
+        self._unlock()
+
+    def copy_lock(self) -> int | None:
+        """Give a descriptor that holds the lock together with this store, for a process that is to take over."""
+        return os.dup(self._lock_fd) if self._lock_fd is not None else None
+
+    def _unlock(self) -> None:
+        if self.marks is not None:
+            self.marks.close()
+            self.marks = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -253,6 +278,21 @@ def lock(path: Path, *, alone: bool = True) -> int:
         return descriptor
 
 
+def _lock_to_serve(path: Path, inherited: int | None) -> int:
+    """Take the lock, or take over the one that was inherited. Raises StoreUnavailable."""
+    if inherited is None:
+        return lock(path)
+    try:
+        is_ours = os.path.samestat(os.fstat(inherited), _lock_path(path).stat())
+    except FileNotFoundError:
+        is_ours = False
+    if not is_ours:
+        raise StoreUnavailable(
+            f"{path} is not the database of the process that hands over; stop that one and start anew to change it"
+        )
+    return inherited
+
+
 def connect(path: Path, clock: Clock) -> apsw.Connection:
     """Open a file as all of ours are. Raises StoreUnavailable."""
     try:
@@ -292,16 +332,17 @@ async def find_faults(fetch: Callable[[str], Awaitable[list[Row]]]) -> list[tupl
 
 
 def migrate(connection: apsw.Connection, tell: Callable[[int], None] = lambda _: None) -> list[int]:
-    """Bring a database to the schema known here, each step in one transaction.
+    """Bring a database to the schema known here, each step in one transaction, a new one all of them in one.
 
     `tell` hears of each version as it is reached. Answers the versions it went through.
     """
-    passed = []
+    passed: list[int] = []
     while connection.pragma("user_version") < schema.VERSION:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            version = connection.pragma("user_version") + 1  # read again: another process may have been quicker
-            if version <= schema.VERSION:
+            before = connection.pragma("user_version")  # read again: another process may have been quicker
+            last = schema.VERSION if before == 0 else min(before + 1, schema.VERSION)
+            for version in range(before + 1, last + 1):
                 connection.execute(schema.script(version, "sqlite"))
                 connection.pragma("user_version", version)
             connection.execute("COMMIT")
@@ -309,7 +350,7 @@ def migrate(connection: apsw.Connection, tell: Callable[[int], None] = lambda _:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        if version <= schema.VERSION:
+        for version in range(before + 1, last + 1):
             passed.append(version)
             tell(version)
     return passed
