@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright
+from playwright.async_api import Browser, BrowserContext, Error, Page, Request, async_playwright
 
 from tests.databases import on_sqlite
 from tests.stage import MODEL, Person, Stage
@@ -40,8 +40,12 @@ class Window:
         self.page = page
         self.complaints: list[str] = []
         page.on("console", lambda told: self.complaints.append(f"{page.url} {told.type}: {told.text}"))
-        page.on("pageerror", lambda error: self.complaints.append(f"{page.url} {error}"))
+        page.on("pageerror", self._wrong)
         page.on("requestfailed", self._failed)
+
+    def _wrong(self, error: Error) -> None:
+        if "Transition was aborted" not in str(error):  # the next page came before this one had faded in
+            self.complaints.append(f"{self.page.url} {error}")
 
     def _failed(self, asked: Request) -> None:
         if asked.failure != "net::ERR_ABORTED":  # the next page came before its icon had
