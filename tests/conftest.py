@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 from tests import stage as stages
 from tests.cluster import Cluster, memory
 from tests.databases import KINDS, Databases
 from tests.stage import OpenStage, Stage
+
+
+settings.register_profile("farebox", deadline=None)  # how long an example takes says more of the machine than of us
+settings.load_profile("farebox")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
