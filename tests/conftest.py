@@ -19,7 +19,6 @@ from tests.cluster import Cluster, memory
 from tests.databases import KINDS, Databases
 from tests.stage import OpenStage, Stage
 
-
 settings.register_profile("farebox", deadline=None)  # how long an example takes says more of the machine than of us
 settings.load_profile("farebox")
 
