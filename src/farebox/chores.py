@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from farebox.accounts.mail import Postman
+from farebox.bills.watch import NOTICED_US
 from farebox.clock import DAY_US
 from farebox.gateway.batches.upkeep import Upkeep
 from farebox.gateway.messages import Messages
@@ -136,6 +137,8 @@ def _serve_all(parts: Parts, jobs: Jobs) -> None:
                     parts.log.info("payments_compared", **about)
 
     lead(_TEND_S, "tend_topups", parts.till.topups.tend)
+    if parts.bills.settings:
+        lead(NOTICED_US / 1_000_000, "notice_bills", parts.bills.notice)
     if any(bill.admin_key for bill in parts.bills.settings.values()):
         lead(_BILLS_S, "fetch_bills", parts.bills.look)
     if any(not rail.simulated for rail in parts.till.topups.rails.values()):

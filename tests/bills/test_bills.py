@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from farebox.bills.drift import Day, Line, days_of
 from farebox.bills.reports import MOST_NANOS, OTHER, WEB_SEARCH, BillTrouble, read_csv
+from farebox.bills.watch import BillWatch
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import InvalidRequest, NotFound
 from tests.gateway.play import USD
@@ -128,6 +129,7 @@ async def test_a_difference_is_told_once_and_again_only_when_it_is_new(open_stag
             stage.events.clear()
             said.results = {day: [token_row(cents)]}
             await watch.fetch("ours")
+            await watch.notice(stage.gateway.clock())
             return [event for event in stage.events if event["event"] == "bill_drifts"]
 
         assert not await told("10150")  # 1.5 %
@@ -214,6 +216,22 @@ WRONG = {
     "a word": ("day,model,cost_usd\n2026-11-01,m,much\n", "line 2: cost_usd"),
     "nan": ("day,model,cost_usd\n2026-11-01,m,NaN\n", "line 2: cost_usd"),
     "too much": ("day,model,cost_usd\n2026-11-01,m,1e30\n", "line 2: cost_usd"),
+    "far too much": ("day,model,cost_usd\n2026-11-01,m,1e999999\n", "line 2: cost_usd"),
+    "too much together": ("day,model,cost_usd\n" + "2026-11-01,m,9e8\n" * 2, "line 3: what m costs on 2026-11-01"),
+    "a comma": ('day,model,cost_usd\n2026-11-01,m,"12,34"\n', "line 2: cost_usd"),
+    "an underscore": ("day,model,cost_usd\n2026-11-01,m,1_000\n", "line 2: cost_usd"),
+    "other money": (
+        "day,model,cost_usd,currency\n2026-11-01,m,1,usd\n2026-11-02,m,1,EUR\n",
+        "line 3: cost_usd is in US",
+    ),
+    "many models": (
+        "day,model,cost_usd\n" + "".join(f"2026-11-01,m{n},1\n" for n in range(501)),
+        "line 502: a file has",
+    ),
+    "many days": (
+        "day,model,cost_usd\n" + "".join(f"{year}-01-01,m,1\n" for year in range(1500, 1901)),
+        "line 402: a file",
+    ),
     "short": ("day,model,cost_usd\n2026-11-01\n", "line 2: model"),
     "a zero": ("day,model,cost_usd\n2026-11-01,m\0,1\n", "line"),
 }
@@ -287,6 +305,33 @@ async def test_an_operator_sees_days_imports_csv_and_gets_a_bill_again(open_stag
         assert (page.status, "was answered 500" in page.words) == (422, True)
         assert "sk-ant-admin" not in page.text
         assert (await operator.post("/admin/bills/theirs/fetch")).status == 404
+
+
+async def test_what_a_command_imports_the_server_tells_of_once(open_stage: OpenStage) -> None:
+    async with open_stage(CSV_ONLY) as stage:
+        source = stage.gateway.config.source
+        assert source is not None
+        file = source.with_name("november.csv")
+        watch, clock = stage.parts.bills, stage.gateway.clock
+
+        async def told(cost: str) -> list[str]:
+            file.write_text(f'day,model,"cost_usd"\n2026-11-01,{MODEL},{cost}\n')
+            stage.events.clear()
+            await farebox(source, "import", "ours", str(file))
+            for _ in range(2):
+                await watch.notice(clock())
+            return [event["day"] for event in stage.events if event["event"] == "bill_drifts"]
+
+        assert await told("3") == ["2026-11-01"]
+        assert await told("4") == []
+        assert await told("-0.10") == []
+        assert await told("5") == ["2026-11-01"]
+        stage.events.clear()
+        after = BillWatch(list(watch.settings.values()), watch._bills, watch._store, watch._prices, clock, watch._alert)
+        await after.notice(clock())
+        assert not [event for event in stage.events if event["event"] == "bill_drifts"]
+        with pytest.raises(InvalidRequest, match="is yet to come"):
+            await watch.take("ours", {("9999-12-30", MODEL): USD})
 
 
 async def farebox(config: Path, *words: str) -> str:

@@ -5,8 +5,9 @@ Sums of whole UTC days by model, in nano-dollars; what is billed by the piece st
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
@@ -30,6 +31,9 @@ _PAGE_BYTES: Final = 16 * 2**20
 _WITHIN_S: Final = 60.0
 _ROWS: Final = 100_000
 _NAME_CHARS: Final = 100
+_DAYS: Final = 400
+_NAMES: Final = 500
+"""Days of one file, and models of one day."""
 CSV_BYTES: Final = 8 * 2**20
 MOST_NANOS: Final = 10**18
 """A billion dollars a day and model: what is more is a mistake, and would not fit."""
@@ -138,11 +142,17 @@ def read_csv(data: bytes) -> Bill:
         if missing:
             raise InvalidRequest(f"the first line names the columns; {', '.join(sorted(missing))} is missing there")
         found: Bill = {}
+        names: Counter[str] = Counter()
         for number, line in enumerate(lines, 2):
             if number > _ROWS:
                 raise InvalidRequest(f"the file has more than {_ROWS} lines: split it by months")
             key, nanos = _read_line(line, number)
+            names[key[0]] += key not in found
             found[key] = found.get(key, 0) + nanos
+            if abs(found[key]) > MOST_NANOS:
+                raise InvalidRequest(f"line {number}: what {key[1]} costs on {key[0]} is more than can be")
+            if len(names) > _DAYS or names[key[0]] > _NAMES:
+                raise InvalidRequest(f"line {number}: a file has {_DAYS} days at most, and a day {_NAMES} models")
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidRequest(f"the file is no CSV in UTF-8: {error}") from None
     return found
@@ -157,9 +167,12 @@ def _read_line(line: Mapping[str | None, str | None], number: int) -> tuple[tupl
         raise InvalidRequest(f"line {number}: day is as in 2026-11-22, got {day[:20]!r}") from None
     if not 0 < len(model) <= _NAME_CHARS or not model.isprintable():
         raise InvalidRequest(f"line {number}: model is missing, or no name")
-    nanos = _nanos((line["cost_usd"] or "").strip().lstrip("$"), _NANOS_PER_USD)
+    nanos = _nanos((line["cost_usd"] or "").strip().replace("$", "", 1), _NANOS_PER_USD)
     if nanos is None:
         raise InvalidRequest(f"line {number}: cost_usd is an amount as in 12.34, got {str(line['cost_usd'])[:20]!r}")
+    currency = (line.get("currency") or "USD").strip().upper()
+    if currency != "USD":
+        raise InvalidRequest(f"line {number}: cost_usd is in US dollars, and currency says {currency[:20]!r}")
     return (day, model), nanos
 
 
@@ -173,16 +186,20 @@ def _add(found: Bill, bucket: _Bucket, workspace: str) -> None:
             raise BillTrouble(f"the cost report has an amount of {result.amount[:30]!r} {result.currency[:8]}")
         model = WEB_SEARCH if result.cost_type == "web_search" else (result.model or OTHER)[:_NAME_CHARS]
         found[day, model] = found.get((day, model), 0) + nanos
+        if abs(found[day, model]) > MOST_NANOS:
+            raise BillTrouble(f"the cost report has more than can be for {model} on {day}")
 
 
 def _nanos(amount: str, unit: int) -> int | None:
     """Read an amount as nano-dollars, rounded to the nearest; None for what is none."""
+    if not amount.isascii() or "_" in amount:
+        return None
     try:
         value = Decimal(amount)
         if not value.is_finite() or abs(value * unit) > MOST_NANOS:
             return None
         return round(value * unit)
-    except InvalidOperation:
+    except DecimalException:
         return None
 
 

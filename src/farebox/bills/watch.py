@@ -1,13 +1,14 @@
 """Comparing: once a day each bill is got and set beside the books, and a difference that is too large is told."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from farebox.bills.drift import Day, days_of, forget_old, keep, metered
 from farebox.bills.reports import WEB_SEARCH, Bill, Bills, BillSettings, BillTrouble
 from farebox.books.prices import Prices
 from farebox.clock import DAY_US, Clock, day_of
-from farebox.errors import NotFound
+from farebox.errors import InvalidRequest, NotFound
 from farebox.store.protocol import Store
 
 _DAYS: Final = 4
@@ -17,6 +18,8 @@ _READY_US: Final = 6 * 3_600 * 1_000_000
 _AGAIN_US: Final = 20 * 3_600 * 1_000_000
 _RETRY_US: Final = 3_600 * 1_000_000
 _KEPT_DAYS: Final = 400
+NOTICED_US: Final = 60 * 1_000_000
+"""How often what was compared is looked through."""
 _NANOS_PER_USD: Final = 1_000_000_000
 
 Tell = Callable[..., Any]
@@ -37,15 +40,42 @@ class BillWatch:
         self.troubles: dict[str, str] = {}
         """Why a bill could not be had the last time, by its name."""
         self._tried_us: dict[str, int] = {}
+        self._noticing = asyncio.Lock()
+        self._began_us = clock()
+        self._seen_us = 0
+        self._drifting: set[tuple[str, str]] = set()
+        """Bills and days that were told, or drifted before this process or the one that did this before looked."""
+
+    async def notice(self, now_us: int) -> None:
+        """Tell of days that have begun to drift, whoever compared them: this job, a page or a command."""
+        async with self._noticing:
+            await self._notice(now_us)
+
+    async def _notice(self, now_us: int) -> None:
+        rows = await self._store.fetch("SELECT coalesce(max(fetched_at), 0) FROM bill_day")
+        if rows[0][0] == self._seen_us:
+            return
+        news_us = max(self._began_us, now_us - NOTICED_US) if not self._seen_us else 0
+        drifting = set()
+        for name in self.settings:
+            for day in await days_of(self._store, name, _KEPT_DAYS):
+                if not self.drifts(day):
+                    continue
+                drifting.add((name, day.day))
+                if (name, day.day) not in self._drifting and day.fetched_at_us >= news_us:
+                    self._tell(day)
+        self._seen_us, self._drifting = int(rows[0][0]), drifting
 
     async def look(self, now_us: int) -> None:
         """Get what is due. Called by a job."""
+        await self.notice(now_us)
         for one in self.settings.values():
             if one.admin_key and await self._is_due(one.name, now_us):
                 try:
                     await self.fetch(one.name)
                 except BillTrouble as trouble:
                     self._alert("bill_not_fetched", bill=one.name, error=str(trouble))
+        await self.notice(now_us)
         await forget_old(self._store, day_of(now_us - _KEPT_DAYS * DAY_US))
 
     async def fetch(self, name: str) -> list[Day]:
@@ -63,12 +93,16 @@ class BillWatch:
             self.troubles[name] = str(trouble)
             raise
         self.troubles.pop(name, None)
-        return [await self._compare(one, day, bill) for day in days]
+        found = _by_day(bill)
+        return [await self._compare(one, day, found.get(day, {})) for day in days]
 
     async def take(self, name: str, bill: Bill) -> list[Day]:
-        """Compare a bill that came as CSV, for each day that stands in it. Raises NotFound."""
+        """Compare a bill that came as CSV, for each day that stands in it. Raises NotFound, InvalidRequest."""
         one = self._find(name)
-        return [await self._compare(one, day, bill) for day in sorted({day for day, _ in bill})]
+        days = _by_day(bill)
+        if days and max(days) > day_of(self._clock()):
+            raise InvalidRequest(f"{max(days)} is yet to come: what is metered of it is not known")
+        return [await self._compare(one, day, days[day]) for day in sorted(days)]
 
     def drifts(self, day: Day) -> bool:
         """Tell whether a day's bill and books are further apart than the operator allows."""
@@ -88,27 +122,32 @@ class BillWatch:
         newest = day_of(now_us - _READY_US - DAY_US)
         return not known or known[0].day < newest or now_us - known[0].fetched_at_us > _AGAIN_US
 
-    async def _compare(self, one: BillSettings, day: str, bill: Bill) -> Day:
+    async def _compare(self, one: BillSettings, day: str, billed: Mapping[str, int]) -> Day:
         catalogue = self._prices.now
         ours = await metered(self._store, catalogue, one.upstreams, day, by_piece=WEB_SEARCH)
         theirs: dict[str, int] = {}
-        for (billed_day, name), nanos in bill.items():
-            if billed_day == day:
-                model = catalogue.find(name) or catalogue.find(_undated(name))
-                told = name if name in ours or model is None else model.id
-                theirs[told] = theirs.get(told, 0) + nanos
-        before = {known.day: known for known in await days_of(self._store, one.name)}
-        compared = await keep(self._store, one.name, day, ours, theirs, self._clock())
-        if self.drifts(compared) and (day not in before or not self.drifts(before[day])):
-            self._alert(
-                "bill_drifts",
-                bill=one.name,
-                day=day,
-                billed_nanos=compared.billed_nanos,
-                metered_nanos=compared.metered_nanos,
-                percent=round(compared.share, 2),
-            )
-        return compared
+        for name, nanos in billed.items():
+            model = catalogue.find(name) or catalogue.find(_undated(name))
+            told = name if name in ours or model is None else model.id
+            theirs[told] = theirs.get(told, 0) + nanos
+        return await keep(self._store, one.name, day, ours, theirs, self._clock())
+
+    def _tell(self, day: Day) -> None:
+        self._alert(
+            "bill_drifts",
+            bill=day.bill,
+            day=day.day,
+            billed_nanos=day.billed_nanos,
+            metered_nanos=day.metered_nanos,
+            percent=round(day.share, 2),
+        )
+
+
+def _by_day(bill: Bill) -> dict[str, dict[str, int]]:
+    days: dict[str, dict[str, int]] = {}
+    for (day, name), nanos in bill.items():
+        days.setdefault(day, {})[name] = nanos
+    return days
 
 
 def _undated(name: str) -> str:

@@ -58,10 +58,10 @@ class BillRoom:
             bill = read_csv(pasted.encode())
             if not bill:
                 raise InvalidRequest("there is no line in it")
+            days = await self._bills.take(name, bill)
         except InvalidRequest as refused:
             return await self._show(request, me, str(refused), pasted)
         by = operator_of(request, me)
-        days = await self._bills.take(name, bill)
         reason = form.get("reason", "").strip()[:REASON_CHARS]
         facts = {"first_day": days[0].day, "days": len(days), "lines": len(bill)}
         await self._store.write([record(by.name, by.address, "bill.import", f"bill:{name}", {}, facts, reason)])
