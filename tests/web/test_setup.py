@@ -118,6 +118,84 @@ async def test_what_else_is_in_the_settings_stays_and_can_be_had_back(stage: Sta
     assert sorted(one.name for one in path.parent.iterdir()) == ["settings.json", "settings.json.before-farebox"]
 
 
+@pytest.mark.parametrize("tool", ["python3", "node"])
+async def test_what_stood_in_the_place_of_ours_comes_back_however_often_it_ran(
+    stage: Stage, tmp_path: Path, tool: str
+) -> None:
+    text = await script(stage, "/setup")
+    mine = {"env": {"ANTHROPIC_API_KEY": "their-own", "ANTHROPIC_BASE_URL": "https://elsewhere.example"}, "x": "\ud800"}
+    home = tmp_path / "a home, with spaces"
+    home.mkdir()
+    write(home, json.dumps(mine))
+    for _ in range(2):
+        ended = await sh(text, home, tools=(tool,), FAREBOX_KEY=stage.alice.key)
+        assert ended.code == 0, ended
+    assert read(home)["env"] == ours(stage, stage.alice.key)
+    assert json.loads(settings_in(home).with_name("settings.json.before-farebox").read_text()) == mine
+    ended = await sh(text, home, "--undo", tools=(tool,))
+    assert ended.code == 0, ended
+    assert read(home) == mine
+
+
+@pytest.mark.parametrize("tool", ["python3", "node"])
+async def test_runs_at_the_same_time_leave_whole_settings(stage: Stage, tmp_path: Path, tool: str) -> None:
+    text = await script(stage, "/setup")
+    write(tmp_path, THEIRS)
+    runs = [sh(text, tmp_path, tools=(tool,), FAREBOX_KEY=stage.alice.key) for _ in range(4)]
+    assert 0 in {ended.code for ended in await asyncio.gather(*runs)}
+    assert read(tmp_path) == {**THEIRS, "env": {**THEIRS["env"], **ours(stage, stage.alice.key)}}
+    assert json.loads(settings_in(tmp_path).with_name("settings.json.before-farebox").read_text()) == THEIRS
+    assert sorted(one.name for one in settings_in(tmp_path).parent.iterdir()) == [
+        "settings.json", "settings.json.before-farebox",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", ["python3", "node"])
+async def test_what_cannot_be_read_or_may_not_be_written_is_left_alone(stage: Stage, tmp_path: Path, tool: str) -> None:
+    text = await script(stage, "/setup")
+    path = write(tmp_path, "{}")
+    path.chmod(0o444)
+    ended = await sh(text, tmp_path, tools=(tool,), FAREBOX_KEY=stage.alice.key)
+    assert (ended.code, "is read-only; nothing was changed" in ended.err) == (1, True)
+    path.chmod(0o644)
+    for before in (b'{"env": {"FOO": "b\xe4r"}}', b'{"env": ' * 5000 + b"{}" + b"}" * 5000):
+        path.write_bytes(before)
+        ended = await sh(text, tmp_path, tools=(tool,), FAREBOX_KEY=stage.alice.key)
+        assert ended.code == 1
+        assert "Traceback" not in ended.err
+        assert path.read_bytes() == before
+    path.unlink()
+    path.mkdir()
+    ended = await sh(text, tmp_path, tools=(tool,), FAREBOX_KEY=stage.alice.key)
+    assert (ended.code, "is as it was" in ended.err, "Traceback" in ended.err) == (1, True, False)
+
+
+async def test_no_beginning_of_a_script_does_anything(stage: Stage, tmp_path: Path) -> None:
+    for name in ("/setup", "/doctor"):
+        text = await script(stage, name)
+        end = text.rindex('{ main "$@"; }')
+        for cut in range(end, end + len('{ main "$@"; }')):
+            ended = await sh(text[:cut], tmp_path, FAREBOX_KEY=stage.alice.key)
+            assert (ended.out, settings_in(tmp_path).exists()) == ("", False), cut - end
+
+
+async def test_what_a_server_says_moves_no_terminal(stage: Stage, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"error":{"message":"no \x1b[2J\x07such key"}}'
+        writer.write(b"HTTP/1.1 401 X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        other = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for name in ("/setup", "/doctor"):
+            text = (await script(stage, name)).replace(stage.base_url, f"{other}/api/proxy")
+            ended = await sh(text, tmp_path, FAREBOX_KEY="sk-cc-x", ANTHROPIC_BASE_URL=f"{other}/api/proxy")
+            assert "[2Jsuch key" in ended.out + ended.err
+            assert "\x1b" not in ended.out + ended.err
+            assert "\x07" not in ended.out + ended.err
+
+
 @pytest.mark.parametrize("tools", [("python3",), ("node",), ("true",)], ids=["python3", "node", "neither"])
 async def test_a_first_file_is_written_for_its_owner_alone(stage: Stage, tmp_path: Path, tools: tuple[str]) -> None:
     ended = await sh(await script(stage, "/setup"), tmp_path, tools=tools, FAREBOX_KEY=stage.alice.key)
