@@ -9,6 +9,11 @@ from typing import Any
 import anthropic
 import pytest
 
+from farebox.gateway.ask import read_request
+from farebox.gateway.batches.lines import write
+from farebox.gateway.files.named import files_in
+from farebox.http.exchange import Exchange
+from farebox.http.failures import UpstreamError
 from farebox.store.urls import is_postgres
 from tests.gateway.play import USD, books, envelope, eventually, message
 from tests.stage import MODEL, OpenStage, Person, Stage
@@ -305,6 +310,50 @@ async def test_files_of_closed_accounts_and_those_whose_time_is_over_are_deleted
 
     await eventually(is_swept)  # once this process leads
     assert list(stage.simulator.files.files) == [kept]
+
+
+async def test_what_a_tool_wrote_comes_down_as_it_comes_and_is_cut_where_it_is_cut(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = await uploaded(stage, stage.alice)
+    data, kind = bytes(range(256)) * 2**15, type(stage.simulator)
+    whole, others = True, kind._file
+
+    async def given(self: Any, exchange: Exchange, request: Any) -> None:
+        if not request.path.endswith("/content"):
+            await others(self, exchange, request)
+            return
+        exchange.start(200, [(b"content-type", b"application/octet-stream")], length=len(data) * (2 - whole))
+        await write(exchange, data)
+        if whole:
+            exchange.finish()
+        else:
+            exchange.break_off(reset=False)
+
+    monkeypatch.setattr(kind, "_file", given)
+    headers = [(b"x-api-key", stage.alice.key.encode()), (b"anthropic-version", b"2023-06-01")]
+    answer = await stage.client.request("GET", f"{PATH}/{file_id}/content", headers, b"", first_byte_s=30)
+    assert (answer.status, answer.header(b"content-type")) == (200, b"application/octet-stream")
+    assert await answer.read(2**24) == data
+    whole = False
+    answer = await stage.client.request("GET", f"{PATH}/{file_id}/content", headers, b"", first_byte_s=30)
+    with pytest.raises(UpstreamError):
+        await answer.read(2**25)
+
+
+def test_a_file_is_found_below_much_that_names_none() -> None:
+    block, deep = {"type": "document", "source": {"type": "file", "file_id": "file_a"}}, '{"file_ids":["file_c"]}'
+    text = {"type": "text", "text": 'say "file_id", été ' * 300}
+    messages = [{"role": "user", "content": [text] * 40}, {"role": "user", "content": [text, block, text]}]
+    tool = {"type": "tool_use", "id": "t", "name": "x", "input": {"file_id": "not this", "long": "x" * 9000}}
+    schema = {"name": "x", "input_schema": {"properties": {"file_id": {}}, "long": "x" * 9000}}
+    body = json.dumps({"model": "m", "tools": [schema], "messages": [*messages, {"content": [tool, text]}]})
+    twice = '{"file_id":"file_b","file\\u005fid":"file_d","x":' + "[" * 200 + deep + "]" * 200 + "}"
+    long = json.dumps("y" * 9000)
+    body = body[:-2] + f',{{"a":{long},"source":{twice},"source":{{}},"type":"tool_use","type":"x","input":{deep}}}]}}'
+    assert files_in(read_request(body.encode())) == {"file_a", "file_b", "file_c", "file_d"}
+    crowd = json.dumps({"model": "m", "messages": [{"content": [{"file_id": "file_a"}] * 3000}]})
+    assert files_in(read_request(crowd.encode())) == {"file_a"}
 
 
 def on_disk(directory: Path) -> list[Path]:

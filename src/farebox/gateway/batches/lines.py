@@ -75,6 +75,17 @@ class Lines:
         self._waiting_bytes += len(line)
 
 
+class Pieces(Lines):
+    """Reads an answer piece by piece as it comes, whatever is in it."""
+
+    def on_data(self, data: bytes) -> None:
+        self._begun.append(data)
+        self._complete()
+        if self._waiting_bytes > _WAITING_BYTES:
+            self._answer.pause()
+        self._news.set()
+
+
 async def write(exchange: Exchange, data: bytes) -> None:
     """Send bytes to a client, and wait while it reads more slowly. Raises ConnectionResetError when it has gone."""
     if exchange.gone:

@@ -172,10 +172,8 @@ class Records:
 
     async def abandoned(self) -> list[Batch]:
         """Read batches whose maker died while it made them."""
-        if self._store.shared:
-            alive = "SELECT 1 FROM run r WHERE r.id = batch.run_id AND r.stopped_at IS NULL AND r.reaped_at IS NULL"
-            return _batches(await self._store.fetch(f"{_READ} WHERE state = 'creating' AND NOT EXISTS ({alive})"))
-        return _batches(await self._store.fetch(f"{_READ} WHERE state = 'creating' AND run_id <> ?", (self.run_id,)))
+        alive = "SELECT 1 FROM run r WHERE r.id = batch.run_id AND r.stopped_at IS NULL AND r.reaped_at IS NULL"
+        return _batches(await self._store.fetch(f"{_READ} WHERE state = 'creating' AND NOT EXISTS ({alive})"))
 
     async def old(self, before_us: int) -> list[Batch]:
         """Read batches that were made before a moment, have ended and still have their contents."""
@@ -277,17 +275,14 @@ class Records:
 
     async def take(self, batch: Batch) -> bool:
         """Take a batch to work on, or keep it; False while another process has it."""
-        free = _FREE if self._store.shared else "1 = 1"
-        sql = f"UPDATE batch SET run_id = ?, lease_until = now_us() + ? WHERE id = ? AND (run_id = ? OR {free})"  # noqa: S608
+        sql = f"UPDATE batch SET run_id = ?, lease_until = now_us() + ? WHERE id = ? AND (run_id = ? OR {_FREE})"  # noqa: S608
         values = (self.run_id, _LEASE_US, batch.id, self.run_id)
         return bool((await self._store.write([(sql, values)]))[0])
 
     async def unattended(self) -> list[Batch]:
         """Read batches of Farebox's own that no process works on."""
-        free = _FREE if self._store.shared else f"(run_id <> ? OR {_FREE})"
-        values = () if self._store.shared else (self.run_id,)
-        sql = f"{_READ} WHERE way = 'own' AND state IN ('in_progress', 'canceling') AND {free} ORDER BY id"
-        return _batches(await self._store.fetch(sql, values))
+        sql = f"{_READ} WHERE way = 'own' AND state IN ('in_progress', 'canceling') AND {_FREE} ORDER BY id"
+        return _batches(await self._store.fetch(sql))
 
     async def strays(self) -> list[Row]:
         """Read standing holds of no batch that is under way: id, account and model."""

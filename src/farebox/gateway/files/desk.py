@@ -24,6 +24,7 @@ from farebox.errors import (
 )
 from farebox.gateway.answers import JSON
 from farebox.gateway.ask import Asked
+from farebox.gateway.batches.lines import Pieces, write
 from farebox.gateway.bodies import Bodies
 from farebox.gateway.counting import CountLimit
 from farebox.gateway.files.named import files_in
@@ -44,7 +45,7 @@ Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 Log = Callable[..., Any]
 
 _ANSWER_BYTES: Final = 2**20
-_CONTENT_BYTES: Final = 512 * 2**20
+_STALL_S: Final = 90.0
 _FRAME_BYTES: Final = 2**16
 """What a form adds around a file."""
 _AT_ONCE: Final = 4
@@ -268,9 +269,27 @@ class Files:
         headers = upstream_headers(exchange.headers)
         ask = Ask(method="GET", path=f"{FILES}/{file.id}/content", headers=headers)
         answer = await self._pool.send(tries, ask, conversation=b"")
-        body = await answer.read(_CONTENT_BYTES if answer.status == 200 else _ANSWER_BYTES)
-        self._pool.note_success(tries)
-        exchange.respond(answer.status, client_headers(answer.headers) + self._headers(caller, request_id)[1:], body)
+        answered = client_headers(answer.headers) + self._headers(caller, request_id)[1:]
+        if answer.status != 200:
+            body = await answer.read(_ANSWER_BYTES)
+            self._pool.note_success(tries)
+            exchange.respond(answer.status, answered, body)
+            return
+        pieces = Pieces(answer, _STALL_S)
+        exchange.start(200, answered)
+        try:
+            while (piece := await pieces.next()) is not None:
+                await write(exchange, piece)
+        except BaseException as error:
+            answer.abandon()
+            exchange.abort()
+            if isinstance(error, UpstreamError):
+                self._pool.note_failure(tries, error)
+            elif not isinstance(error, ConnectionResetError):
+                raise
+        else:
+            self._pool.note_success(tries)
+            exchange.finish()
 
     async def _delete(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         file = await self._find(caller, exchange, "")
