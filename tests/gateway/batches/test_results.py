@@ -75,6 +75,31 @@ async def test_of_what_was_charged_and_is_gone_upstream_nothing_wrong_is_told(
             await fetch(stage, stage.alice, made["id"])
 
 
+async def test_a_line_that_is_too_long_keeps_nobody_else_from_the_results(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.gateway.batches.lines._LINE_BYTES", 4000)
+    async with open_stage(FAST) as stage:
+        made = await make(stage, stage.alice, items("a", "b [[sim tokens=5000]]", "c", max_tokens=6000))
+        batch = await ended(stage, stage.alice, made["id"])
+        assert (batch["request_counts"]["succeeded"], batch["request_counts"]["errored"]) == (2, 1)
+        lines = await fetch(stage, stage.alice, made["id"])
+        assert sorted((line["custom_id"], line["result"]["type"]) for line in lines) == [
+            ("i0", "succeeded"), ("i1", "errored"), ("i2", "succeeded"),
+        ]  # fmt: skip
+        assert await books_agree(stage, stage.alice) > 0
+
+
+async def test_made_at_the_same_time_they_are_not_more_than_an_account_may_have(open_stage: OpenStage) -> None:
+    async with open_stage(f"{FAST}open_batches = 3\n") as stage:
+        body = json.dumps({"requests": items(RUNNING)}).encode()
+        answers = await asyncio.gather(*(call(stage, stage.alice, "POST", PATH, body) for _ in range(12)))
+        taken = [status for status, _ in answers].count(200)
+        assert 3 <= taken <= 5
+        assert [status for status, _ in answers].count(429) == 12 - taken
+        assert len(await stage.rows("SELECT 1 FROM hold")) == taken
+
+
 def _end(stage: Stage) -> None:
     """End what the simulator runs, at once."""
     for batch in stage.simulator.batches.newest_first():

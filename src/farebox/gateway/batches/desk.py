@@ -24,7 +24,7 @@ from farebox.gateway.batches import vault
 from farebox.gateway.batches.delivery import Told, without_result
 from farebox.gateway.batches.entries import Reading
 from farebox.gateway.batches.lines import Lines, write
-from farebox.gateway.batches.making import Making, RefusedUpstream
+from farebox.gateway.batches.making import Making, RefusedUpstream, too_many
 from farebox.gateway.batches.native import Native
 from farebox.gateway.batches.own import OwnRuns, result_line
 from farebox.gateway.batches.records import Batch, Records
@@ -125,10 +125,7 @@ class Desk:
 
     async def _create(self, caller: Caller, exchange: Exchange, request_id: bytes) -> None:
         if await self._records.count_open(caller.account_id) >= self._settings.open_batches:
-            raise RateLimited(
-                f"an account may have {self._settings.open_batches} batches under way; try again when one has ended",
-                retry_after_s=60,
-            )
+            raise too_many(self._settings)
         room = self._bodies.take(caller.account_id, exchange)
         try:
             body = await exchange.read_body(self._settings.batch_bytes)

@@ -5,16 +5,20 @@ from collections import deque
 from typing import Final
 
 from farebox.http.exchange import Exchange
-from farebox.http.failures import BadAnswer, Stalled, UpstreamError
+from farebox.http.failures import Stalled, UpstreamError
 from farebox.upstreams.kinds.kind import Reply
 
 _WAITING_BYTES: Final = 2**20
 """So much may wait to be taken before the upstream has to."""
 _LINE_BYTES: Final = 64 * 2**20
+TOO_LONG: Final = b"too long\n"
 
 
 class Lines:
-    """Reads an answer line by line. Raises UpstreamError where it breaks, stalls or has a line that is too long."""
+    """Reads an answer line by line; TOO_LONG stands for each that is.
+
+    Raises UpstreamError where it breaks or stalls.
+    """
 
     def __init__(self, answer: Reply, stall_s: float) -> None:
         self._answer = answer
@@ -51,13 +55,13 @@ class Lines:
         *whole, rest = data.split(b"\n")
         for piece in whole:
             self._begun.append(piece + b"\n")
+            self._begun_bytes += len(piece) + 1
             self._complete()
         if rest:
             self._begun.append(rest)
             self._begun_bytes += len(rest)
-        if self._begun_bytes > _LINE_BYTES and self._error is None:
-            self._error = BadAnswer(f"a line of the answer is longer than {_LINE_BYTES} bytes")
-            self._answer.abandon()
+        if self._begun_bytes > _LINE_BYTES:
+            self._begun = []  # reading on is all that can be done: a new try would come to it again
         if self._waiting_bytes > _WAITING_BYTES:
             self._answer.pause()
         self._news.set()
@@ -69,7 +73,7 @@ class Lines:
         self._news.set()
 
     def _complete(self) -> None:
-        line = b"".join(self._begun)
+        line = b"".join(self._begun) if self._begun_bytes <= _LINE_BYTES else TOO_LONG
         self._begun, self._begun_bytes = [], 0
         self._lines.append(line)
         self._waiting_bytes += len(line)

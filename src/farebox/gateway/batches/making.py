@@ -22,6 +22,7 @@ from farebox.errors import (
     InsufficientBalance,
     InvalidRequest,
     PermissionDenied,
+    RateLimited,
     Refusal,
     StoreUnavailable,
     Unavailable,
@@ -50,6 +51,12 @@ _BREATH: Final = 1_000
 _ANSWER_BYTES: Final = 2**20
 _NO_SUCH_THING: Final = frozenset({404, 405, 501})
 """What a server answers that has no batches, though it was taken to have them."""
+
+
+def too_many(settings: BatchSettings) -> RateLimited:
+    """Refuse a batch beside those that an account has under way."""
+    words = f"an account may have {settings.open_batches} batches under way; try again when one has ended"
+    return RateLimited(words, retry_after_s=60)
 
 
 class RefusedUpstream(FareboxError):
@@ -158,6 +165,8 @@ class Making:
         upstream_id = None
         try:
             await self._records.add(draft.batch, draft.items, self._bodies(draft), draft.most_nanos)
+            if await self._records.stands_behind(draft.batch, self._settings.open_batches):
+                raise too_many(self._settings)  # others were made while this one was read
             await self._hold(draft)
             upstream_id = await self._begin_upstream(draft, headers, body)
             if not await self._records.begin(draft.batch, upstream_id):

@@ -165,6 +165,11 @@ class Records:
         sql = "SELECT count(*) FROM batch WHERE account_id = ? AND state <> 'ended'"
         return int((await self._store.fetch(sql, (account_id,)))[0][0])
 
+    async def stands_behind(self, batch: Batch, limit: int) -> bool:
+        """Tell whether so many of its account's batches that are under way were made before it."""
+        sql = "SELECT count(*) FROM batch WHERE account_id = ? AND state <> 'ended' AND id < ?"
+        return int((await self._store.fetch(sql, (batch.account_id, batch.id)))[0][0]) >= limit
+
     async def under_way(self, way: str) -> list[Batch]:
         """Read all batches of a kind that have begun and not ended, oldest first."""
         sql = f"{_READ} WHERE way = ? AND state IN ('in_progress', 'canceling') ORDER BY id"
