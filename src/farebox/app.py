@@ -1,16 +1,16 @@
 """The composition root: everything that lives long is made here, given what it needs, and ended here in turn."""
 
 import asyncio
-import gc
-import signal
+import contextlib
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import prometheus_client
+from msgspec import Struct
 from msgspec.structs import replace
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from farebox.backstage import Gatehouse
 from farebox.books.call_receipts import Issuer
@@ -19,7 +19,7 @@ from farebox.books.ledger import Ledger
 from farebox.chores import begin_chores
 from farebox.clock import steady_clock
 from farebox.config import Config
-from farebox.errors import ConfigError
+from farebox.errors import ConfigError, StoreUnavailable
 from farebox.frontage import make_frontage
 from farebox.gateway.batches.open import Batching, open_batches
 from farebox.gateway.bodies import Bodies
@@ -41,7 +41,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.upstream_metrics import upstream_metrics
-from farebox.http.doors import doors_at
+from farebox.http.doors import close_doors, doors_at
 from farebox.http.server import HttpServer
 from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
@@ -51,40 +51,21 @@ from farebox.upstreams.pool import Pool, Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 
-_COLLECT_AFTER: Final = 20_000
-"""New objects that outlive the old ones by so many start a round of the garbage collector; 700 by default."""
 _END_S: Final = 5.0
-_SWEEP_S: Final = 60.0
 """How long tasks get to end their calls once streams have been stopped."""
+_SWEEP_S: Final = 60.0
 
 
-async def serve(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT, then let calls in flight end. Answers the exit code."""
-    await run_until_told(await start_gateway(config))
-    return 0
+class Inheritance(Struct, frozen=True):
+    """What a gateway takes over from the process that served before it, which may still be ending its calls."""
 
-
-async def run_until_told(gateway: "Gateway", told: asyncio.Event | None = None) -> None:
-    """Wait for SIGTERM or SIGINT, or for `told`, then stop the gateway.
-
-    A second signal ends the calls that are still in flight. One that comes with `told` is no second one: who stops all
-    processes of a service signals each, and their supervisor as well.
-    """
-    told = told or asyncio.Event()
-    signals = 0
-
-    def tell() -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1:
-            gateway.hurry()
-        told.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, tell)
-    _calm_collector()
-    await told.wait()
-    await gateway.stop()
+    doors: Sequence[socket.socket] = ()
+    """Listening already; none: it opens its own."""
+    metrics_doors: Sequence[socket.socket] = ()
+    books_lock: int | None = None
+    """The lock of books that one process serves."""
+    adding: Callable[[Collector], Collector] = lambda own: own
+    """Adds to what this process counts what others have counted."""
 
 
 async def start_gateway(
@@ -92,16 +73,16 @@ async def start_gateway(
     *,
     simulator: Simulator | None = None,
     logger: Logger | None = None,
-    doors: Sequence[socket.socket] = (),
+    inheritance: Inheritance | None = None,
     worker: str = "",
 ) -> "Gateway":
     """Open the books, resolve what an earlier process left, then open the doors.
 
     Upstreams of kind "simulator" are served by `simulator`, or by one of their own. A `worker` names itself in its log
-    lines, and serves at `doors` that are open already. Raises StoreUnavailable or ConfigError; nothing is left open
+    lines. Raises StoreUnavailable or ConfigError; nothing is left open
     then.
     """
-    gateway = Gateway(config, logger, doors, worker)
+    gateway = Gateway(config, logger, inheritance or Inheritance(), worker)
     try:
         await gateway.start(simulator)
     except BaseException:
@@ -113,14 +94,14 @@ async def start_gateway(
 class Gateway:
     """A running gateway. `port` and `metrics_port` are those it listens on."""
 
-    def __init__(
-        self, config: Config, logger: Logger | None, doors: Sequence[socket.socket] = (), worker: str = ""
-    ) -> None:
+    def __init__(self, config: Config, logger: Logger | None, inheritance: Inheritance, worker: str = "") -> None:
         self.config = config
         self._always = {"worker": worker} if worker else {}
         self.log = (logger or make_logger(config.log.level, config.log.format)).bind(**self._always)
         self._own_logger = logger is None
-        self._doors = doors
+        self._inheritance = inheritance
+        self.doors = list(inheritance.doors)
+        self.metrics_doors = list(inheritance.metrics_doors)
         self._call_lines: CallLines | None = None
         self.port = 0
         self.metrics_port: int | None = None
@@ -153,6 +134,7 @@ class Gateway:
             lease_s=config.database.lease_s,
             warn=self.log.warning,
             alert=self.log.error,
+            inherited_lock=self._inheritance.books_lock,
         )
         ledger, self.clock = books.ledger, books.clock
         self._simulator = simulator
@@ -211,11 +193,41 @@ class Gateway:
             self.jobs.every(_SWEEP_S, "files", files.tick)
         await self._open_doors(parts, messages, listing, customer, quotes, checkup, batching, files)
 
+    async def retire(self) -> None:
+        """Let the process that has taken over do what is new, and end what is under way, for `handover_s` at most.
+
+        Until then all goes on but what one process does for all. `stop` must follow.
+        """
+        assert self.parts is not None
+        assert self._server is not None
+        self.log.info("retiring", for_s=self.config.server.handover_s)
+        with contextlib.suppress(StoreUnavailable):  # then the lead lapses
+            await self.parts.books.runs.follow()
+        close_doors(self.doors)
+        self.parts.hub.close()  # browsers come back at once, to the other process
+        await self._server.hand_over(self.config.server.handover_s)
+
+    async def close_metrics(self) -> None:
+        """Let another process serve the metrics from now on."""
+        if self._metrics_server is not None:
+            close_doors(self.metrics_doors)
+            await self._metrics_server.close(0)
+            await self._metrics_server.shut()
+            self._metrics_server = None
+
+    async def open_metrics(self) -> None:
+        """Serve the metrics, where they are to be served."""
+        if not self.metrics_doors:
+            return
+        self._metrics_server = metrics_server(self._inheritance.adding(self.registry()), self.log.error)
+        self.metrics_port = await self._metrics_server.listen_at(self.metrics_doors)
+
     async def stop(self) -> None:
         """Stop accepting, let calls in flight end for `shutdown_s`, end and settle the rest, close the books."""
         self._ready = False
         if self.parts is not None:
             self.parts.hub.close()
+        close_doors(self.doors)
         if self._server is not None and not await self._server.close(self.config.server.shutdown_s):
             if self._streams is not None:
                 self._streams.stop()
@@ -453,24 +465,21 @@ class Gateway:
         routes.add("GET", "/doctor/stream", checkup.stream)
         self.gatehouse = Gatehouse(parts, messages, quotes)
         routes.add_pages(make_frontage(parts, self.gatehouse))
-        await self._open_metrics()
+        if not self._inheritance.doors:  # else whoever served before closes them first
+            address = config.server.metrics_address
+            self.metrics_doors = doors_at(*address) if address is not None else []
+            await self.open_metrics()
+        self.doors = self.doors or doors_at(config.server.host, config.server.port)
         server = HttpServer(
             routes.handle,
             on_bad_request=routes.bad_request,
             limits=config.server_limits,
             proxies=config.server.trusted,
         )
-        self.port = await server.listen_at(self._doors or doors_at(config.server.host, config.server.port))
+        self.port = await server.listen_at(self.doors)
         self._server = server
         self._ready = True
         self.log.info("listening", host=config.server.host, port=self.port, metrics_port=self.metrics_port)
-
-    async def _open_metrics(self) -> None:
-        address = self.config.server.metrics_address
-        if address is None:
-            return
-        self._metrics_server = metrics_server(self.registry(), self.log.error)
-        self.metrics_port = await self._metrics_server.listen_at(doors_at(*address))
 
     def registry(self) -> CollectorRegistry:
         """Collect what this process counts, with what the system says of it (process_*)."""
@@ -478,16 +487,6 @@ class Gateway:
         registry.register(self.metrics)
         prometheus_client.ProcessCollector(registry=registry)
         return registry
-
-
-def _calm_collector() -> None:
-    """Keep the garbage collector off what lives as long as the process, and let calls come and go between its rounds.
-
-    A call leaves no cycles behind; looking for them took 5 % of the time of a busy gateway.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
 
 
 def _write_stderr(lines: bytes) -> None:

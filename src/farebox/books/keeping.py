@@ -1,6 +1,7 @@
 """Bookkeeping: all that one serving process needs of the books, opened and closed in turn."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from farebox.store.urls import is_postgres
 _WAIT_S: Final = 30.0
 """A database server may start after us, on the same machine or another."""
 _WAIT_PAUSE_S: Final = 0.5
+_LOOK_BACK_S: Final = 0.5
 Log = Callable[..., Any]
 
 
@@ -35,7 +37,7 @@ class Bookkeeping:
         self.clock = clock
         self._warn = warn
         self._alert = alert
-        self._beats_at = 0.0
+        self._beats_at = self._looks_back_at = 0.0
         self.available = True
         """Whether the books could be written when that was last tried."""
 
@@ -45,11 +47,21 @@ class Bookkeeping:
         if self.store.shared:
             await self.spool.open()
             return
-        if not await self.spool.deliver(self.ledger, lambda *_: None):
+        if not await self._resolve():
             raise StoreUnavailable("charges of an earlier process are in the spool, which cannot be read; see the log")
-        orphans = await resolve_orphans(self.store, self.ledger)
+
+    async def _resolve(self) -> bool:
+        """End what processes left that are gone; False where their spools cannot be read. Raises StoreUnavailable.
+
+        Who has gone is seen first, then their spools are delivered, then the holds end: a charge is never too late.
+        """
+        gone = await self.runs.look_back(self.clock())
+        if not await self.spool.deliver(self.ledger, lambda *_: None):
+            return False
+        orphans = await resolve_orphans(self.store, self.ledger, gone)
         if orphans:
             self._warn("holds_recovered", count=orphans)
+        return True
 
     async def beat(self) -> None:
         """Show that this process is alive, and look after what dead ones left: when it is time to, or in trouble.
@@ -58,6 +70,8 @@ class Bookkeeping:
         """
         now = asyncio.get_running_loop().time()
         in_trouble = self.ledger.in_trouble or not self.available
+        if not self.store.shared:
+            await self._follow_on(now)
         if not in_trouble and (now < self._beats_at or not self.store.shared):
             return
         self._beats_at = now + self.runs.beat_s
@@ -73,6 +87,15 @@ class Bookkeeping:
         if not self.available:
             self._warn("books_available_again")
         self.available, self.ledger.in_trouble = True, False
+
+    async def _follow_on(self, now: float) -> None:
+        """Take over from processes that end their last calls: the lead when it is free, what they left when they go."""
+        if not self.runs.leads:
+            self.runs.claim()
+        if self.runs.predecessors and now >= self._looks_back_at and self.available:
+            self._looks_back_at = now + _LOOK_BACK_S
+            with contextlib.suppress(StoreUnavailable):  # tried again; `beat` tells of the trouble
+                await self._resolve()
 
     async def close_days(self) -> list[str]:
         """Close the hours and days that are over, if it is this process that does so for all; answers the days."""
@@ -94,11 +117,20 @@ class Bookkeeping:
 
 
 async def open_books(
-    url: str, *, plans: Plans, clock: Clock, spool: Path, lease_s: float, warn: Log, alert: Log
+    url: str,
+    *,
+    plans: Plans,
+    clock: Clock,
+    spool: Path,
+    lease_s: float,
+    warn: Log,
+    alert: Log,
+    inherited_lock: int | None = None,
 ) -> Bookkeeping:
     """Open the books for a serving process; waits a while for a database server that cannot be reached yet.
 
-    Raises StoreUnavailable; nothing is left open then.
+    One that takes over inherits the lock of the books, where they have one. Raises StoreUnavailable; nothing
+    is left open then.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + _WAIT_S
@@ -106,7 +138,13 @@ async def open_books(
     while True:
         try:
             # one clock for all processes: the database's, where there is one
-            store = await open_store(url, plans=plans, clock=None if is_postgres(url) else clock, serving=True)
+            store = await open_store(
+                url,
+                plans=plans,
+                clock=None if is_postgres(url) else clock,
+                serving=True,
+                inherited_lock=inherited_lock,
+            )
             break
         except StoreUnreachable as error:
             if loop.time() > give_up_at:

@@ -7,9 +7,10 @@ recovered. Leases are dated by the store's clock, one for all, and waited for by
 """
 
 import asyncio
+import math
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from farebox.billing.ledger import NO_RUN, Expire, Settle
@@ -44,18 +45,24 @@ class Runs:
         """Of each run the lease it was last seen with, and when by our own clock it is to be given up."""
         self._watched_at = 0.0
         self._leads_until = 0.0
+        self._follows = False
+        self.predecessors: set[int] = set()
+        """Runs whose processes still end their calls, as far as their marks tell."""
 
     @property
     def leads(self) -> bool:
         """Whether this process does the work that one does for all."""
-        return not self._store.shared or asyncio.get_running_loop().time() < self._leads_until
+        return asyncio.get_running_loop().time() < self._leads_until
 
     async def begin(self, now_us: int) -> None:
         """Begin a run. Its id is chosen here, so that a lost answer does no harm. Raises StoreUnavailable."""
         run_id = now_us << 10 | secrets.randbits(10)
         insert = "INSERT INTO run (id, started_at, node, lease_until) VALUES (?, ?, ?, now_us() + ?)"
+        if self._store.marks is not None:
+            self._store.marks.live(run_id)  # first: whoever sees the row finds its process alive
         await self._store.write([(insert, (run_id, now_us, socket.gethostname(), self._lease_us))])
         self._store.run_id = run_id
+        self.claim()
 
     async def beat(self, now_us: int) -> None:
         """Move the lease on, ask for the lead, and look after the runs that have missed their heartbeats."""
@@ -66,6 +73,37 @@ class Runs:
         if self._store.shared:
             await self._ask_for_the_lead()
             await self._watch()
+
+    async def look_back(self, now_us: int) -> set[int]:
+        """See by their marks which other runs live; the others are marked as given up, and named. For one machine."""
+        marks = self._store.marks
+        rows = await self._store.fetch(
+            "SELECT id FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL AND id <> ? "
+            "UNION SELECT run_id FROM hold WHERE run_id NOT IN (?, ?)",
+            (self._store.run_id, self._store.run_id, NO_RUN),
+        )
+        others = {row[0] for row in rows}
+        self.predecessors = {run_id for run_id in others if marks is not None and marks.lives(run_id)}
+        gone = others - self.predecessors
+        reap = "UPDATE run SET reaped_at = ? WHERE id = ? AND stopped_at IS NULL AND reaped_at IS NULL"
+        if gone:
+            await self._store.write([(reap, (now_us, run_id)) for run_id in sorted(gone)])
+        return gone
+
+    def claim(self) -> None:
+        """Take the lead of one machine, once nobody else has it."""
+        if not self._store.shared and not self._follows:
+            marks = self._store.marks
+            self._leads_until = math.inf if marks is None or marks.lead() else 0.0
+
+    async def follow(self) -> None:
+        """Give the lead away for good: another process takes over. Raises StoreUnavailable."""
+        self._follows, self._leads_until = True, 0.0
+        if self._store.marks is not None:
+            self._store.marks.follow()
+        if self._store.shared:
+            give = "UPDATE lease SET until = 0 WHERE name = ? AND run_id = ?"
+            await self._write(give, _LEADER, self._store.run_id)
 
     async def end(self, now_us: int) -> None:
         """End the run and give the lead away. Raises StoreUnavailable."""
@@ -114,6 +152,8 @@ class Runs:
         return len(strays)
 
     async def _ask_for_the_lead(self) -> None:
+        if self._follows:
+            return
         asked_at = asyncio.get_running_loop().time()
         ask = (
             "UPDATE lease SET run_id = ?, until = now_us() + ? "
@@ -158,13 +198,14 @@ class Runs:
         return bool((await self._store.write([(statement, values)], patience_s=self._patience_s))[0])
 
 
-async def resolve_orphans(store: Store, ledger: Ledger) -> int:
+async def resolve_orphans(store: Store, ledger: Ledger, gone: Collection[int] | None = None) -> int:
     """End every hold that an earlier process left: free for the customer, since nobody can tell what came of the call.
 
     For a store with one serving process, before its doors open (promises 4 and 5). Answers how many there were.
-    Standing holds go on waiting for their batches.
+    Standing holds go on waiting for their batches. Where an older process still ends its calls, only `gone` runs count.
     """
-    rows = await store.fetch("SELECT request_id, account_id, model FROM hold WHERE run_id <> ?", (NO_RUN,))
+    found = await store.fetch("SELECT request_id, account_id, model, run_id FROM hold WHERE run_id <> ?", (NO_RUN,))
+    rows = [row[:3] for row in found if gone is None or row[3] in gone]
     await _book_as_recovered(ledger, rows)
     return len(rows)
 

@@ -88,7 +88,8 @@ def demo(
 
 
 async def _serve(invocation: Invocation, config: Config, data: Path, *, with_history: bool) -> int:
-    from farebox.app import run_until_told, start_gateway
+    from farebox.app import start_gateway
+    from farebox.workers.life import run_until_told
 
     kept = _kept(data / "demo.json")
     if with_history:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 
 import click
 
 from farebox.cli.common import Exampled, Invocation, common_options, pass_invocation, print_json
 from farebox.config.settings import listening_url
+from farebox.errors import FareboxError
 
 
 @click.command(cls=Exampled, examples=("farebox serve --config /etc/farebox.toml",))
@@ -16,17 +18,22 @@ from farebox.config.settings import listening_url
 def serve(invocation: Invocation) -> int:
     """Serve the gateway, with server.workers processes.
 
-    SIGTERM or Ctrl-C closes the doors and lets calls in flight end, for at most server.shutdown_s.
+    SIGTERM or Ctrl-C closes the doors and lets calls in flight end, for at most server.shutdown_s. SIGHUP starts a new
+    process, with the code and the settings that are there then, which takes over; the old one ends its calls, for at
+    most server.handover_s.
     """
-    import uvloop
+    from farebox.workers import find_heritage, serve_alone, serve_with_workers
 
-    from farebox.app import serve as serve_gateway
-    from farebox.workers import serve_with_workers
-
-    config = invocation.config(secrets=True)
-    if config.server.workers > 1:
-        return serve_with_workers(config)
-    return uvloop.run(serve_gateway(config))
+    heir = find_heritage(os.environ)
+    try:
+        config = invocation.config(secrets=True)
+        if heir is not None:
+            heir.check(config)
+        return (serve_with_workers if config.server.workers > 1 else serve_alone)(config, heir)
+    except (FareboxError, click.ClickException) as error:
+        if heir is not None:
+            heir.line.failed(error.message if isinstance(error, click.ClickException) else str(error))
+        raise
 
 
 @click.command(cls=Exampled, examples=("farebox simulate --port 8090 --speed 60",))
@@ -47,7 +54,6 @@ def simulate(
     """
     import uvloop
 
-    from farebox.errors import FareboxError
     from farebox.upstreams.simulator import Simulator
 
     simulator = Simulator(speed=speed, api_key=api_key, knobs=knobs)

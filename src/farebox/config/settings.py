@@ -72,6 +72,7 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     base_path: BasePath = "/api/proxy"
     metrics: Metrics = "127.0.0.1:9464"
     shutdown_s: Annotated[float, Meta(ge=0)] = 30.0
+    handover_s: Annotated[float, Meta(ge=0)] = 3700.0
     secret: Secret = Secret("")
     proxies: Proxies = ""
 

@@ -20,6 +20,9 @@ class Host(Protocol):
     """The server an exchange belongs to."""
 
     closing: bool
+    """Whether nothing more is answered than what is being answered."""
+    leaving: bool
+    """Whether no connection is to be kept for another request."""
     date: bytes
     """The date header's line, renewed every second."""
 
@@ -31,6 +34,9 @@ class Line(Protocol):
 
     @property
     def server(self) -> Host: ...
+
+    @property
+    def more_waits(self) -> bool: ...
 
     def invite_body(self, exchange: "Exchange") -> None: ...
 
@@ -141,7 +147,8 @@ class Exchange:
         else:
             self._chunked = True
             parts.append(b"transfer-encoding: chunked\r\n")
-        if self._connection.server.closing:
+        server = self._connection.server
+        if server.leaving and (server.closing or not self._connection.more_waits):
             self.keep_alive = False
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")

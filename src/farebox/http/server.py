@@ -60,12 +60,15 @@ class HttpServer:
         self.connections: set[ServerConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
+        self.leaving = False
+        """Whether connections are to be given up with the next answer: others serve at these doors, or nobody will."""
         self.date = b""
         self.now = 0.0
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._grace: asyncio.Timeout | None = None
         self._hurries = False
+        self._emptied = asyncio.Event()
 
     async def listen(self, host: str, port: int) -> int:
         """Open the doors; answers the port, which is chosen by the system when 0 was asked for. Raises OSError."""
@@ -82,14 +85,27 @@ class HttpServer:
         self._sweeper = loop.create_task(self._sweep())
         return int(doors[0].getsockname()[1])
 
+    async def hand_over(self, grace_s: float) -> None:
+        """Stop accepting, where another process does so; serve on, for at most `grace_s`, until no connection is left.
+
+        Each is told with its next answer that it was the last. One that is idle stays open until its time is up, as
+        ever: a request may be on its way, and would be lost.
+        """
+        self.leaving = True
+        self._close_doors()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.connections or self.tasks:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+
     async def close(self, grace_s: float) -> bool:
         """Stop accepting, let running exchanges end for at most `grace_s`; answers whether all of them did.
 
         `hurry` ends the waiting.
         """
-        self.closing = True
-        for server in self._servers:
-            server.close()
+        self.closing = self.leaving = True
+        self._close_doors()
         for connection in list(self.connections):
             connection.close_if_idle()
         running = set(self.tasks)
@@ -99,6 +115,20 @@ class HttpServer:
                     await asyncio.wait(running)
         self._grace = None
         return all(task.done() for task in running)
+
+    def _close_doors(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def gone(self) -> None:
+        """Note that a connection or a task has ended: `hand_over` may wait for the last one."""
+        self._emptied.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if self.leaving:
+            self.gone()
 
     def hurry(self) -> None:
         """Let `close` wait no longer, also when it has not begun yet."""
@@ -119,7 +149,7 @@ class HttpServer:
     def serve(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
         task = loop.create_task(self._run(exchange))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
 
     async def _run(self, exchange: Exchange) -> None:
         try:
@@ -186,6 +216,8 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.server.connections.discard(self)
         self._transport = None
+        if self.server.leaving:
+            self.server.gone()
         lost = [exchange for exchange in (self._current, self._receiving, *self._queue) if exchange is not None]
         self._queue.clear()
         for exchange in lost:
@@ -315,6 +347,11 @@ class ServerConnection(asyncio.Protocol):
             raise InvalidRequest("send one host header (RFC 9112 3.2)")
 
     # the exchange's side
+
+    @property
+    def more_waits(self) -> bool:
+        """Whether requests have come behind the one that is being answered."""
+        return bool(self._queue) or (self._receiving is not None and self._receiving is not self._current)
 
     def invite_body(self, exchange: Exchange) -> None:
         expect = exchange.header(b"expect")

@@ -16,6 +16,7 @@ async def open_store(
     clock: Clock | None = None,
     create: bool = True,
     serving: bool = False,
+    inherited_lock: int | None = None,
 ) -> Store:
     """Open the books at sqlite:///path, a plain path, or postgresql://user@host/name.
 
@@ -24,4 +25,6 @@ async def open_store(
     """
     if is_postgres(url):
         return await postgres.open_store(str(url), plans=plans, clock=clock, create=create, serving=serving)
-    return await sqlite.open_store(url, plans=plans, clock=clock, create=create, serving=serving)
+    return await sqlite.open_store(
+        url, plans=plans, clock=clock, create=create, serving=serving, inherited_lock=inherited_lock
+    )

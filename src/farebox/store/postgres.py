@@ -18,6 +18,7 @@ from farebox.billing.ledger import ORDER, Answer, Command, Transfer, customer_id
 from farebox.billing.plans import Plan, Plans
 from farebox.clock import Clock
 from farebox.errors import BrokenInvariant, StoreConflict, StoreUnavailable, StoreUnreachable
+from farebox.store.marks import Marks
 from farebox.store.postgres_answers import read_answer
 from farebox.store.postgres_connections import (
     FAILED,
@@ -101,6 +102,7 @@ class PostgresStore:
         self.run_id = 0
         self.lanes = _LANES if serving else 1
         self.shared = True
+        self.marks: Marks | None = None
         self.clock = clock
         self.plans = list(plans or Plans([Plan("default", 60, 1_000_000, 100)]))
         self.apply_patience_s = _PATIENCE_S if serving else _CONTROL_PATIENCE_S
@@ -179,6 +181,9 @@ class PostgresStore:
 
     async def check_itself(self) -> list[tuple[str, int, list[str]]]:
         return await self._read(find_faults, self.patience_s)
+
+    def copy_lock(self) -> int | None:
+        return None
 
     async def close(self) -> None:
         listener, self._listener = self._listener, None

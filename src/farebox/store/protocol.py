@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from farebox.billing.ledger import Answer, Command
+from farebox.store.marks import Marks
 
 Row = tuple[Any, ...]
 Statement = tuple[str, tuple[Any, ...]]
@@ -41,6 +42,8 @@ class Store(Reading, Protocol):
 
     run_id: int
     """The run of this process, written into every hold it takes."""
+    marks: Marks | None
+    """What the processes of one machine know of each other, where they do not keep leases: SQLite's, while it serves."""
     lanes: int
     """How many batches can be under way at once, as long as no account is in two of them."""
 
@@ -64,6 +67,10 @@ class Store(Reading, Protocol):
 
     async def changed_elsewhere(self) -> bool:
         """Tell whether keys, plans or the state of accounts may have been changed since this was last asked."""
+        ...
+
+    def copy_lock(self) -> int | None:
+        """Give a file descriptor that holds the lock of a serving process, for one that takes over; None: no lock."""
         ...
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ been killed, in the middle of a record, too.
 """
 
 import mmap
+import os
 import struct
 import zlib
 from typing import Final
@@ -20,12 +21,16 @@ _HEAD_BYTES: Final = _NUMBERS.size + 4
 class Board:
     """A slot has two halves, written in turn: a reader finds the older record whole while the newer is being written.
 
+    Programs that are started rather than forked share it as an open `file` (memfd_create(2)).
     A checksum over number, length and record tells which halves are whole.
     """
 
-    def __init__(self, slots: int, record_bytes: int = _RECORD_BYTES) -> None:
+    def __init__(self, slots: int, record_bytes: int = _RECORD_BYTES, file: int = -1) -> None:
         self._half_bytes = _HEAD_BYTES + record_bytes
-        self._memory = mmap.mmap(-1, slots * 2 * self._half_bytes)
+        size = slots * 2 * self._half_bytes
+        if file != -1 and os.fstat(file).st_size < size:
+            os.ftruncate(file, size)
+        self._memory = mmap.mmap(file, size)
 
     def post(self, slot: int, record: bytes) -> None:
         """Put a record in the place of a slot's last one. For one process at a time."""

@@ -20,8 +20,13 @@ STOP: Final = b"s"
 HURRY: Final = b"h"
 TOLD_BY: Final = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a process in order."""
-_READY: Final = b"R"
-_FAILED: Final = b"F"
+RETIRE: Final = b"r"
+"""Another takes over: take nothing new, end what is under way, then end."""
+GO: Final = b"g"
+"""Do alone what one does for all: whoever did so before does no more."""
+READY: Final = b"R"
+LET_GO: Final = b"D"
+FAILED: Final = b"F"
 _NAME_CHARS: Final = 15
 """What the kernel keeps of a process's name (proc(5), comm)."""
 
@@ -38,15 +43,19 @@ class Line:
 
     def orders(self) -> bytes:
         """Take what has been ordered: STOP, HURRY, or both; nothing at all when the starter is gone. May block."""
-        return _receive(self._end)
+        return receive(self._end)
 
     def ready(self) -> None:
         """Tell that this process does its work from now on."""
-        self._tell(_READY)
+        self._tell(READY)
+
+    def let_go(self) -> None:
+        """Tell that this process does nothing any more that one does for all."""
+        self._tell(LET_GO)
 
     def failed(self, words: str) -> None:
         """Tell why this process is about to end."""
-        self._tell(_FAILED + words.encode())
+        self._tell(FAILED + words.encode())
 
     def _tell(self, what: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody is left who would want to know
@@ -64,13 +73,13 @@ class Process:
     @property
     def is_ready(self) -> bool:
         """Whether it has told so."""
-        return self._said.startswith(_READY)
+        return self._said.startswith(READY)
 
     @property
     def failure(self) -> str:
         """What it told about its failure; empty when it told none."""
-        said = self._said.removeprefix(_READY)
-        return said.removeprefix(_FAILED).decode(errors="replace") if said.startswith(_FAILED) else ""
+        said = self._said.removeprefix(READY).removeprefix(LET_GO)
+        return said.removeprefix(FAILED).decode(errors="replace") if said.startswith(FAILED) else ""
 
     def fileno(self) -> int:
         """Give what to wait on for news."""
@@ -78,7 +87,7 @@ class Process:
 
     def hear(self) -> bool:
         """Take what it says; answers whether it lives. Blocks unless there is news."""
-        news = _receive(self._end)
+        news = receive(self._end)
         self._said += news
         return bool(news)
 
@@ -152,7 +161,7 @@ def _live(begin: Callable[[], None], run: Callable[[Line], int], line: Line) -> 
         os._exit(code)
 
 
-def _receive(end: socket.socket) -> bytes:
+def receive(end: socket.socket) -> bytes:
     """Take what has come; nothing when the other end is gone, also before it had read all that was sent."""
     try:
         return end.recv(65_536)

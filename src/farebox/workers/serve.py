@@ -12,13 +12,15 @@ import uvloop
 from msgspec.structs import replace
 from prometheus_client.registry import Collector
 
-from farebox.app import run_until_told, start_gateway
+from farebox.app import Inheritance, start_gateway
 from farebox.config import Config
 from farebox.gateway.metrics import metrics_server
 from farebox.http.doors import close_doors, doors_at
 from farebox.logs import Logger, make_logger
 from farebox.workers.board import Board
+from farebox.workers.life import run_until_told
 from farebox.workers.process import HURRY, TOLD_BY, Line
+from farebox.workers.succession import Heir
 from farebox.workers.supervisor import Role, Supervisor
 from farebox.workers.totals import Roster, Totals
 
@@ -30,7 +32,7 @@ _END_S: Final = 25.0
 Doors = Sequence[socket.socket]
 
 
-def serve_with_workers(config: Config) -> int:
+def serve_with_workers(config: Config, heir: Heir | None = None) -> int:
     """Serve with `server.workers` processes until SIGTERM or SIGINT. Answers the exit code. Raises FareboxError."""
     server = config.server
     log = make_logger(config.log.level, config.log.format)
@@ -75,7 +77,7 @@ def serve_with_workers(config: Config) -> int:
 async def _work(config: Config, name: str, doors: Doors, post: Callable[[Collector], None] | None, line: Line) -> int:
     """Be a gateway until a signal, an order, or the end of the supervisor."""
     told = asyncio.Event()
-    starting = asyncio.create_task(start_gateway(config, doors=doors, worker=name))
+    starting = asyncio.create_task(start_gateway(config, inheritance=Inheritance(doors), worker=name))
 
     def obey() -> None:
         orders = line.orders()

@@ -35,7 +35,7 @@ class Role(msgspec.Struct, frozen=True):
 
     name: str
     run: Callable[[Line], int]
-    beginning: Callable[[], None] = _nothing
+    beginning: Callable[[], object] = _nothing
     """Called by the supervisor before each start."""
     ended: Callable[[], None] = _nothing
     """Called by the supervisor after each end."""

@@ -15,6 +15,8 @@ from farebox.workers.board import Board
 
 _GRAINS: Final = 2**20
 """In one. Floats that are whole numbers of 2⁻²⁰ are added without rounding, up to sums of 2³³ (IEEE 754)."""
+_LASTING: Final = frozenset({"counter", "histogram"})
+"""What never goes back, so that it outlives who counted it."""
 _OLDEST: Final = "process_start_time_seconds"
 """Of starts the earliest is told; their sum would mean nothing."""
 
@@ -63,24 +65,24 @@ class Roster:
         self._counted: list[Family] = []
         self._post()
 
-    def begin(self, worker: int) -> None:
-        """Note that a worker is about to be started. What it counts is of this life from now on."""
+    def begin(self, worker: int) -> int:
+        """Note that a worker is about to be started. What it counts is of this life from now on, which is answered."""
         self._lives[worker - 1] += 1
         self._living[worker - 1] = True
         self._post()
+        return self._lives[worker - 1]
 
     def end(self, worker: int) -> None:
         """Note that a worker has ended, and keep what it counted."""
         self._living[worker - 1] = False
         report = _read_report(self._board, worker)
         if report is not None and report.life == self._lives[worker - 1]:
-            self._counted = add_up([self._counted, [family for family in report.families if family.type == "counter"]])
+            self._counted = add_up([self._counted, [family for family in report.families if family.type in _LASTING]])
         self._post()
 
     def report(self, worker: int, collector: Collector) -> None:
         """Post what a worker has counted so far. For the worker itself, forked after `begin`."""
-        report = Report(self._lives[worker - 1], families_of(collector))
-        self._board.post(worker, msgspec.msgpack.encode(report))
+        report_to(self._board, worker, self._lives[worker - 1], collector)
 
     def _post(self) -> None:
         self._board.post(0, msgspec.msgpack.encode(Muster(self._lives, self._living, self._counted)))
@@ -94,26 +96,54 @@ class Totals:
 
     def collect(self) -> Iterator[Metric]:
         """Give all there is, added up."""
-        muster, reports = self._read()
-        for family in add_up([muster.counted, *(report.families for report in reports)]):
-            metric = Metric(family.name, family.help, family.type)
-            for sample in family.samples:
-                metric.add_sample(sample.name, sample.labels, sample.value)
-            yield metric
+        muster, reports = read_all(self._board)
+        yield from _metrics(add_up([muster.counted, *reports.values()]))
         yield GaugeMetricFamily("farebox_workers", "Workers that run", value=sum(muster.living))
         restarts = sum(max(lives - 1, 0) for lives in muster.lives)
         yield CounterMetricFamily("farebox_worker_restarts", "Workers started again", value=restarts)
 
-    def _read(self) -> tuple[Muster, list[Report]]:
-        """Read a muster and the reports that go with it: nobody began or ended in between."""
-        while True:
-            read = self._board.read(0)
-            muster = _MUSTER.decode(read)
-            found = [_read_report(self._board, worker) for worker in range(1, len(muster.lives) + 1)]
-            if self._board.read(0) == read:
-                break
-        current = zip(found, muster.lives, muster.living, strict=True)
-        return muster, [report for report, life, lives in current if report and lives and report.life == life]
+
+class Lineage:
+    """What this process counts, together with what other generations have counted: a collector for Prometheus."""
+
+    def __init__(self, own: Collector, board: Board, slot: int) -> None:
+        self._own = own
+        self._board = board
+        self._slot = slot
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all there is, added up."""
+        muster, reports = read_all(self._board)
+        others = [families for slot, families in reports.items() if slot != self._slot]
+        yield from _metrics(add_up([families_of(self._own), muster.counted, *others]))
+
+
+def read_all(board: Board) -> tuple[Muster, dict[int, list[Family]]]:
+    """Read a muster and the reports of the living that go with it: nobody began or ended in between."""
+    while True:
+        read = board.read(0)
+        muster = _MUSTER.decode(read)
+        found = {slot: _read_report(board, slot) for slot in range(1, len(muster.lives) + 1)}
+        if board.read(0) == read:
+            break
+    return muster, {
+        slot: report.families
+        for slot, report in found.items()
+        if report and muster.living[slot - 1] and report.life == muster.lives[slot - 1]
+    }
+
+
+def report_to(board: Board, slot: int, life: int, collector: Collector) -> None:
+    """Post at a slot what has been counted so far in a life."""
+    board.post(slot, msgspec.msgpack.encode(Report(life, families_of(collector))))
+
+
+def _metrics(families: Iterable[Family]) -> Iterator[Metric]:
+    for family in families:
+        metric = Metric(family.name, family.help, family.type)
+        for sample in family.samples:
+            metric.add_sample(sample.name, sample.labels, sample.value)
+        yield metric
 
 
 def families_of(collector: Collector) -> list[Family]:
