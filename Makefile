@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RELEASE := .release
 
-.PHONY: run test clients check format bench failover soak release advisories demo-chains screenshots lock clean help
+.PHONY: run test clients check format bench failover growth soak release advisories demo-chains screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench: $(VENV)/.dev  ## Measure against nginx, LiteLLM and Portkey (about half a
 
 failover: $(VENV)/.dev  ## Three upstreams, one of which fails in every way, at 200 calls a second: prints a table (3 minutes; FAILOVER="--rate 50 401 HTML" for some)
 	@$(BIN)/python -m tests.failover $(FAILOVER)
+
+growth: $(VENV)/.dev  ## 20 million calls in the books of each store: what pages and calls cost then (half an hour, 12 GB; GROWTH="--calls 1000000 --store sqlite" for less)
+	@$(BIN)/python -m tests.growth $(GROWTH)
 
 soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, api, evm, bitcoin (SOAK="races --rounds 5000" for one)
 	@bash tests/install.sh

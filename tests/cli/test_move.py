@@ -111,7 +111,8 @@ def test_people_are_told_what_was_moved_and_what_to_do_next(
     assert "copy usage: 302\n" in moved.err
     again = farebox(*places.words)
     assert again.code == 1
-    filled = "account, api_key, run, price_list, usage, transfer, day_close, hour_close, usage_hour, usage_day"
+    filled = "account, api_key, run, price_list, usage, transfer, day_close"
+    filled += ", hour_close, usage_hour, house_hour, house_day, usage_day"
     assert f"has books in it already ({filled})" in again.err
 
 

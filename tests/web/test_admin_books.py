@@ -158,7 +158,11 @@ async def test_the_ledger_comes_in_pages_without_gap_or_repeat(stage: Stage) -> 
             "list_nanos, waived_nanos, shortfall_nanos, last_at) "
             "VALUES (1, ?, 1, 'm', 'finished', 1, 1, 1, 1, 0, 0, ?)"
         )
-        inserts.append((usage, (at_us // DAY_US, at_us)))
+        sold = (
+            "INSERT INTO house_day (day, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos, "
+            "shortfall_nanos, last_at) VALUES (?, 'm', 'finished', 1, 1, 1, 1, 0, 0, ?)"
+        )
+        inserts += [(usage, (at_us // DAY_US, at_us)), (sold, (at_us // DAY_US, at_us))]
     close = (
         "INSERT INTO day_close (day, usage_rows, transfer_rows, previous_sha256, sha256, closed_at) "
         "VALUES (?, 1, 1, '', '', 1)"

@@ -17,8 +17,8 @@ PATH: Final = "/dashboard/settings/data.json"
 LEFT_OUT: Final = {
     "batch_item",  # states, and what was said, sealed: the API key opens it
     "credential", "totp", "recovery_code", "familiar", "token", "secret",  # hashes and sealed values
-    "hold", "run", "usage_hour", "usage_day", "session_hour", "session_day", "hour_close", "day_close", "day_drop",
-    "price_list",  # the books' own, or sums of what is there
+    "usage_hour", "usage_day", "house_hour", "house_day", "session_hour", "session_day", "hour_close", "day_drop",
+    "hold", "run", "day_close", "price_list",  # the books' own, or sums of what is there
     "key_pace",  # how fast a key is used, at this moment
     "failure", "invitation", "announcement", "upstream_switch", "audit_log", "upstream", "bill_day",  # the operator's
     "delivery",  # copies of what other tables say, for 30 days

@@ -16,7 +16,7 @@ from farebox.billing.usage import Line, Usage
 from farebox.books.credits import compare_payments
 from farebox.books.days import FIRST, digest_day
 from farebox.books.prices import price_lists
-from farebox.books.sums import HOURS, first_open, wrong_in_day, wrong_in_hours
+from farebox.books.sums import HOURS, first_open, wrong_in_day, wrong_in_hours, wrong_in_house
 from farebox.clock import DAY_US, day_of, day_start_us
 from farebox.errors import StoreUnavailable
 from farebox.ids import show_request_id
@@ -426,8 +426,9 @@ async def _sums(store: Reading, tell: Progress) -> list[Check]:
             breaks.add(f"{off} sums of {day_of(day * DAY_US)} are not what its calls come to")
         tell("day sums", breaks.rows, len(summed | closed))
     opened = await first_open(store)
-    hours = (await store.fetch(*wrong_in_hours(opened.day * HOURS, opened.hour)))[0]
-    if off := max(hours):
+    young = (opened.day * HOURS, opened.hour)
+    counts = [(await store.fetch(*question))[0] for question in (wrong_in_hours(*young), wrong_in_house(*young))]
+    if off := sum(max(missing, wrong) for missing, wrong in counts):
         breaks.add(f"{off} sums of hours since {day_of(opened.day * DAY_US)} are not what their calls come to")
     early = (await store.fetch("SELECT count(*) FROM usage_hour WHERE hour >= ?", (opened.hour,)))[0][0]
     if early and await first_open(store) == opened:

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import msgspec
 
-from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
+from farebox.books.sums import FOREVER, HOURS, first_open, sold_between
 from farebox.clock import DAY_US, HOUR_US
 from farebox.store.protocol import Reading
 
@@ -65,7 +65,7 @@ class Sales:
         by_hour_us = max(first_day * DAY_US, (now_us // HOUR_US - HOURS + 1) * HOUR_US)
         pieces = []
         for begin_us, end_us, days in ((first_day * DAY_US, by_hour_us, True), (by_hour_us, FOREVER, False)):
-            sql, values = calls_between(opened, begin_us, end_us, days=days)
+            sql, values = sold_between(opened, begin_us, end_us, days=days)
             rows = await store.fetch(
                 f"SELECT hour, model, outcome, sum(requests), {_SUMS} FROM ({sql}) AS calls "  # noqa: S608  fixed texts
                 "GROUP BY hour, model, outcome",
@@ -125,7 +125,7 @@ class Standing(msgspec.Struct, frozen=True):
 async def standing(store: Reading) -> Standing:
     """Compare balances with entries, in one statement: a call that ends meanwhile raises no false alarm."""
     last = await store.fetch("SELECT day, closed_at, sha256 FROM day_close ORDER BY day DESC LIMIT 1")
-    sql, values = calls_between(await first_open(store), 0, FOREVER)
+    sql, values = sold_between(await first_open(store), 0, FOREVER)
     rows = await store.fetch(
         "SELECT count(*), coalesce(sum(posted_nanos), 0), coalesce(sum(held_nanos), 0), coalesce(sum(open_holds), 0), "  # noqa: S608
         "(SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account LIKE 'customer:%') "

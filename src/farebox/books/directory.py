@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
+from farebox.books.sums import FOREVER, NEWEST_CALL, calls_between, first_open
 from farebox.clock import DAY_US
 from farebox.ids import key_hash
 from farebox.store.protocol import Reading
@@ -14,6 +14,11 @@ _PAGE: Final = 200
 _DAYS: Final = 30
 _TAIL_CHARS: Final = 4
 _KEY_CHARS: Final = 40
+_LAST_CALLS: Final = (
+    f"SELECT a.id, coalesce({NEWEST_CALL}, (SELECT max(last_at) "  # noqa: S608  fixed texts
+    "FROM usage_day d WHERE d.account_id = a.id AND d.day = (SELECT max(day) FROM usage_day e "
+    "WHERE e.account_id = a.id))) FROM account a"
+)
 _COLUMNS: Final = "a.id, a.email, a.status, a.plan, a.role, a.posted_nanos, a.held_nanos, a.created_at"
 
 
@@ -72,17 +77,12 @@ async def _with_use(store: Reading, found: list[Customer], now_us: int) -> list[
     ids = tuple(one.id for one in found)
     marks = ", ".join("?" * len(ids))
     first_day = now_us // DAY_US - _DAYS + 1
-    sql, values = calls_between(await first_open(store), 0, FOREVER, f"account_id IN ({marks})", ids)
-    rows = await store.fetch(
-        "SELECT account_id, sum(CASE WHEN hour >= ? THEN charged_nanos ELSE 0 END), max(last_at) "  # noqa: S608
-        f"FROM ({sql}) AS calls GROUP BY account_id",
-        (first_day * HOURS, *values),
+    owners = f"account_id IN ({marks})"
+    sql, values = calls_between(await first_open(store), first_day * DAY_US, FOREVER, owners, ids)
+    spent = dict(
+        await store.fetch(f"SELECT account_id, sum(charged_nanos) FROM ({sql}) AS calls GROUP BY account_id", values)  # noqa: S608
     )
-    spent: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for account_id, nanos, at_us in rows:
-        spent[account_id] = nanos
-        last[account_id] = at_us
+    last = dict(await store.fetch(f"{_LAST_CALLS} WHERE a.id IN ({marks})", ids))
     return [
         msgspec.structs.replace(one, spent_nanos=spent.get(one.id, 0), last_call_us=last.get(one.id)) for one in found
     ]

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from farebox.billing.ledger import customer_account
-from farebox.books.sums import FOREVER, HOURS, calls_between, first_open
+from farebox.books.sums import FOREVER, HOURS, calls_between, first_open, sold_between
 from farebox.clock import DAY_US, day_of
 from farebox.ids import read_request_id
 from farebox.store.protocol import Reading
@@ -102,7 +102,7 @@ async def known_codes(store: Reading) -> list[str]:
 
 async def accounts_of_house(store: Reading) -> dict[str, int]:
     """Sum every account of the house, and all customers together. The amounts add up to zero by construction."""
-    sql, values = calls_between(await first_open(store), 0, FOREVER)
+    sql, values = sold_between(await first_open(store), 0, FOREVER)
     rows = await store.fetch(
         "SELECT credit_account, sum(amount_nanos) FROM transfer GROUP BY credit_account "  # noqa: S608  fixed texts
         "UNION ALL SELECT debit_account, -sum(amount_nanos) FROM transfer GROUP BY debit_account "
@@ -156,12 +156,15 @@ async def _days(store: Reading, sought: Sought, before: Place, most: int) -> lis
     of_other_account = sought.account not in {"", "house:revenue"} and not account_id
     if sought.code not in {"", USAGE} or sought.words or of_other_account:
         return []
-    owner, params = ("account_id = ?", (int(account_id),)) if account_id else ("", ())
     # a day stands at its last microsecond, and has one sum: before a place are the days that end before it
     last_day = (before.at_us + (1 if before.rank == _DAYS else 0)) // DAY_US - 1
     if before.rank == _DAYS:
         last_day -= 1
-    sql, values = calls_between(await first_open(store), 0, min((last_day + 1) * DAY_US, FOREVER), owner, params)
+    opened, end_us = await first_open(store), min((last_day + 1) * DAY_US, FOREVER)
+    if account_id:
+        sql, values = calls_between(opened, 0, end_us, "account_id = ?", (int(account_id),))
+    else:
+        sql, values = sold_between(opened, 0, end_us)
     rows = await store.fetch(
         f"SELECT hour / {HOURS}, sum(requests), sum(charged_nanos) FROM ({sql}) AS calls "  # noqa: S608  fixed texts
         f"GROUP BY hour / {HOURS} HAVING sum(charged_nanos) > 0 ORDER BY 1 DESC LIMIT ?",

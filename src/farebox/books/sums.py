@@ -16,6 +16,7 @@ HOURS: Final = 24
 FOREVER: Final = 2**62
 TOKENS: Final = "input_tokens + cache_write_5m_tokens + cache_write_1h_tokens + cache_read_tokens + output_tokens"
 _USE: Final = "account_id, key_id, model, outcome"
+_SOLD: Final = "model, outcome"
 _USE_FIGURES: Final = "requests, tokens, charged_nanos, list_nanos, waived_nanos, shortfall_nanos, last_at"
 _USE_OF_CALLS: Final = (
     f"count(*), sum({TOKENS}), sum(charged_nanos), sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at)"
@@ -29,6 +30,13 @@ _WORK_FIGURES: Final = "requests, tokens, charged_nanos, first_at, last_at"
 _WORK_OF_CALLS: Final = f"count(*), sum({TOKENS}), sum(charged_nanos), min(at), max(at)"
 _WORK_OF_SUMS: Final = "sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at)"
 _ONE_CALL: Final = f"1, {TOKENS}, charged_nanos, list_nanos, waived_nanos, shortfall_nanos, at"
+
+
+NEWEST_CALL: Final = (
+    "(SELECT u.at FROM usage u WHERE u.account_id >= a.id AND u.account_id <= a.id "
+    "ORDER BY u.account_id DESC, u.at DESC LIMIT 1)"
+)
+"""When the last call of account `a` was; a plan that looks for it among the calls of all accounts does not fit."""
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -51,30 +59,37 @@ async def first_open(store: Reading) -> Open:
 
 
 def calls_between(
-    opened: Open, begin_us: int, end_us: int, where: str = "", values: tuple[Any, ...] = (), *, days: bool = True
+    opened: Open, begin_us: int, end_us: int, where: str, values: tuple[Any, ...], *, days: bool = True
 ) -> Statement:
-    """Make the query for all calls from one moment until before another, as few rows as can be.
+    """Make the query for calls from one moment until before another, as few rows as can be.
 
     Its columns: hour (of a day's sum, the first), account_id, key_id, model, outcome, requests, tokens, charged_nanos,
     list_nanos, waived_nanos, shortfall_nanos and last_at. `where` is about the second to the fifth; without `days` it
     gives hours alone. A part of an hour comes from its calls, which may have been let go (books.retention).
     """
+    return _union("usage", _USE, _spans(opened, begin_us, end_us, days=days), f"{where} AND ", values)
+
+
+def sold_between(opened: Open, begin_us: int, end_us: int, *, days: bool = True) -> Statement:
+    """Make the query for the calls of all accounts together. Its columns: those of `calls_between` but the ids."""
+    return _union("house", _SOLD, _spans(opened, begin_us, end_us, days=days), "", ())
+
+
+def _union(kept: str, names: str, spans: list[tuple[str, int, int]], where: str, values: tuple[Any, ...]) -> Statement:
     parts, params = [], []
-    for table, least, most in _spans(opened, begin_us, end_us, days=days):
-        column, hour, figures = {
-            "usage": ("at", f"at / {HOUR_US}", _ONE_CALL),
-            "usage_hour": ("hour", "hour", _USE_FIGURES),
-            "usage_day": ("day", f"day * {HOURS}", _USE_FIGURES),
-        }[table]
-        condition = f"{where} AND " if where else ""
+    for step, least, most in spans:
+        table, column, hour, figures = {
+            "call": ("usage", "at", f"at / {HOUR_US}", _ONE_CALL),
+            "hour": (f"{kept}_hour", "hour", "hour", _USE_FIGURES),
+            "day": (f"{kept}_day", "day", f"day * {HOURS}", _USE_FIGURES),
+        }[step]
         parts.append(
-            f"SELECT {hour} AS hour, {_USE}, {figures} FROM {table} "  # noqa: S608  fixed texts
-            f"WHERE {condition}{column} >= ? AND {column} < ?"
+            f"SELECT {hour} AS hour, {names}, {figures} FROM {table} "  # noqa: S608  fixed texts
+            f"WHERE {where}{column} >= ? AND {column} < ?"
         )
         params += [*values, least, most]
     first, *others = parts
-    named = first.replace(_ONE_CALL, _named_figures(), 1)
-    return " UNION ALL ".join([named, *others]), tuple(params)
+    return " UNION ALL ".join([first.replace(_ONE_CALL, _named_figures(), 1), *others]), tuple(params)
 
 
 def work_between(opened: Open, first_day: int, where: str, values: tuple[Any, ...]) -> Statement:
@@ -102,6 +117,10 @@ def sum_hour(hour: int) -> list[Statement]:
     bounds = (hour, hour * HOUR_US, (hour + 1) * HOUR_US)
     return [
         (f"INSERT INTO usage_hour (hour, {_USE}, {_USE_FIGURES}) {_HOUR_OF_CALLS}", bounds),
+        (
+            f"INSERT INTO house_hour (hour, {_SOLD}, {_USE_FIGURES}) {_SOLD_IN_HOURS} GROUP BY hour, {_SOLD}",
+            (hour, hour + 1),
+        ),
         (f"INSERT INTO session_hour (hour, {_WORK}, {_WORK_FIGURES}) {_WORK_HOUR_OF_CALLS}", bounds),
     ]
 
@@ -114,12 +133,16 @@ def sum_day(day: str) -> list[Statement]:
         f"INSERT INTO usage_day (day, {_USE}, {_USE_FIGURES}) SELECT CAST(? AS BIGINT), {_USE}, {_USE_OF_SUMS} "  # noqa: S608
         f"FROM usage_hour WHERE hour >= ? AND hour < ? GROUP BY {_USE}"
     )
+    sold = (
+        f"INSERT INTO house_day (day, {_SOLD}, {_USE_FIGURES}) SELECT CAST(? AS BIGINT), {_SOLD}, {_USE_OF_SUMS} "  # noqa: S608
+        f"FROM house_hour WHERE hour >= ? AND hour < ? GROUP BY {_SOLD}"
+    )
     work = (
         f"INSERT INTO session_day (day, {_WORK}, {_WORK_FIGURES}) SELECT CAST(? AS BIGINT), {_WORK}, {_WORK_OF_SUMS} "  # noqa: S608
         f"FROM session_hour WHERE hour >= ? AND hour < ? GROUP BY {_WORK}"
     )
     summed = "DELETE FROM session_hour WHERE hour >= ? AND hour < ?"
-    return [(use, bounds), (work, bounds), (summed, bounds[1:])]
+    return [(use, bounds), (sold, bounds), (work, bounds), (summed, bounds[1:])]
 
 
 def wrong_in_day(day: int, *, has_calls: bool) -> list[Statement]:
@@ -134,7 +157,13 @@ def wrong_in_day(day: int, *, has_calls: bool) -> list[Statement]:
             f"SELECT {_USE}, {_USE_OF_SUMS} FROM usage_hour WHERE hour >= ? AND hour < ? GROUP BY {_USE}",  # noqa: S608
             f"SELECT {_USE}, {_USE_FIGURES} FROM usage_day WHERE day = ?",  # noqa: S608  fixed texts
             (*hours, day),
-        )
+        ),
+        _compare(
+            f"SELECT {_SOLD}, {_USE_OF_SUMS} FROM usage_hour WHERE hour >= ? AND hour < ? GROUP BY {_SOLD}",  # noqa: S608
+            f"SELECT {_SOLD}, {_USE_FIGURES} FROM house_day WHERE day = ?",  # noqa: S608  fixed texts
+            (*hours, day),
+        ),
+        wrong_in_house(*hours),
     ]
     if has_calls:
         questions += [
@@ -159,6 +188,15 @@ def wrong_in_hours(first: int, after: int) -> Statement:
     )
 
 
+def wrong_in_house(first: int, after: int) -> Statement:
+    """Make the question how many sums of all accounts are not what those of each come to, or are missing."""
+    return _compare(
+        f"{_SOLD_IN_HOURS} GROUP BY hour, {_SOLD}",
+        f"SELECT hour, {_SOLD}, {_USE_FIGURES} FROM house_hour WHERE hour >= ? AND hour < ?",  # noqa: S608  fixed texts
+        (first, after, first, after),
+    )
+
+
 def _compare(right: str, kept: str, values: tuple[int, ...]) -> Statement:
     sql = (
         f"WITH right_ones AS ({right}), kept AS ({kept}) "  # noqa: S608  fixed texts
@@ -169,6 +207,7 @@ def _compare(right: str, kept: str, values: tuple[int, ...]) -> Statement:
 
 
 _WORK_OF_A_CALL: Final = "account_id, session, coalesce(agent, ''), coalesce(parent_agent, '')"
+_SOLD_IN_HOURS: Final = f"SELECT hour, {_SOLD}, {_USE_OF_SUMS} FROM usage_hour WHERE hour >= ? AND hour < ?"  # noqa: S608
 _HOUR_OF_CALLS: Final = (
     f"SELECT CAST(? AS BIGINT), {_USE}, {_USE_OF_CALLS} FROM usage WHERE at >= ? AND at < ? GROUP BY {_USE}"  # noqa: S608
 )
@@ -184,17 +223,17 @@ def _named_figures() -> str:
 
 
 def _spans(opened: Open, begin_us: int, end_us: int, *, days: bool) -> list[tuple[str, int, int]]:
-    """Cut a time into days, hours and the rest, each with the table that has it."""
+    """Cut a time into days, hours and the rest, each with the step that it is kept by."""
     first_hour, after_hour = -(-begin_us // HOUR_US), min(end_us // HOUR_US, opened.hour)
     if first_hour >= after_hour:
-        return [("usage", begin_us, end_us)]
+        return [("call", begin_us, end_us)]
     first_day, after_day = -(-first_hour // HOURS), min(after_hour // HOURS, opened.day)
-    whole = [("usage_hour", first_hour, after_hour)]
+    whole = [("hour", first_hour, after_hour)]
     if days and first_day < after_day:
         whole = [
-            ("usage_hour", first_hour, first_day * HOURS),
-            ("usage_day", first_day, after_day),
-            ("usage_hour", after_day * HOURS, after_hour),
+            ("hour", first_hour, first_day * HOURS),
+            ("day", first_day, after_day),
+            ("hour", after_day * HOURS, after_hour),
         ]
-    spans = [("usage", begin_us, first_hour * HOUR_US), *whole, ("usage", after_hour * HOUR_US, end_us)]
+    spans = [("call", begin_us, first_hour * HOUR_US), *whole, ("call", after_hour * HOUR_US, end_us)]
     return [span for span in spans if span[1] < span[2]]

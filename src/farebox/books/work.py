@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.books.sums import first_open, work_between
+from farebox.books.sums import Open, first_open, work_between
 from farebox.clock import DAY_US, US_PER_S
 from farebox.store.protocol import Reading
 
@@ -16,6 +16,7 @@ MOST_SESSIONS: Final = 100
 MOST_AGENTS: Final = 500
 _MOST_READ: Final = 20_000
 """Agents of all sessions together that a list is made from: those that were used last."""
+_STEPS_DAYS: Final = (0, 3, 14, 60, 10**6)
 _RUNS_US: Final = 600 * US_PER_S
 """A session whose last call is no older may well go on."""
 
@@ -99,7 +100,12 @@ class Work(msgspec.Struct, frozen=True):
 
 async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work]:
     """Give the sessions with calls since a day, the one used last first; at most so many."""
-    sql, values = work_between(await first_open(store), since_us // DAY_US, "account_id = ?", (account_id,))
+    opened, first_day = await first_open(store), since_us // DAY_US
+    names = await _newest(store, opened, account_id, first_day)
+    if not names:
+        return []
+    theirs = f"account_id = ? AND session IN ({', '.join('?' * len(names))})"
+    sql, values = work_between(opened, first_day, theirs, (account_id, *names))
     rows = await store.fetch(
         "SELECT session, agent, '', sum(requests), sum(tokens), sum(charged_nanos), min(first_at), max(last_at) "  # noqa: S608
         f"FROM ({sql}) AS work GROUP BY session, agent ORDER BY max(last_at) DESC LIMIT ?",
@@ -111,6 +117,22 @@ async def list_work(store: Reading, account_id: int, since_us: int) -> list[Work
         found.setdefault(agent.session, []).append(agent)
     work = [Work(session, agents, stopped.get(session)) for session, agents in found.items()]
     return sorted(work, key=lambda one: (-one.last_at_us, one.session))[:MOST_SESSIONS]
+
+
+async def _newest(store: Reading, opened: Open, account_id: int, first_day: int) -> tuple[str, ...]:
+    """Name the sessions used last since a day: of the last days alone, as long as there are enough."""
+    names: tuple[str, ...] = ()
+    for days in _STEPS_DAYS:
+        begin = max(first_day, opened.day - days)
+        sql, values = work_between(opened, begin, "account_id = ?", (account_id,))
+        rows = await store.fetch(
+            f"SELECT session FROM ({sql}) AS work GROUP BY session ORDER BY max(last_at) DESC, session LIMIT ?",  # noqa: S608
+            (*values, MOST_SESSIONS),
+        )
+        names = tuple(row[0] for row in rows)
+        if begin == first_day or len(names) == MOST_SESSIONS:
+            return names
+    return names
 
 
 async def find_work(store: Reading, account_id: int, session: str) -> Work | None:

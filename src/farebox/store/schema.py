@@ -22,6 +22,8 @@ TABLES: Final = {
     "day_drop": "day",
     "hour_close": "hour",
     "usage_hour": "id",
+    "house_hour": "id",
+    "house_day": "id",
     "usage_day": "id",
     "session_hour": "id",
     "session_day": "id",

@@ -11,6 +11,7 @@ from farebox.accounts.accounts import Account
 from farebox.accounts.findings import Finding, Status, of_balance, of_small_model, of_spend_limit
 from farebox.accounts.keys import Key
 from farebox.billing.plans import Plan
+from farebox.books.sums import NEWEST_CALL
 from farebox.clock import DAY_US
 from farebox.store.protocol import Store
 from farebox.web.backstage import Service
@@ -175,7 +176,7 @@ async def told_calls(store: Store, account_id: int, by_status: Mapping[int, str]
     rows = await store.fetch(_LATELY, (account_id, now_us - HOUR_US, _LOOKED_AT))
     total = sum(count for _, _, count in rows)
     if not total:
-        rows = await store.fetch("SELECT max(at) FROM usage WHERE account_id = ?", (account_id,))
+        rows = await store.fetch(f"SELECT {NEWEST_CALL} FROM account a WHERE a.id = ?", (account_id,))  # noqa: S608
         words = "No call has come in the last hour." if rows[0][0] is not None else "No call has come yet."
         return [Told("Calls", "ok", words, "/docs/quickstart", "How to call")]
     wrong = [(outcome, status, count) for outcome, status, count in rows if outcome not in {"finished", "canceled"}]

@@ -24,6 +24,35 @@ CREATE TABLE usage_hour (
 ) STRICT;
 CREATE INDEX usage_hour_by_hour ON usage_hour (hour);
 
+CREATE TABLE house_hour (                         -- the same of all accounts together: what the business did
+  id            INTEGER PRIMARY KEY,
+  hour          INTEGER NOT NULL,
+  model         TEXT NOT NULL,
+  outcome       TEXT NOT NULL,
+  requests      INTEGER NOT NULL,
+  tokens        INTEGER NOT NULL,
+  charged_nanos INTEGER NOT NULL,
+  list_nanos    INTEGER NOT NULL,
+  waived_nanos  INTEGER NOT NULL,
+  shortfall_nanos INTEGER NOT NULL,
+  last_at       INTEGER NOT NULL,
+  UNIQUE (hour, model, outcome)
+) STRICT;
+CREATE TABLE house_day (
+  id            INTEGER PRIMARY KEY,
+  day           INTEGER NOT NULL,
+  model         TEXT NOT NULL,
+  outcome       TEXT NOT NULL,
+  requests      INTEGER NOT NULL,
+  tokens        INTEGER NOT NULL,
+  charged_nanos INTEGER NOT NULL,
+  list_nanos    INTEGER NOT NULL,
+  waived_nanos  INTEGER NOT NULL,
+  shortfall_nanos INTEGER NOT NULL,
+  last_at       INTEGER NOT NULL,
+  UNIQUE (day, model, outcome)
+) STRICT;
+
 CREATE TABLE session_hour (                     -- the same by Claude Code session and agent; gone once its day is summed
   id            INTEGER PRIMARY KEY,
   account_id    INTEGER NOT NULL REFERENCES account (id),
@@ -49,6 +78,14 @@ SELECT account_id, at / 3600000000, key_id, model, outcome, count(*),
   sum(charged_nanos), sum(list_nanos), sum(waived_nanos), sum(shortfall_nanos), max(at)
 FROM usage WHERE at < (SELECT unixepoch(max(day)) * 1000000 + 86400000000 FROM day_close)
 GROUP BY account_id, at / 3600000000, key_id, model, outcome;
+INSERT INTO house_hour (hour, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos, shortfall_nanos, last_at)
+SELECT hour, model, outcome, sum(requests), sum(tokens), sum(charged_nanos), sum(list_nanos), sum(waived_nanos),
+  sum(shortfall_nanos), max(last_at)
+FROM usage_hour GROUP BY hour, model, outcome;
+INSERT INTO house_day (day, model, outcome, requests, tokens, charged_nanos, list_nanos, waived_nanos, shortfall_nanos, last_at)
+SELECT day, model, outcome, sum(requests), sum(tokens), sum(charged_nanos), sum(list_nanos), sum(waived_nanos),
+  sum(shortfall_nanos), max(last_at)
+FROM usage_day GROUP BY day, model, outcome;
 INSERT INTO hour_close (hour, closed_at) SELECT unixepoch(max(day)) / 3600 + 23, max(closed_at) FROM day_close HAVING max(day) IS NOT NULL;
 
 CREATE TABLE day_drop (                         -- days whose calls were let go: what was proved of them, chained as days are
