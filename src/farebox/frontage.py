@@ -36,6 +36,7 @@ def make_frontage(parts: Parts, gatehouse: Gatehouse) -> Handler:
             mail_host=config.mail.host,
             settings=settings_in_force(config),
         ),
+        log=parts.log.info,
         providers=config.sign_in,
     )
     return AsgiDoor(site, scheme=config.public_url.partition(":")[0]).serve

@@ -396,3 +396,30 @@ async def test_keys_show_once_and_are_in_no_log(stage: Stage) -> None:
     assert hers.person.key not in repr(stage.events)
     assert PASSWORD not in repr(stage.events)
     assert hers.person.account_id == await account_of(stage, stage.alice.email)
+
+
+async def test_the_log_tells_who_tried_to_be_whom_and_nothing_they_said(stage: Stage) -> None:
+    """Every proof of who somebody is that was tried, forms from elsewhere, and strangers at admin's door."""
+    alice = stage.alice
+    browser = await enter(stage, alice.email)
+    assert (await browser_of(stage).post("/login", {"email": alice.email, "password": CANARY})).status == 422
+    assert (await browser.get("/admin")).status == 404
+    assert (await browser.send("POST", "/dashboard/keys", b"", {"sec-fetch-site": "cross-site"})).status == 403
+    await browser.post("/dashboard/password", {"present": CANARY, "password": CANARY})
+    await browser.post("/logout")
+    told = [
+        (one["event"], one["path"], one.get("status"), one.get("account_id"))
+        for one in stage.events
+        if one["event"] in {"authentication", "admin_refused", "form_from_elsewhere"}
+    ]
+    assert [one for one in told if one[1] != "/forgot"] == [
+        ("authentication", "/reset", 200, None),
+        ("authentication", "/login", 303, alice.account_id),
+        ("authentication", "/login", 422, None),
+        ("admin_refused", "/admin", 404, alice.account_id),
+        ("form_from_elsewhere", "/dashboard/keys", None, None),
+        ("authentication", "/dashboard/password", 422, alice.account_id),
+        ("authentication", "/logout", 303, alice.account_id),
+    ]
+    assert CANARY not in str(stage.events)
+    assert alice.email not in str(stage.events)

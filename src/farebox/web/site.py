@@ -1,6 +1,6 @@
 """The site as one ASGI application: routes from the rooms, guarded as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -87,6 +87,7 @@ def make_site(
     name: str,
     support_email: str,
     house: House,
+    log: Callable[..., None],
     providers: Sequence[ProviderSettings] = (),
 ) -> App:
     """Make the application that serves every page."""
@@ -136,7 +137,7 @@ def make_site(
 
     routes = [Route("/static/{version}/{name:path}", assets.serve), *_rooms(kit, assets, name, support_email)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, StoreUnavailable: refuse})
-    return Guard(app, offer.public_url, signed=frozenset({BTCPAY_PATH}))
+    return Guard(app, offer.public_url, log=log, signed=frozenset({BTCPAY_PATH}))
 
 
 def _rooms(kit: Kit, assets: Assets, name: str, support_email: str) -> list[Route]:

@@ -36,10 +36,13 @@ class Visitors:
         self._half = "__Host-half" if secure else "half"
 
     async def who(self, request: Request) -> Session | None:
-        """Give the session of a request, if somebody is signed in."""
+        """Give the session of a request, if somebody is signed in; the security log reads in its scope who."""
         cookie = request.cookies.get(self._cookie)
         by_itself = "x-live" in request.headers or request.url.path == "/dashboard/live"
-        return await self.sessions.find(cookie, self._clock(), idle=by_itself) if cookie else None
+        session = await self.sessions.find(cookie, self._clock(), idle=by_itself) if cookie else None
+        if session is not None:
+            request.scope["account_id"] = session.account_id
+        return session
 
     def signed_in(self, page: SignedInPage) -> Page:
         """Make a page that only people who are signed in see; the others sign in first.
@@ -89,6 +92,7 @@ class Visitors:
         before = await self.who(request)
         if before is not None:
             await self.sessions.end(before)
+        request.scope["account_id"] = account_id
         cookie = await self.sessions.begin(
             account_id,
             self._clock(),
