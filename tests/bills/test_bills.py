@@ -334,6 +334,15 @@ async def test_what_a_command_imports_the_server_tells_of_once(open_stage: OpenS
             await watch.take("ours", {("9999-12-30", MODEL): USD})
 
 
+async def test_a_page_shows_of_many_models_those_that_differ_most(open_stage: OpenStage) -> None:
+    async with open_stage(CSV_ONLY) as stage:
+        await stage.parts.bills.take("ours", {("2026-11-01", f"m{n:03}"): n * USD for n in range(1, 500)})
+        operator = await enter_admin(stage)
+        page = await operator.get("/admin/bills")
+        assert ("m499: billed" in page.words, "m450: billed" in page.words) == (True, True)
+        assert ("m449: billed" in page.words, "others that differ less" in page.words) == (False, True)
+
+
 async def farebox(config: Path, *words: str) -> str:
     """Run a command about bills beside the running gateway; answers what it prints."""
     args = (str(Path(sys.executable).with_name("farebox")), "bills", *words, "--config", str(config))

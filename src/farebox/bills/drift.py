@@ -53,6 +53,11 @@ class Day(msgspec.Struct, frozen=True):
         return self.billed_nanos - self.metered_nanos
 
     @property
+    def most_different(self) -> list[Line]:
+        """Give its lines, those first that differ most."""
+        return sorted(self.lines, key=lambda line: -abs(line.differs_nanos))
+
+    @property
     def share(self) -> float:
         """The difference as a share of the larger of the two, in percent."""
         return 100 * self.differs_nanos / max(self.metered_nanos, self.billed_nanos, 1)

@@ -99,6 +99,7 @@ async def test_one_that_was_being_made_when_its_process_died_is_undone(open_stag
             return not await stage.rows("SELECT 1 FROM hold") and not await stage.rows("SELECT 1 FROM batch")
 
         await eventually(undone, 15)
+        assert ("batch_abandoned", "sim") in {(event["event"], event.get("upstream")) for event in stage.events}
         assert (await call(stage, alice, "GET", f"{PATH}/{made['id']}"))[0] == 404
         assert await books_agree(stage, alice) == 0
 

@@ -98,16 +98,7 @@ def open_batches(
         base_path=base_path,
     )
     upkeep = Upkeep(
-        making,
-        native,
-        own,
-        records,
-        charges,
-        seals,
-        leads=leads,
-        clock=clock,
-        poll_s=settings.poll_s,
-        log=log,
-        alert=alert,
-    )
+        making, native, own, records, charges, seals,
+        leads=leads, clock=clock, poll_s=settings.poll_s, log=log, alert=alert,
+    )  # fmt: skip
     return Batching(desk, upkeep)

@@ -115,7 +115,10 @@ class Upkeep:
         """End what nobody else will."""
         now_us = self._clock()
         for batch in await self._records.abandoned():
-            self._log("batch_abandoned", batch=batch.id, account_id=batch.account_id)
+            if batch.own:
+                self._log("batch_abandoned", batch=batch.id, account_id=batch.account_id)
+            else:  # nobody can tell whether it was made there
+                self._alert("batch_abandoned", batch=batch.id, account_id=batch.account_id, upstream=batch.upstream)
             await self._charges.end_all(batch, "canceled", "gateway_died")
             await self._records.delete(batch)
         for batch in await self._records.unattended():
