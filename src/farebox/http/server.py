@@ -92,7 +92,7 @@ class HttpServer:
         ever: a request may be on its way, and would be lost.
         """
         self.leaving = True
-        self._close_doors()
+        self.close_doors()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 while self.connections or self.tasks:
@@ -105,7 +105,7 @@ class HttpServer:
         `hurry` ends the waiting.
         """
         self.closing = self.leaving = True
-        self._close_doors()
+        self.close_doors()
         for connection in list(self.connections):
             connection.close_if_idle()
         running = set(self.tasks)
@@ -116,7 +116,8 @@ class HttpServer:
         self._grace = None
         return all(task.done() for task in running)
 
-    def _close_doors(self) -> None:
+    def close_doors(self) -> None:
+        """Accept no more. Comes before the sockets themselves are closed, which the loop still watches."""
         for server in self._servers:
             server.close()
         self._servers.clear()
