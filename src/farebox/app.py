@@ -203,6 +203,7 @@ class Gateway:
         self.log.info("retiring", for_s=self.config.server.handover_s)
         with contextlib.suppress(StoreUnavailable):  # then the lead lapses
             await self.parts.books.runs.follow()
+        self._server.close_doors()
         close_doors(self.doors)
         self.parts.hub.close()  # browsers come back at once, to the other process
         await self._server.hand_over(self.config.server.handover_s)
@@ -210,8 +211,8 @@ class Gateway:
     async def close_metrics(self) -> None:
         """Let another process serve the metrics from now on."""
         if self._metrics_server is not None:
-            close_doors(self.metrics_doors)
             await self._metrics_server.close(0)
+            close_doors(self.metrics_doors)
             await self._metrics_server.shut()
             self._metrics_server = None
 
@@ -227,6 +228,8 @@ class Gateway:
         self._ready = False
         if self.parts is not None:
             self.parts.hub.close()
+        if self._server is not None:
+            self._server.close_doors()
         close_doors(self.doors)
         if self._server is not None and not await self._server.close(self.config.server.shutdown_s):
             if self._streams is not None:
