@@ -5,6 +5,7 @@ python -m tests.soak decisions --decisions 1000000                      PostgreS
 python -m tests.soak races --rounds 200000                              two processes for the last cent
 python -m tests.soak kill --kills 1000                                  one server over SQLite
 python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
+python -m tests.soak restarts --restarts 100                            a gateway replaced under load, over both
 python -m tests.soak api --examples 2000                                the API as /openapi.json describes it
 python -m tests.soak evm --minutes 10                                   payments on an EVM chain that undoes blocks
 python -m tests.soak bitcoin --minutes 10                               payments in Bitcoin, whose blocks are undone
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -33,8 +35,10 @@ from tests.races.contest import Contest
 from tests.races.decisions import Decisions
 from tests.races.node import node, rivals
 from tests.web.explore import explore
+from tests.workers.gateways import serving
+from tests.workers.rolling import roll
 
-_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "api", "evm", "bitcoin")
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "restarts", "api", "evm", "bitcoin")
 _ACCOUNTS: Final = 60
 
 
@@ -87,6 +91,24 @@ async def kill_nodes(kills: int, seed: int) -> str:
             await nodes.end(strays=True)
     slowest = f"slowest call {nodes.slowest_s():.1f} s, money free after {nodes.free_after_s:.1f} s at most"
     return f"{kills:,} kills of nodes, every promise kept; {slowest}; {dict(nodes.seen)}"
+
+
+async def restarts(kind: str, count: int) -> str:
+    """Replace the gateway under load."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(_directory())
+        databases = Databases(lambda: stack.enter_context(Cluster()))
+        url = stack.enter_context(databases.fresh(kind, directory))
+        async with serving(directory, url, workers=1 if kind == "sqlite" else 2) as service:
+            tell = _progress("restarts", count)
+            customers = await roll(service, streams=200, restarts=count, stream_s=6, tell=tell)
+            if customers.failures:
+                sys.exit("\n".join([f"{len(customers.failures)} failures, as these:", *customers.failures[:10]]))
+            service.process.send_signal(signal.SIGTERM)
+            assert await service.process.wait() == 0
+        service.check_books(customers.seen["calls"] + customers.seen["streams"])
+    slowest = f"slowest call {customers.slowest_s:.2f} s"
+    return f"{kind}: {count} restarts, nothing failed, cut or left unsettled; {slowest}; {dict(customers.seen)}"
 
 
 async def api(examples: int, seed: int) -> str:
@@ -145,6 +167,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--restarts", type=int, default=100)
     parser.add_argument("--examples", type=int, default=1_000)
     parser.add_argument("--minutes", type=float, default=10, help="how long chains live")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
@@ -159,6 +182,9 @@ def main() -> None:
             print(asyncio.run(kill(chosen.kills, chosen.seed)), flush=True)
         elif what == "kill-nodes":
             print(asyncio.run(kill_nodes(chosen.kills, chosen.seed)), flush=True)
+        elif what == "restarts":
+            for kind in KINDS if chosen.store == "both" else (chosen.store,):
+                print(asyncio.run(restarts(kind, chosen.restarts)), flush=True)
         elif what == "api":
             print(asyncio.run(api(chosen.examples, chosen.seed)), flush=True)
         elif what in {"evm", "bitcoin"}:

@@ -45,7 +45,7 @@ class Service:
         self.process = process
         self.log = log
         self.url = url
-        self._key = key
+        self.key = key
         self._clients: list[HttpClient] = []
 
     @property
@@ -72,7 +72,7 @@ class Service:
 
     async def ask(self, text: str = "Hello", *, client: HttpClient | None = None, stream: bool = False) -> Answer:
         """Send a message, over a connection of its own unless a client is given."""
-        headers = [(b"x-api-key", self._key.encode()), (b"content-type", b"application/json")]
+        headers = [(b"x-api-key", self.key.encode()), (b"content-type", b"application/json")]
         body = json.dumps(message(text, stream=stream)).encode()
         return await (client or self.client()).request("POST", "/v1/messages", headers, body, first_byte_s=20)
 

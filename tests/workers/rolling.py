@@ -1,32 +1,34 @@
 """A gateway that is replaced under load, again and again, and customers who would notice the smallest thing.
 
-They speak over plain sockets, on kept connections and on new ones, and try nothing again: whatever is refused, reset, cut
-or answered with anything but 200 is a failure.
+They speak over plain sockets, on kept connections and on new ones, and try nothing again: whatever is refused, reset,
+cut or answered with anything but 200 is a failure.
 """
 
 import asyncio
 import contextlib
 import json
-import os
-import re
 import signal
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 from tests.gateway.play import message
 from tests.workers.gateways import Service, until
 
 _END: Final = b'"type":"message_stop"'
+_RATE: Final = 4
+"""Events a second of each stream."""
+_SHARES: Final = 3
+"""So many generations begin the streams."""
 
 
 class Customers:
     """Those who hold streams open, and those who call and call. `failures` says in words what went wrong."""
 
-    def __init__(self, service: Service, key: str) -> None:
+    def __init__(self, service: Service) -> None:
         self._address = ("127.0.0.1", service.port)
-        self._key = key
+        self._key = service.key
         self._tasks: list[asyncio.Task[None]] = []
         self._is_over = False
         self.failures: list[str] = []
@@ -95,42 +97,50 @@ class Customers:
 
 async def restart(service: Service) -> None:
     """Have a new generation take over, and wait until it has."""
-    before = len(service.logged("handed_over"))
+
+    def count(event: str) -> int:
+        return service.log.read_bytes().count(b'"%b"' % event.encode())  # a long log is not to be decoded each time
+
+    done, failed = count("handed_over"), count("reload_failed")
     service.process.send_signal(signal.SIGHUP)
-    await until(lambda: len(service.logged("handed_over")) > before or service.logged("reload_failed"), 30)
-    assert not service.logged("reload_failed"), service.logged("reload_failed")
+    await until(lambda: count("handed_over") > done or count("reload_failed") > failed, 30)
+    assert count("reload_failed") == failed, service.logged("reload_failed")
 
 
-async def roll(service: Service, key: str, *, streams: int, restarts: int, stream_s: float) -> Customers:
-    """Restart under load while streams go on from before the first restart until after the last."""
-    customers = Customers(service, key)
-    rate = 4
-    text = f"Hello [[sim tokens={round(stream_s * rate)} rate={rate} ttft=0]]"
-    began = [asyncio.Event() for _ in range(streams)]
-    open_streams = [asyncio.create_task(customers.stream(text, one)) for one in began]
-    for one in began:
-        await one.wait()
-    customers.call(kept=6, fresh=4, pause_s=0.01)
-    for _ in range(restarts):
+async def roll(
+    service: Service,
+    *,
+    streams: int,
+    restarts: int,
+    stream_s: float,
+    pause_s: float = 0.02,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Customers:
+    """Restart under load while `streams` are open, of which each generation begins its share and outlives its own end.
+
+    Each lasts for `stream_s`; those that end before the restarts do are followed by others.
+    """
+    customers = Customers(service)
+    text = f"Hello [[sim tokens={round(stream_s * _RATE)} rate={_RATE} ttft=0]]"
+    streaming: set[asyncio.Task[None]] = set()
+
+    async def fill(most: int) -> None:
+        began = [asyncio.Event() for _ in range(most - sum(not task.done() for task in streaming))]
+        streaming.update(asyncio.create_task(customers.stream(text, one)) for one in began)
+        for one in began:
+            await one.wait()
+
+    customers.call(kept=6, fresh=4, pause_s=pause_s)
+    for number in range(1, restarts + 1):
+        await fill(min(streams, streams * number // min(restarts, _SHARES)))
         calls = customers.seen["calls"]
         await restart(service)
-        await until(lambda enough=calls + 100: customers.seen["calls"] > enough, 30)  # type: ignore[misc]
-    customers.seen["streams open after the restarts"] = sum(not one.done() for one in open_streams)
-    await asyncio.gather(*open_streams)
+        await until(lambda enough=calls + 50: customers.seen["calls"] > enough, 30)  # type: ignore[misc]
+        customers.seen["streams open at restarts"] += sum(not task.done() for task in streaming)
+        tell(number)
+    await asyncio.gather(*streaming)
     await customers.end()
     return customers
-
-
-def processes(service: Service) -> list[int]:
-    """All processes of a service that live."""
-    group = os.getpgid(service.process.pid)
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid, _, rest = re.sub(r"\(.*\)", "()", stat.read_text()).partition(" () ")
-            if int(rest.split()[2]) == group:
-                found.append(int(pid))
-    return found
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

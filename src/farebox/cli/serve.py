@@ -31,9 +31,10 @@ def serve(invocation: Invocation) -> int:
             heir.check(config)
         return (serve_with_workers if config.server.workers > 1 else serve_alone)(config, heir)
     except (FareboxError, click.ClickException) as error:
-        if heir is not None:
-            heir.line.failed(error.message if isinstance(error, click.ClickException) else str(error))
-        raise
+        if heir is None:
+            raise
+        heir.line.failed(error.message if isinstance(error, click.ClickException) else str(error))
+        return 1
 
 
 @click.command(cls=Exampled, examples=("farebox simulate --port 8090 --speed 60",))

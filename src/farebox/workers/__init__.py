@@ -1,4 +1,4 @@
-"""The processes of a gateway: one or several behind one socket, each other's successors, and how their figures add up."""
+"""The processes of a gateway: one or several behind one socket, their successors, and how their figures add up."""
 
 from farebox.workers.alone import serve_alone
 from farebox.workers.serve import serve_with_workers

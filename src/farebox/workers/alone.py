@@ -38,7 +38,6 @@ class _First:
         self._changes = asyncio.Event()
         self._heard: dict[int, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._posts = False
         self._succession = Succession(
             config,
             gateway.doors,
@@ -54,11 +53,8 @@ class _First:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         ending = asyncio.create_task(self._end_others())
         await run_until_told(self._gateway, self._told, self._succeeded, self._hurry)
-        if self._posts:
-            self._succession.post(self._registry)
+        self._succession.post(self._registry)
         self._succession.forget_own()
-        if not self._told.is_set():
-            self._gateway.log.info("retired")
         while not self._told.is_set() or self._succession.generations:
             self._changes.clear()
             await self._changes.wait()
@@ -66,9 +62,6 @@ class _First:
         return self._succession.exit_code
 
     def _reload(self) -> None:
-        if not self._posts:
-            self._posts = True
-            self._gateway.jobs.every(_POST_S, "post_metrics", self._post)
         self._succession.begin()
         if self._succession.due_s is not None:
             delay_s = self._succession.due_s - self._loop.time()
@@ -81,7 +74,8 @@ class _First:
 
     async def _let_go(self) -> None:
         await self._gateway.close_metrics()
-        self._succession.post(self._registry)
+        await self._post()
+        self._gateway.jobs.every(_POST_S, "post_metrics", self._post)
         self._succession.let_go()
         self._succeeded.set()
 

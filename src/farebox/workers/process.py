@@ -45,6 +45,10 @@ class Line:
         """Take what has been ordered: STOP, HURRY, or both; nothing at all when the starter is gone. May block."""
         return receive(self._end)
 
+    def close(self) -> None:
+        """Close the copy of this end that a process forked later has inherited."""
+        self._end.close()
+
     def ready(self) -> None:
         """Tell that this process does its work from now on."""
         self._tell(READY)
@@ -74,6 +78,11 @@ class Process:
     def is_ready(self) -> bool:
         """Whether it has told so."""
         return self._said.startswith(READY)
+
+    @property
+    def has_let_go(self) -> bool:
+        """Whether it has told that it does nothing any more that one does for all."""
+        return self._said.startswith(READY + LET_GO)
 
     @property
     def failure(self) -> str:
@@ -128,6 +137,7 @@ def start(name: str, run: Callable[[Line], int], shut: Callable[[], None]) -> Pr
                 signal.set_wakeup_fd(-1)
                 for number in TOLD_BY:
                     signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 ours.close()
                 shut()

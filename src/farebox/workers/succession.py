@@ -137,7 +137,7 @@ class Succession:
         *,
         log: Logger,
         retire: Callable[[], None],
-        changed: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._addresses = _addresses(config)
         self._doors = [os.dup(door.fileno()) for door in doors]
@@ -156,6 +156,7 @@ class Succession:
         self._serving: Generation | None = None
         self._leaving: Generation | None = None
         self._is_stopping = False
+        self._is_forgotten = False
         self.generations: list[Generation] = []
         self.has_retired = False
         """Whether the first generation has been told to retire."""
@@ -212,8 +213,12 @@ class Succession:
         report_to(self._board, OWN, 1, own)
 
     def forget_own(self) -> None:
-        """Note that the first generation has ended its calls: its last figures are kept."""
-        self._roster.end(OWN)
+        """Note, once, that the first generation has ended its calls: its last figures are kept."""
+        if not self._is_forgotten:
+            self._is_forgotten = True
+            self._roster.end(OWN)
+            if self.has_retired:
+                self._log.info("retired")
 
     def stop(self) -> None:
         """Close the doors, and have all of them end."""

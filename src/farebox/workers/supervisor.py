@@ -16,7 +16,8 @@ import msgspec
 
 from farebox.errors import FareboxError
 from farebox.logs import Logger
-from farebox.workers.process import HURRY, STOP, TOLD_BY, Line, Process, start
+from farebox.workers.process import GO, HURRY, RETIRE, STOP, TOLD_BY, Line, Process, start
+from farebox.workers.succession import Succession
 
 _PAUSES_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Before each restart in a row of a process that does not live long."""
@@ -53,7 +54,10 @@ class _Place:
 
 
 class Supervisor:
-    """Keeps `workers`, and `beside` them what outlives them when all is ended."""
+    """Keeps `workers`, and `beside` them what outlives them when all is ended.
+
+    By a `line` it obeys the first generation; with a `succession` it is that itself, and stays after it has retired.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Supervisor:
         log: Logger,
         stop_s: float,
         stopping: Callable[[], None] = _nothing,
+        line: Line | None = None,
     ) -> None:
         self._workers = [_Place(role) for role in workers]
         self._beside = [_Place(role) for role in beside]
@@ -72,7 +77,12 @@ class Supervisor:
         self._log = log
         self._stop_s = stop_s
         self._stopping = stopping
+        self._line = line
+        self.succession: Succession | None = None
+        self._signals = 0
         self._is_stopping = False
+        self._is_retiring = False
+        self._has_let_go = False
         self._beside_is_told = False
         self._deadline_s = math.inf
         self._failure: FareboxError | None = None
@@ -85,12 +95,16 @@ class Supervisor:
         or 1 when one did not end in order. Raises FareboxError, after all have ended, when one told that it failed
         before each had been ready once: that is no accident, and will not pass by itself.
         """
-        with _signals() as (told, teller):
+        with _signals(reloads=self.succession is not None) as (told, teller):
 
             def shut() -> None:
                 """In a process that is being started: close what is the supervisor's alone."""
                 told.close()
                 teller.close()
+                if self._line is not None:
+                    self._line.close()
+                if self.succession is not None:
+                    self.succession.close_inherited()
                 for place in self._places:
                     if place.process is not None:
                         place.process.let_go()
@@ -98,18 +112,36 @@ class Supervisor:
             for place in self._places:
                 if not self._is_stopping:
                     self._start(place, shut)
-            while any(place.process or place.due_s is not None for place in self._places):
+            while self._has_work():
                 self._step(told, shut)
         if self._failure is not None:
             raise self._failure
-        return self._exit_code
+        return self._exit_code or (self.succession.exit_code if self.succession is not None else 0)
+
+    def retire(self) -> None:
+        """Have all of them end the calls under way, and end; others take over."""
+        self._is_retiring = True
+        for place in self._places:
+            place.due_s = None
+        self._order(self._places, RETIRE)
+        if not self._beside:
+            self._let_go()
+
+    def _has_work(self) -> bool:
+        if any(place.process or place.due_s is not None for place in self._places):
+            return True
+        others = self.succession
+        return others is not None and bool(others.generations or (others.has_retired and not self._is_stopping))
 
     def _step(self, told: socket.socket, shut: Callable[[], None]) -> None:
         """Wait for news or for the next thing that is due, and act on it."""
         news = self._wait(told)
         if told.fileno() in news:
-            for _ in told.recv(4096):
-                self._stop()
+            self._obey_signals(told.recv(4096))
+        if self._line is not None and self._line.fileno() in news:
+            self._obey(self._line.orders())
+        if self.succession is not None:
+            self._follow(self.succession, news)
         for place in self._places:
             if place.process is not None and place.process.fileno() in news:
                 self._hear(place, place.process)
@@ -117,13 +149,61 @@ class Supervisor:
         for place in self._places:
             if place.due_s is not None and place.due_s <= now_s:
                 self._start(place, shut)
-        if self._is_stopping and not self._beside_is_told and not any(place.process for place in self._workers):
+        ends = self._is_stopping or self._is_retiring
+        if ends and not self._beside_is_told and not any(place.process for place in self._workers):
             self._beside_is_told = True
             self._deadline_s = now_s + _LAST_S
             self._order(self._beside, STOP)
+        if self._is_retiring and self.succession is not None and not any(place.process for place in self._places):
+            self.succession.forget_own()
         if self._deadline_s <= now_s:
             self._deadline_s = math.inf
             self._kill()
+
+    def _obey_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGHUP:
+                if self.succession is not None:
+                    self.succession.begin()
+                continue
+            self._signals += 1
+            if self._signals > 1:
+                self._hurry()
+            elif not self._is_stopping:
+                self._stop()
+
+    def _obey(self, orders: bytes) -> None:
+        """Do what the first generation orders; end when it has ended."""
+        if not orders:
+            self._line = None
+        if (not orders or STOP in orders) and not self._is_stopping:
+            self._stop()
+        if HURRY in orders:
+            self._hurry()
+        if GO in orders:
+            self._order(self._beside, GO)
+        if RETIRE in orders:
+            self.retire()
+
+    def _follow(self, others: Succession, news: set[int]) -> None:
+        """Hear the other generations."""
+        for one in list(others.generations):
+            if one.fileno() in news:
+                others.hear(one)
+        if others.due_s is not None:
+            others.expire()
+        if others.has_failed and not self._is_stopping:
+            self._stop()
+
+    def _let_go(self) -> None:
+        """Tell that nothing is done here any more that one generation does for all."""
+        if self._has_let_go:
+            return
+        self._has_let_go = True
+        if self._line is not None:
+            self._line.let_go()
+        if self.succession is not None:
+            self.succession.let_go()
 
     def _wait(self, told: socket.socket) -> set[int]:
         """Sleep until somebody has news or something is due; answers the files that have news."""
@@ -132,7 +212,14 @@ class Supervisor:
         for place in self._places:
             if place.process is not None:
                 poll.register(place.process, select.POLLIN)
-        due_s = min([self._deadline_s, *(place.due_s for place in self._places if place.due_s is not None)])
+        if self._line is not None:
+            poll.register(self._line, select.POLLIN)
+        due = [self._deadline_s, *(place.due_s for place in self._places if place.due_s is not None)]
+        if self.succession is not None:
+            for one in self.succession.generations:
+                poll.register(one, select.POLLIN)
+            due += [] if self.succession.due_s is None else [self.succession.due_s]
+        due_s = min(due)
         pause_ms = None if due_s == math.inf else max(0, math.ceil((due_s - time.monotonic()) * 1000))
         return {file for file, _ in poll.poll(pause_ms)}
 
@@ -148,15 +235,19 @@ class Supervisor:
 
     def _hear(self, place: _Place, process: Process) -> None:
         lives = process.hear()
-        if process.is_ready:
+        if process.is_ready and place in self._unproven:
             self._unproven.discard(place)
+            if not self._unproven and self._line is not None:
+                self._line.ready()
+        if self._is_retiring and place in self._beside and (process.has_let_go or not lives):
+            self._let_go()
         if lives:
             return
         place.process = None
         code = process.bury()
         place.role.ended()
         how = {"pid": process.pid, **({"exit_code": code} if code >= 0 else {"signal": _signal_name(-code)})}
-        if not self._is_stopping:
+        if not self._is_stopping and not self._is_retiring:
             self._lost(place, process.failure, how)
             return
         ended_while_beginning = code == -signal.SIGTERM and not process.is_ready
@@ -183,17 +274,22 @@ class Supervisor:
         else:
             self._log.error("worker_died", worker=place.role.name, again_in_s=pause_s, **told)
 
+    def _hurry(self) -> None:
+        """Tell the workers, and other generations, to end their calls at once."""
+        self._order(self._workers, HURRY)
+        if self.succession is not None:
+            self.succession.hurry()
+
     def _stop(self) -> None:
-        """Tell the workers to end; for the second time, to hurry."""
-        if self._is_stopping:
-            self._order(self._workers, HURRY)
-            return
+        """Tell the workers, and other generations, to end."""
         self._is_stopping = True
         self._deadline_s = time.monotonic() + self._stop_s
         for place in self._places:
             place.due_s = None
         self._order(self._workers, STOP)
         self._stopping()
+        if self.succession is not None:
+            self.succession.stop()
 
     def _order(self, places: Sequence[_Place], what: bytes) -> None:
         for place in places:
@@ -216,13 +312,14 @@ def _signal_name(number: int) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Turn signals of TOLD_BY into news on the first of two sockets; the second is the signal handler's."""
+def _signals(*, reloads: bool) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Turn signals of TOLD_BY, or SIGHUP, into news on the first of two sockets; the second is the handler's."""
     told, teller = socket.socketpair()
     with told, teller:
         teller.setblocking(False)  # noqa: FBT003  the signature of the standard library
         before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
-        handlers = [(number, signal.signal(number, lambda *_: None)) for number in TOLD_BY]
+        heard = (*TOLD_BY, signal.SIGHUP) if reloads else TOLD_BY
+        handlers = [(number, signal.signal(number, lambda *_: None)) for number in heard]
         try:
             yield told, teller
         finally:
