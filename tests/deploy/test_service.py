@@ -1,6 +1,7 @@
 """The systemd unit: systemd understands all of it, it leaves the gateway time to end, and lets it do little else."""
 
 import configparser
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,11 @@ def test_it_leaves_time_to_end(unit: configparser.SectionProxy) -> None:
 
 def test_it_may_open_what_full_load_takes(unit: configparser.SectionProxy) -> None:
     assert int(unit["LimitNOFILE"]) > ServerLimits().connections + 2 * CallLimits().concurrent_calls
+
+
+def test_a_reload_is_the_signal_that_has_a_new_process_take_over(unit: configparser.SectionProxy) -> None:
+    program, signal_name, whom = unit["ExecReload"].split()
+    assert (Path(program).name, signal_name, whom) == ("kill", f"-{signal.SIGHUP.name.removeprefix('SIG')}", "$MAINPID")
 
 
 def test_what_it_starts_is_a_command(unit: configparser.SectionProxy) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ async def serving(
     plan: str = "pro",
     customer: bool = True,
     awaits: str = "listening",
+    command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[Service]:
     """Start it with a simulator upstream, all in a process group of its own. Answers once all have logged `awaits`."""
     simulator = Simulator(speed=0, api_key="theirs")
@@ -135,7 +136,7 @@ async def serving(
     log = directory / "log"
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, "serve", cwd=directory, env=environment(), stderr=errors, start_new_session=True
+            *command, "serve", cwd=directory, env=environment(), stderr=errors, start_new_session=True
         )
     service = Service(process, log, url, key)
     try:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,27 @@ async def test_what_cannot_take_over_leaves_the_old_one_serving_and_what_can_doe
         service.check_books(5)
 
 
+async def test_the_program_that_takes_over_is_the_one_that_is_there_then(tmp_path: Path, sqlite_url: str) -> None:
+    """Versions are folders, of which a link names one: interpreter, libraries and code come from there."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        program = tmp_path / version / "farebox"
+        program.write_text(
+            f"#!{sys.executable}\nfrom pathlib import Path\nfrom farebox.cli import main\n"
+            f'Path("{tmp_path}/version").write_text("{version}")\nmain()\n'
+        )
+        program.chmod(0o755)
+    current = tmp_path / "current"
+    current.symlink_to("1")
+    command = [str(current / "farebox")]
+    async with serving(tmp_path, sqlite_url, workers=1, command=command) as service, asyncio.timeout(20):
+        assert (tmp_path / "version").read_text() == "1"
+        (tmp_path / "next").symlink_to("2")
+        (tmp_path / "next").rename(current)
+        await restart(service)
+        assert (tmp_path / "version").read_text() == "2"
+
+
 async def test_an_idle_connection_is_served_once_more_by_the_old_process_and_then_given_up(
     tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -139,6 +161,7 @@ async def test_what_a_process_held_that_dies_while_it_retires_is_given_back_by_t
         await until(lambda: len(service.logged("retiring")) == 2)
         assert await service.status() == 200
         assert read(sqlite_url, "SELECT count(*) FROM hold") == [(1,)]
+        assert attempt("audit", cwd=tmp_path).returncode == 0, "money that is held for a call under way is not stuck"
         os.kill(service.logged("handed_over")[0]["pid"], signal.SIGKILL)
         await until(lambda: read(sqlite_url, "SELECT count(*) FROM hold") == [(0,)])
         assert read(sqlite_url, "SELECT kind FROM usage ORDER BY kind") == [("exact",), ("recovered",)]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -182,7 +183,7 @@ class Succession:
             pid, end = self._spawn(slot, life)
         except OSError as error:
             self._roster.end(slot)
-            self._log.error("reload_failed", error=f"{sys.executable} cannot be started: {error.strerror}")
+            self._log.error("reload_failed", error=f"{_command()[0]} cannot be started: {error.strerror}")
             self._give_up_without_anybody()
             return
         self._coming = Generation(self._count, slot, pid, end)
@@ -270,8 +271,8 @@ class Succession:
         try:
             for number in files:
                 os.set_inheritable(number, True)  # noqa: FBT003  the signature of the standard library
-            # as this process was started, with what is there now under these names
-            pid = os.posix_spawn(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ, setsigmask=())
+            command = _command()
+            pid = os.posix_spawn(command[0], command, environ, setsigmask=())
         except BaseException:
             ours.close()
             raise
@@ -334,6 +335,17 @@ class Succession:
     def _order(self, what: bytes) -> None:
         for one in self.generations:
             one.order(what)
+
+
+def _command() -> list[str]:
+    """Give the words by which this process was started: by the same names, whatever program is there under them now.
+
+    Of a script that was started as a program the first line names the interpreter, which may be another one by now.
+    """
+    script = Path(sys.argv[0])
+    if script.is_file() and os.access(script, os.X_OK):
+        return [str(script), *sys.argv[1:]]
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def _addresses(config: Config) -> list[str]:
