@@ -4,20 +4,25 @@ import argparse
 import contextlib
 import fcntl
 import json
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
 from bench import phases, report, tools
 from bench.phases import Figures, Target, Timing, measure_memory, measure_speed
 from bench.process import LOAD_CORE, free_port, running
-from bench.stacks import STACKS, UPSTREAM_KEY, Place, Stack, terminator
+from bench.stacks import STACKS, UPSTREAM_KEY, Place, Stack, farebox, terminator
 
 START_LIMIT_S = 120
+_OWN_FILES = 80
+"""What a gateway has open beside its streams: books, log, the doors, a few connections."""
 
 Phase = Callable[[Target, Timing], Figures]
 
@@ -34,6 +39,9 @@ class Upstream:
 
 def main() -> None:
     options = _options()
+    if options.crowd:
+        print(json.dumps(_crowd(options.crowd), indent=1))
+        return
     chosen = [s for s in STACKS if (s.name in options.only if options.only else s.quick or not options.quick)]
     rounds = options.rounds or (1 if options.quick else 3)
     timing = phases.QUICK if options.quick else phases.FULL
@@ -79,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="3 unless told")
     parser.add_argument("--only", type=lambda text: text.split(","), help="some of: " + ",".join(names))
     parser.add_argument("--write", type=Path, help="also put the table between the marks in this file")
+    parser.add_argument("--crowd", type=int, metavar="N", help="instead: Farebox alone with N streams open, in JSON")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"--only {','.join(sorted(unknown))}: choose from {', '.join(names)}")
@@ -112,6 +121,26 @@ def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figu
             place = Place(folder / name, free_port(), base, upstream.certificate, ending)
             figures |= _started(stack, place, upstream, timing, phase)
     return figures
+
+
+def _crowd(streams: int) -> Figures:
+    """Measure one gateway with very many streams open. Each takes two of the files that a process may have open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * streams + _OWN_FILES
+    if hard < needed:
+        sys.exit(f"{streams} streams take {needed} open files and {hard} are allowed here: raise `ulimit -Hn`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    tools.debian_packages(postgres=False)
+    scratch = tools.PEERS / "run"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_alone())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)))
+        upstream = _start_upstream(stack, folder)
+        place = Place(folder / "crowd", free_port(), f"http://127.0.0.1:{upstream.port}", upstream.certificate, stack)
+        place.folder.mkdir()
+        wide = Stack("farebox", "Farebox, billing on", partial(farebox, most=streams + 100))
+        return _started(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams))
 
 
 def _started(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:

@@ -110,6 +110,18 @@ def measure_memory(target: Target, timing: Timing) -> Figures:
     return figures
 
 
+def measure_crowd(target: Target, timing: Timing, streams: int) -> Figures:
+    """Open very many streams, an event a second each, and look at memory and CPU while they go on."""
+    assert target.gateway is not None
+    idle = rss_bytes(tree(target.gateway))
+    got = _load(target, "streams", body(stream=True, rate=1), streams, timing.warm_s, 20, OPENED_PER_S, 120)
+    figures = {"idle_mb": idle / 1e6, "open_mb": got["rss"] / 1e6, "stream_kib": (got["rss"] - idle) / streams / 1024}
+    figures |= {"open_streams": got["with_event"], "finished": got["finished"], "errors": got["errors"]}
+    figures |= {"events_per_s": got["events"] / got["window_s"], "lag_p50_ms": got["lag_p50_ms"]}
+    figures |= {"lag_p99_ms": got["lag_p99_ms"], "event_us": got["cpu_s"] * 1e6 / max(got["events"], 1)}
+    return figures | {"core_busy": got["cpu_s"] / got["wall_s"]}
+
+
 def _closed(target: Target, timing: Timing, figures: Figures, connections: int) -> None:
     got = _load(target, "closed", body(stream=False), connections, timing.warm_s, timing.closed_s)
     prefix = f"c{connections}"

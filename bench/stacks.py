@@ -105,7 +105,7 @@ def _nginx(place: Place) -> Launch:
     return Launch(_nginx_command(place, "", "https://mock", trust))
 
 
-def _farebox(place: Place, books: str = "sqlite:///farebox.db", workers: int = 1) -> Launch:
+def farebox(place: Place, books: str = "sqlite:///farebox.db", workers: int = 1, most: int = 4000) -> Launch:
     """Billing on: a real key, an account with money, plan limits, a durable hold and settle.
 
     Everything is as it comes, but for limits that are wide enough for one customer to be the whole load.
@@ -126,16 +126,17 @@ name = "mock"
 kind = "anthropic"
 base_url = "{place.upstream}"
 api_key = "{UPSTREAM_KEY}"
-connections = 4000
+connections = {most}
 
 [[plans]]
 name = "enterprise"
 requests_per_minute = 10_000_000
 tokens_per_minute = 1_000_000_000
-concurrent = 4000
+concurrent = {most}
 
 [limits]
-concurrent_calls = 4000
+concurrent_calls = {most}
+connections = {max(most, 10_000)}
 """)
     config.chmod(0o600)
     farebox = str(Path(sys.executable).parent / "farebox")
@@ -162,7 +163,7 @@ def _farebox_postgres(place: Place, workers: int, cores: str) -> Launch:
     disk = Path("/var/tmp")  # a real one, too, and with a path short enough for a socket
     server = place.ending.enter_context(Cluster(within=disk, settings="", through=("taskset", "-c", cores)))
     server.create_database("farebox")
-    return replace(_farebox(place, server.url("farebox"), workers), database=server.processes()[0])
+    return replace(farebox(place, server.url("farebox"), workers), database=server.processes()[0])
 
 
 def _litellm(place: Place) -> Launch:
@@ -203,7 +204,7 @@ def _portkey(place: Place) -> Launch:
 STACKS = (
     Stack("direct", "no gateway", None, quick=True),
     Stack("nginx", "nginx reverse proxy", _nginx, quick=True),
-    Stack("farebox", "Farebox, billing on", _farebox, quick=True),
+    Stack("farebox", "Farebox, billing on", farebox, quick=True),
     Stack(
         "farebox-pg",
         "Farebox, billing on, PostgreSQL",
@@ -218,7 +219,7 @@ STACKS = (
         cores=EVERY_CORE,
     ),
     Stack("nginx-tls", "nginx, TLS upstream", _nginx, tls=True),
-    Stack("farebox-tls", "Farebox, billing on, TLS upstream", _farebox, tls=True),
+    Stack("farebox-tls", "Farebox, billing on, TLS upstream", farebox, tls=True),
     Stack("portkey", f"Portkey {tools.PORTKEY}, no billing", _portkey),
     Stack("litellm", f"LiteLLM {tools.LITELLM}, no database", _litellm),
 )
