@@ -40,7 +40,7 @@ class Upstream:
 def main() -> None:
     options = _options()
     if options.crowd:
-        print(json.dumps(_crowd(options.crowd), indent=1))
+        print(json.dumps(_crowd(options.crowd, options.prompt_kib), indent=1))
         return
     chosen = [s for s in STACKS if (s.name in options.only if options.only else s.quick or not options.quick)]
     rounds = options.rounds or (1 if options.quick else 3)
@@ -88,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help="some of: " + ",".join(names))
     parser.add_argument("--write", type=Path, help="also put the table between the marks in this file")
     parser.add_argument("--crowd", type=int, metavar="N", help="instead: Farebox alone with N streams open, in JSON")
+    parser.add_argument("--prompt-kib", type=int, metavar="K", default=1, help="with --crowd: the size of each request")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"--only {','.join(sorted(unknown))}: choose from {', '.join(names)}")
@@ -123,7 +124,7 @@ def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figu
     return figures
 
 
-def _crowd(streams: int) -> Figures:
+def _crowd(streams: int, kib: int) -> Figures:
     """Measure one gateway with very many streams open. Each takes two of the files that a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * streams + _OWN_FILES
@@ -140,7 +141,7 @@ def _crowd(streams: int) -> Figures:
         place = Place(folder / "crowd", free_port(), f"http://127.0.0.1:{upstream.port}", upstream.certificate, stack)
         place.folder.mkdir()
         wide = Stack("farebox", "Farebox, billing on", partial(farebox, most=streams + 100))
-        return _started(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams))
+        return _started(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams, kib=kib))
 
 
 def _started(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:

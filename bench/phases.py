@@ -52,9 +52,9 @@ class Target:
     folder: Path
 
 
-def body(*, stream: bool, rate: int = EVENTS_PER_S, events: int = 1_000_000) -> bytes:
-    """Return a request of 1 KB; the mock upstream reads rate and events from the prompt."""
-    prompt = f"rate={rate} events={events} " + "What does the fare cost tonight, and who has paid it? " * 16
+def body(*, stream: bool, rate: int = EVENTS_PER_S, events: int = 1_000_000, kib: int = 1) -> bytes:
+    """Return a request of 1 KB, or of so many; the mock upstream reads rate and events from the prompt."""
+    prompt = f"rate={rate} events={events} " + "What does the fare cost tonight, and who has paid it? " * 16 * kib
     call: dict[str, Any] = {"model": MODEL, "max_tokens": 4096 if stream else 1024}
     if stream:
         call["stream"] = True
@@ -110,11 +110,14 @@ def measure_memory(target: Target, timing: Timing) -> Figures:
     return figures
 
 
-def measure_crowd(target: Target, timing: Timing, streams: int) -> Figures:
-    """Open very many streams, an event a second each, and look at memory and CPU while they go on."""
+def measure_crowd(target: Target, timing: Timing, streams: int, kib: int) -> Figures:
+    """Open very many streams, an event a second each, and look at memory and CPU while they go on.
+
+    Each is asked for by a prompt of so many KiB.
+    """
     assert target.gateway is not None
     idle = rss_bytes(tree(target.gateway))
-    got = _load(target, "streams", body(stream=True, rate=1), streams, timing.warm_s, 20, OPENED_PER_S, 120)
+    got = _load(target, "streams", body(stream=True, rate=1, kib=kib), streams, timing.warm_s, 20, OPENED_PER_S, 120)
     figures = {"idle_mb": idle / 1e6, "open_mb": got["rss"] / 1e6, "stream_kib": (got["rss"] - idle) / streams / 1024}
     figures |= {"open_streams": got["with_event"], "finished": got["finished"], "errors": got["errors"]}
     figures |= {"events_per_s": got["events"] / got["window_s"], "lag_p50_ms": got["lag_p50_ms"]}

@@ -1,12 +1,14 @@
 """Limits: requests and tokens a minute by plan, calls at once, and what the headers say of them."""
 
 import asyncio
+import gc
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from farebox.accounts.keys import create_key
+from farebox.gateway.call import Call
 from farebox.http.client import Answer
 from tests.gateway.play import books, envelope, eventually, listen, message
 from tests.stage import OpenStage, Person, Stage
@@ -188,3 +190,19 @@ async def test_bodies_that_never_end_take_no_more_memory_than_there_is_room_for(
             return (await stage.ask(stage.alice))[0] == 200
 
         await eventually(there_is_room_again)
+
+
+async def test_a_prompt_takes_no_memory_once_its_answer_streams(open_stage: OpenStage) -> None:
+    """Streams last for minutes, and prompts are most of what a call would keep."""
+    said = "[[sim tokens=5000 rate=50 ttft=0]] " + "x" * 3_000_000
+    async with open_stage(limits="body_bytes = 4_000_000\nbodies_bytes = 20_000_000\ndrain_s = 0") as stage:
+        heard = []
+        for _ in range(3):  # an account's share is 5 MB
+            heard.append(await listen(stage, stage.alice, said))
+            await heard[-1].has(b"content_block_delta")
+        held = [one for one in gc.get_objects() if isinstance(one, Call)]
+        assert [(call.body, call.asked.messages, call.asked.fields, call.room) for call in held] == [
+            (b"", b"", {}, 0)
+        ] * 3
+        for one in heard:
+            one.hang_up()

@@ -28,6 +28,10 @@ class Asked(msgspec.Struct):
         raw = bytes(value)
         return None if raw == b"null" else raw
 
+    def without_prompt(self) -> "Asked":
+        """Give what is short; the fields are views of the body, which would stay in memory for any of them."""
+        return msgspec.structs.replace(self, messages=b"", fields={})
+
 
 _text: Final = msgspec.json.Decoder(str)
 _optional_text: Final = msgspec.json.Decoder(str | None)

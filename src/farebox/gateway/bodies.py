@@ -1,4 +1,4 @@
-"""Room for request bodies: they stay in memory until their calls end, so all of them together are bounded.
+"""Room for request bodies: they stay in memory until their calls stream, or end, so all of them together are bounded.
 
 A body is counted by the length its head announces, before a byte of it is read.
 """
@@ -38,7 +38,7 @@ class Bodies:
         return size
 
     def give_back(self, account_id: int, size: int) -> None:
-        """Give back what was taken, once the call has ended."""
+        """Give back what was taken, once the call needs it no more."""
         self._taken -= size
         left = self._taken_by.pop(account_id, 0) - size
         if left > 0:

@@ -44,6 +44,9 @@ _PAID: Final = frozenset({Outcome.FINISHED, Outcome.CLIENT_GONE, Outcome.OUT_OF_
 class Call:
     """A call in the hands of the coroutine that serves it."""
 
+    room = 0
+    """What its body takes of the room for bodies."""
+
     def __init__(
         self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float
     ) -> None:
@@ -97,6 +100,11 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         """Who serves it, while it may be stopped by `expire`."""
         self._read: tuple[WireUsage, Usage | None] | None = None
+
+    def forget_prompt(self) -> None:
+        """Let go of what nobody needs once the answer has begun, as it is not asked for again: most of a long call."""
+        self.body = b""
+        self.asked = self.asked.without_prompt()
 
     def expire(self) -> None:
         """Stop sending and relaying; whoever serves the call goes on to settle it."""

@@ -116,11 +116,10 @@ class Messages:
         started_at = loop.time()
         caller = caller or await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         call = Call(exchange, request_id, caller, self._prices.now, started_at)
-        room = 0
         try:
             if self._is_stopped(call):
                 raise self.stopped.refusal(call.session or "")
-            room = self._bodies.take(caller.account_id, exchange)
+            call.room = self._bodies.take(caller.account_id, exchange)
             self._parse(call, body if body is not None else await exchange.read_body(self._limits.body_bytes))
             if self._files is not None:
                 call.tries.only = await self._files.place(call.asked, caller.account_id, call.model.id)
@@ -136,7 +135,13 @@ class Messages:
             refusal.headers = self._levels.headers(caller, self._clock())
             raise
         finally:
-            self._bodies.give_back(caller.account_id, room)
+            self._bodies.give_back(caller.account_id, call.room)
+
+    def _begun(self, call: Call) -> None:
+        """Let go of a prompt whose answer has begun, and of the room that it took."""
+        call.forget_prompt()
+        self._bodies.give_back(call.caller.account_id, call.room)
+        call.room = 0
 
     # parse
 
@@ -340,9 +345,10 @@ class Messages:
 
         Raises Refusal when no upstream gave a usable answer; then nothing has reached the client.
         """
-        ask = _ask_of(call, MESSAGES)
-        while True:
-            call.answer = answer = await self._pool.send(call.tries, ask, conversation=call.conversation)
+        while True:  # the ask is kept by no name: it has the whole body, and the stream may last for an hour
+            call.answer = answer = await self._pool.send(
+                call.tries, _ask_of(call, MESSAGES), conversation=call.conversation
+            )
             try:
                 if (answer.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
                     raise BadAnswer("the upstream compressed its answer, though nobody asked for that")
@@ -356,7 +362,8 @@ class Messages:
                     continue
                 content_type = (answer.header(b"content-type") or b"").lower()
                 if content_type.startswith(b"text/event-stream"):
-                    outcome, last = await self._streams.relay(call, answer, self._answer_headers(call, answer))
+                    headers = self._answer_headers(call, answer)
+                    outcome, last = await self._streams.relay(call, answer, headers, self._begun)
                 elif content_type.startswith(b"application/json"):
                     outcome, last = await self._whole(call, answer)
                 else:

@@ -5,6 +5,7 @@ flows, and the stream ended when the money is gone, the upstream broke it or the
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from farebox.billing.bound import affordable_tokens, estimated_output, output_cost, prompt_cost
@@ -72,10 +73,13 @@ class Streams:
         if relay is not None:
             relay.hung_up()
 
-    async def relay(self, call: Call, answer: Reply, headers: Headers) -> tuple[Outcome, bytes]:
+    async def relay(
+        self, call: Call, answer: Reply, headers: Headers, begun: Callable[[Call], None]
+    ) -> tuple[Outcome, bytes]:
         """Relay a stream to its end. Answers the outcome and the last events, which have not been sent.
 
-        Raises UpstreamError when it broke before anything of it reached the client.
+        `begun` is called once it will not be asked for anew. Raises UpstreamError when it broke before anything of it
+        reached the client.
         """
         upstream = call.tries.upstream
         thinks = thinks_hidden(call.asked) or (upstream is not None and not upstream.kind.speaks_messages)
@@ -95,6 +99,7 @@ class Streams:
             call.status = 200
             if relay.client_is_there:
                 relay.begin(200, [*headers, (b"x-accel-buffering", b"no")])
+                begun(call)
             outcome = await self._watch(call, relay)
             if outcome is Outcome.FINISHED and not relay.ended:
                 asyncio.get_running_loop().call_later(_LINGER_S, answer.abandon)
