@@ -212,7 +212,8 @@ _STANDING: Final = (
     "AND b.account_id = hold.account_id))"
 )
 """Holds of no process (billing.ledger.NO_RUN) whose batch is not there, or has ended without them."""
-_LAST_RUN: Final = "(SELECT id FROM run WHERE id = (SELECT max(id) FROM run) AND stopped_at IS NULL)"
+_KNOWN_RUNS: Final = "(SELECT id FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL)"
+"""Where one process serves, and others may still end their calls: each start, and each end of those, marks the dead."""
 _LIVE_RUNS: Final = "(SELECT id FROM run WHERE stopped_at IS NULL AND lease_until > now_us() - 60000000)"
 """Where several processes serve: a run may be given up a minute after its lease has lapsed."""
 
@@ -240,7 +241,7 @@ async def _stuck(store: Reading) -> list[Row]:
     rows = await store.fetch(_HELD)
     if not rows or not await store.is_served():
         return rows
-    return await store.fetch(_LEFT + (_LIVE_RUNS if store.shared else _LAST_RUN))
+    return await store.fetch(_LEFT + (_LIVE_RUNS if store.shared else _KNOWN_RUNS))
 
 
 async def _settled_once(store: Reading) -> list[Check]:
