@@ -85,6 +85,11 @@ class Health:
             self._well = self._broke = 0
             self._window_at = now
 
+    def forgoes(self) -> None:
+        """Take back what `takes` noted: the call could not be put to it, and was not sent. A probe is another's."""
+        self.calls -= 1
+        self.probed_until = 0.0
+
     def turned(self) -> Literal["rests", "well"] | None:
         """Give what is new since this was last asked: that it came to rest, or that it is well again."""
         if bool(self.rests) == self._told_to_rest:

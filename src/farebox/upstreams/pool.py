@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.errors import Overloaded, UpstreamFailed
+from farebox.errors import Overloaded, Refusal, UpstreamFailed
 from farebox.http.client import HttpClient, read_origin
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.budgets import RateBudget, RetryBudget, retry_after
@@ -31,6 +31,8 @@ _LONGEST_WAIT_S: Final = 8.0
 _QUEUE_S: Final = 5.0
 _QUEUE_CALLS: Final = 1_000
 """How long, and how many, calls wait for an upstream that takes no more at once."""
+_ERROR_BODY_S: Final = 5.0
+"""How long the words of a failure are waited for: nobody reads them, only the connection is kept by it."""
 _MODEL_BARRED_S: Final = 60.0
 """How long a 403 keeps a model's calls elsewhere: a key may have the right to other models."""
 _FULL: Final = (1 << 30, 0, 0, 0)
@@ -70,6 +72,8 @@ class Upstream(Health):
         """By the operator's word no call goes here; those under way end."""
         self.last_failure: Failure | None = None
         self.rate = RateBudget()
+        self.claimed = 0
+        """Calls that will be under way: their requests are being put in its words, or their turn has come."""
 
     @property
     def in_flight(self) -> int:
@@ -79,11 +83,17 @@ class Upstream(Health):
     @property
     def has_room(self) -> bool:
         """Whether it takes one more call at once."""
-        return not self.concurrency or self.client.running < self.concurrency
+        return not self.concurrency or self.client.running + self.claimed < self.concurrency
 
     async def request(self, ask: Ask, *, first_byte_s: float) -> Reply:
         """Send it an ask, in its own words. Raises Refusal for what it cannot be asked, UpstreamError if it fails."""
-        outgoing = await self.kind.prepare(ask, self.names.get(ask.model or "", ask.known_as))
+        self.claimed += 1
+        try:
+            outgoing = await self.kind.prepare(ask, self.names.get(ask.model or "", ask.known_as))
+        except BaseException:
+            self.unclaim()
+            raise
+        self.claimed -= 1  # from here on the client counts it, and nothing comes between
         answer = await self.client.request(
             outgoing.method,
             outgoing.target,
@@ -92,6 +102,12 @@ class Upstream(Health):
             first_byte_s=self.first_byte_s or first_byte_s,
         )
         return self.kind.reply(ask, answer)
+
+    def unclaim(self) -> None:
+        """Give back a place that was kept for a call which does not come."""
+        self.claimed -= 1
+        if self.client.on_free is not None:
+            self.client.on_free()
 
     def go_on_from(self, before: "Upstream") -> None:
         """Know what is known of the same server and account under other settings."""
@@ -127,6 +143,8 @@ class Tries:
         """When the last one was sent."""
         self.failures: list[Failure] = []
         self.failed_at: set[str] = set()
+        self.unable: dict[str, Refusal] = {}
+        """Upstreams that it cannot be put to, by name, and what they would have said."""
         self.last: UpstreamError | None = None
         self.retry_after_s: float | None = None
         self.status: int | None = None
@@ -147,6 +165,26 @@ class Tries:
         fresh = Tries(self.only)
         fresh.before, fresh.failures, fresh.abandoned = self.total, self.failures, self.abandoned
         return fresh
+
+
+class Turn:
+    """A call that waits for room."""
+
+    __slots__ = ("future", "promised", "tries")
+
+    def __init__(self, tries: Tries) -> None:
+        self.tries = tries
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.promised: Upstream | None = None
+        """Where a place is kept for it, from when its turn has come until it takes one: nobody comes between."""
+
+    def come(self, promised: "Upstream | None" = None) -> None:
+        """Let the call look again."""
+        if not self.future.done():
+            self.promised = promised
+            if promised is not None:
+                promised.claimed += 1
+            self.future.set_result(None)
 
 
 class Pool:
@@ -171,7 +209,7 @@ class Pool:
         self._chance = chance
         self.retries = 0
         self.places = Places()
-        self.waiting: deque[tuple[asyncio.Future[None], Tries]] = deque()
+        self.waiting: deque[Turn] = deque()
         """Calls that every upstream for them has no room for, in the order they came."""
         self.upstreams: Sequence[Upstream] = ()
         self.replace(upstreams)
@@ -181,9 +219,9 @@ class Pool:
 
         How the answer ends is for the caller to note, by `note_success` or `note_failure`.
 
-        Raises UpstreamFailed or Overloaded when no try is left, and InvalidRequest for what no upstream can be asked.
-        `tries` carries on from call to call, so that an answer
-        that breaks before its first byte was passed on can be tried again by calling this again.
+        Raises UpstreamFailed or Overloaded when no try is left, and InvalidRequest for what no upstream can be asked:
+        one that cannot is passed over, which is no try. `tries` carries on from call to call, so that an answer that
+        breaks before its first byte was passed on can be tried again by calling this again.
         """
         tries.path, tries.model = ask.path, ask.model
         tries.conversation = conversation
@@ -200,6 +238,13 @@ class Pool:
                 answer = await upstream.request(ask, first_byte_s=self._first_byte_s)
             except UpstreamError as error:
                 self.note_failure(tries, error)
+            except Refusal as refusal:
+                upstream.forgoes()
+                tries.count -= 1
+                tries.unable[upstream.name] = refusal
+                if not self._able(tries):
+                    raise next(iter(tries.unable.values())) from None
+                continue
             else:
                 now = loop.time()
                 upstream.began(now - tries.sent_at)
@@ -274,8 +319,8 @@ class Pool:
         self.upstreams = tuple(upstreams)
         for upstream in upstreams:
             upstream.client.on_free = self._next if upstream.concurrency else None
-        for turn, _ in self.waiting:
-            _wake(turn)
+        for turn in self.waiting:
+            turn.come()
 
     def tick(self, now: float) -> None:
         """Called about once a second."""
@@ -290,7 +335,7 @@ class Pool:
     def _able(self, tries: Tries) -> list[Upstream]:
         """Give the upstreams that a call may go to: that serve it and are not drained, or the one it is for."""
         if tries.only:
-            return [upstream for upstream in self.upstreams if upstream.name == tries.only]
+            return [one for one in self.upstreams if one.name == tries.only and one.name not in tries.unable]
         model = tries.model
         return [
             upstream
@@ -298,6 +343,7 @@ class Pool:
             if not upstream.drained
             and (not upstream.models or model is None or model in upstream.models)
             and (tries.path == MESSAGES or upstream.kind.has(tries.path))
+            and upstream.name not in tries.unable
         ]
 
     def _choose(self, tries: Tries, conversation: bytes, body: bytes = b"", *, waited: bool = False) -> Upstream | None:
@@ -361,33 +407,39 @@ class Pool:
                 raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
             if len(self.waiting) >= _QUEUE_CALLS or tries.abandoned:
                 raise _no_room()
-            turn: asyncio.Future[None] = loop.create_future()
-            waiter = (turn, tries)
-            (self.waiting.appendleft if again else self.waiting.append)(waiter)
-            timer = loop.call_at(ends_at, _wake, turn)
+            turn = Turn(tries)
+            (self.waiting.appendleft if again else self.waiting.append)(turn)
+            timer = loop.call_at(ends_at, turn.come)
             try:
-                await turn
+                await turn.future
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._next()  # its turn is another's
+                if turn.promised is not None:
+                    turn.promised.unclaim()  # its turn is another's
                 raise
             finally:
                 timer.cancel()
-                self.waiting.remove(waiter)
+                self.waiting.remove(turn)
             waited = loop.time() >= ends_at
+            if turn.promised is not None:
+                turn.promised.claimed -= 1
             upstream = self._choose(tries, conversation, body, waited=waited)
+            if turn.promised is not None and upstream is not turn.promised:
+                self._next(turn.tries)
             if upstream is not None:
                 return upstream
             if waited:
                 raise _no_room()
             again = True
 
-    def _next(self) -> None:
-        """There is room for one: let the call look again that has waited longest for it."""
-        for turn, tries in self.waiting:
-            if not turn.done() and any(upstream.has_room for upstream in self._able(tries)):
-                turn.set_result(None)
-                return
+    def _next(self, after: Tries | None = None) -> None:
+        """There is room for one: let the call look again that has waited longest for it. `after`: not this one."""
+        for turn in self.waiting:
+            if turn.future.done() or turn.tries is after:
+                continue
+            for upstream in self._able(turn.tries):
+                if upstream.has_room:
+                    turn.come(upstream)
+                    return
 
     async def _note_status(self, tries: Tries, answer: Reply) -> None:
         assert tries.upstream is not None
@@ -408,9 +460,12 @@ class Pool:
             elif tries.retry_after_s is not None:
                 upstream.rate.limited(tries.model, tries.retry_after_s, now)
         try:
-            await answer.read(_ERROR_BODY_BYTES)
+            async with asyncio.timeout(_ERROR_BODY_S):
+                await answer.read(_ERROR_BODY_BYTES)
         except UpstreamError as error:
             tries.last = error
+        except TimeoutError:
+            answer.abandon()
 
     def _note(self, tries: Tries, upstream: Upstream, error: str | None = None) -> Upstream:
         """Keep what a failed try can be told by."""
@@ -426,11 +481,6 @@ def _score(upstream: Upstream, conversation: bytes, now: float) -> float:
     digest = hashlib.blake2b(conversation + b"\0" + upstream.name.encode(), digest_size=8).digest()
     share = (int.from_bytes(digest, "big") + 1) / 2**64
     return float(share ** (1.0 / (max(upstream.weight, 1) * upstream.ramp(now))))
-
-
-def _wake(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
 
 
 def _no_room() -> Overloaded:
