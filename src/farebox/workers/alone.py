@@ -13,6 +13,8 @@ from farebox.workers.process import GO, HURRY, RETIRE, STOP
 from farebox.workers.succession import Generation, Heir, Succession
 
 _POST_S: Final = 1.0
+_SLACK_S: Final = 0.1
+"""The clock of a loop is a millisecond or so behind."""
 
 
 def serve_alone(config: Config, heir: Heir | None = None) -> int:
@@ -64,7 +66,7 @@ class _First:
     def _reload(self) -> None:
         self._succession.begin()
         if self._succession.due_s is not None:
-            delay_s = self._succession.due_s - self._loop.time()
+            delay_s = self._succession.due_s - self._loop.time() + _SLACK_S
             self._loop.call_later(delay_s, self._succession.expire)
 
     def _retire(self) -> None:
