@@ -335,3 +335,16 @@ async def test_who_waits_learns_of_an_upstream_that_is_added() -> None:
         pool.replace([full, comes])
         assert (await sent).status == 200
         await pool.close()
+
+
+async def test_a_model_that_was_not_set_up_is_asked_for_elsewhere_and_bars_no_other() -> None:
+    a, b = up("a", weight=1000), up("b")
+    pool, tries = pool_of(a, b), Tries()
+    tries.model, tries.upstream = "claude-new", a
+    pool.note_refused(tries, "model")
+    assert choose(pool) == "a"
+    assert a.is_healthy(now())
+    assert a.rate.is_spent("claude-new", now())
+    assert [failure.status for failure in tries.failures] == [403]
+    pool.note_refused(tries, "account")
+    assert not a.is_healthy(now())

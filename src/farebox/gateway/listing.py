@@ -20,7 +20,7 @@ from farebox.gateway.demand import conversation_of, demand_of, estimate_of
 from farebox.gateway.files.desk import Files
 from farebox.gateway.levels import Levels
 from farebox.gateway.settings import CallLimits, Features
-from farebox.gateway.whole import speaks_of_the_operator
+from farebox.gateway.whole import operators_own
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import UpstreamError
@@ -171,8 +171,8 @@ class Listing:
             answer = await self._pool.send(tries, ask, conversation=conversation)
             try:
                 data = await answer.read(_ANSWER_BYTES)
-                if answer.status >= 400 and speaks_of_the_operator(data):
-                    self._pool.note_unfunded(tries)
+                if answer.status >= 400 and (matter := operators_own(data)):
+                    self._pool.note_refused(tries, matter)
                     await self._pool.prepare_retry(tries)
                     continue
                 self._pool.note_success(tries)

@@ -41,7 +41,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.spending import SpendWords
 from farebox.gateway.streaming import Streams
 from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms_of
-from farebox.gateway.whole import read_answer, speaks_of_the_operator
+from farebox.gateway.whole import operators_own, read_answer
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import BadAnswer, UpstreamError
@@ -354,10 +354,11 @@ class Messages:
                     raise BadAnswer("the upstream compressed its answer, though nobody asked for that")
                 if answer.status >= 400:
                     error_body = await answer.read(_ANSWER_BYTES)
-                    if not speaks_of_the_operator(error_body):
+                    matter = operators_own(error_body)
+                    if matter is None:
                         call.status = answer.status
                         return Outcome.REFUSED_UPSTREAM, error_body
-                    self._pool.note_unfunded(call.tries)
+                    self._pool.note_refused(call.tries, matter)
                     await self._pool.prepare_retry(call.tries)
                     continue
                 content_type = (answer.header(b"content-type") or b"").lower()

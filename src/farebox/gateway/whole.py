@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.http.surrogates import without_halves
+from farebox.upstreams.refusals import Matter
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached your specified API usage limits")
@@ -50,14 +51,18 @@ def read_error(body: bytes) -> WireError | None:
     return envelope.error if envelope is not None else None
 
 
-def speaks_of_the_operator(error_body: bytes) -> bool:
-    """Tell whether an upstream's error is about the operator's account.
+def operators_own(error_body: bytes) -> Matter | None:
+    """Tell whether an upstream's error is the operator's: about the account, or about a model that was not set up.
 
     Only its type and how its message begins count: further on it may quote the customer, who could else have an
     upstream taken for broke.
     """
     error = read_error(error_body)
-    return error is not None and (error.type == "billing_error" or error.message.startswith(_OPERATORS_ACCOUNT))
+    if error is None:
+        return None
+    if error.type == "billing_error" or error.message.startswith(_OPERATORS_ACCOUNT):
+        return "account"
+    return "model" if error.type == "permission_error" else None
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

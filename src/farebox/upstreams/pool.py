@@ -22,7 +22,7 @@ from farebox.upstreams.health import Health
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.kinds.make import make_kind
 from farebox.upstreams.places import Place, Places, is_bound, is_cold
-from farebox.upstreams.refusals import OPERATORS_OWN, refusal_of
+from farebox.upstreams.refusals import OPERATORS_OWN, Matter, refusal_of
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -276,11 +276,20 @@ class Pool:
         tries.retry_after_s = None
         self._note(tries, tries.upstream, type(error).__name__).failed(asyncio.get_running_loop().time())
 
-    def note_unfunded(self, tries: Tries) -> None:
-        """Remember that the try's upstream refuses the operator's account, in whatever words."""
+    def note_refused(self, tries: Tries, matter: Matter) -> None:
+        """Remember that the try's upstream refuses the operator, in whatever words.
+
+        A model that was not set up there is asked for elsewhere: its name bars the upstream for no other call.
+        """
         assert tries.upstream is not None
-        tries.last, tries.status, tries.retry_after_s = None, 402, None
-        self._note(tries, tries.upstream).barred(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        tries.last, tries.status, tries.retry_after_s = None, 402 if matter == "account" else 403, None
+        upstream = self._note(tries, tries.upstream)
+        if matter == "account":
+            upstream.barred(now)
+        else:
+            upstream.failures += 1
+            upstream.rate.rest(tries.model, now + _MODEL_BARRED_S)
 
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""

@@ -1,12 +1,16 @@
 """What a customer is told when no upstream answered: never the operator's account, always what to do."""
 
-from typing import Final
+from typing import Final, Literal
 
 from farebox.errors import Overloaded, Refusal, UpstreamFailed
 from farebox.upstreams.budgets import LONGEST_RETRY_AFTER_S
 
 OPERATORS_OWN: Final = frozenset({401, 402, 403})
 """Statuses that speak of the operator's account: never shown to a customer."""
+
+
+Matter = Literal["account", "model"]
+"""What an upstream refuses the operator: everything, or one model that was not set up there."""
 
 
 def refusal_of(status: int | None, tries: int, retry_after_s: float | None) -> Refusal:

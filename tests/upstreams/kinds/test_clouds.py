@@ -452,3 +452,12 @@ async def test_the_sdk_does_not_see_which_cloud_it_is(open_cloud: OpenCloud, way
             counted = await client.messages.count_tokens(**{name: ask[name] for name in ("model", "messages", "tools")})
             assert counted.input_tokens == COUNTED
         assert (await books(stage, stage.alice))["charged_nanos"] == COST
+
+
+@pytest.mark.parametrize("count", [-1, 10**13, 1.5, "7", None])
+async def test_a_count_that_is_none_is_a_failure_and_told_to_nobody(open_cloud: OpenCloud, count: Any) -> None:
+    body = {"model": "claude-sonnet-4-6", "messages": [{"role": "user", "content": "Hi"}]}
+    async with open_cloud("invoke") as (stage, cloud):
+        cloud.next = [Said(200, {"inputTokens": count})] * 20
+        answer = await stage.post(stage.alice, body, path="/v1/messages/count_tokens")
+        assert answer.status == 502, await answer.read(2**16)

@@ -7,7 +7,7 @@ import msgspec
 
 from farebox.gateway.batches.native import read_line
 from farebox.gateway.batches.records import Item
-from farebox.gateway.whole import speaks_of_the_operator
+from farebox.gateway.whole import operators_own
 from farebox.http.failures import BadAnswer
 
 _NO_RESULT: Final = (
@@ -39,7 +39,7 @@ class Told:
         result = found.result
         if result.type != item.state:
             return without_result(item)
-        if result.type == "errored" and speaks_of_the_operator(bytes(result.error)):
+        if result.type == "errored" and operators_own(bytes(result.error)):
             return without_result(item)
         return line if line.endswith(b"\n") else line + b"\n"
 

@@ -36,7 +36,7 @@ from farebox.gateway.batches.native import Native, read_id
 from farebox.gateway.batches.own import OwnRuns, kept_headers, sealed_body
 from farebox.gateway.batches.records import Batch, Item, Records, parts
 from farebox.gateway.batches.settings import BatchSettings
-from farebox.gateway.whole import speaks_of_the_operator
+from farebox.gateway.whole import operators_own
 from farebox.http.exchange import Headers
 from farebox.http.failures import UpstreamError
 from farebox.ids import new_request_id
@@ -326,7 +326,7 @@ class Making:
             draft.upstream.has_batches = False
             raise InvalidRequest("no upstream of this gateway runs batches of these models; send them as calls")
         if answer.status >= 400:
-            if speaks_of_the_operator(said):
+            if operators_own(said):
                 raise UpstreamFailed("the upstream does not accept this gateway at the moment", retry_after_s=30)
             raise RefusedUpstream(answer.status, said)
         upstream_id = read_id(said)

@@ -18,7 +18,7 @@ from farebox.errors import FareboxError, Refusal, StoreUnavailable
 from farebox.gateway.batches import vault
 from farebox.gateway.batches.charges import Answered, Charges, Sent
 from farebox.gateway.batches.records import Batch, Item, Records
-from farebox.gateway.whole import speaks_of_the_operator
+from farebox.gateway.whole import operators_own
 from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.upstreams.kinds.kind import MESSAGES, Ask
@@ -223,8 +223,8 @@ class OwnRuns:
             answer = await self._pool.send(tries, ask, conversation=batch.id.encode())
             try:
                 data = await answer.read(_ANSWER_BYTES)
-                if answer.status >= 400 and speaks_of_the_operator(data):
-                    self._pool.note_unfunded(tries)
+                if answer.status >= 400 and (matter := operators_own(data)):
+                    self._pool.note_refused(tries, matter)
                     await self._pool.prepare_retry(tries)
                     continue
                 if answer.status < 400:

@@ -32,7 +32,7 @@ from farebox.gateway.files.records import File, Records, read_metadata
 from farebox.gateway.levels import Levels
 from farebox.gateway.routes import Routes
 from farebox.gateway.settings import CallLimits
-from farebox.gateway.whole import speaks_of_the_operator
+from farebox.gateway.whole import operators_own
 from farebox.gateway.wire import DEFAULT_VERSION, client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import UpstreamError
@@ -184,8 +184,8 @@ class Files:
             told = await answer.read(_ANSWER_BYTES)
         finally:
             self._bodies.give_back(caller.account_id, room)
-        if answer.status >= 400 and speaks_of_the_operator(told):
-            self._pool.note_unfunded(tries)
+        if answer.status >= 400 and (matter := operators_own(told)):
+            self._pool.note_refused(tries, matter)
             raise UpstreamFailed("the upstream takes no files at the moment; the operator has to see to it")
         self._pool.note_success(tries)
         if answer.status == 200:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import msgspec
@@ -35,6 +35,7 @@ _SSE: Final = b"text/event-stream; charset=utf-8"
 _PROFILE: Final = re.compile(r"(?:arn:.*:inference-profile/)?[a-z-]{2,12}\.(?=anthropic\.)")
 """How the id of an inference profile across regions begins, before that of its model."""
 _COUNT_BYTES: Final = 64 * 1024
+_COUNT_MOST: Final = 10**12
 _TYPE: Final = frozenset({b"content-type"})
 """It is signed: whatever a customer makes of it, the signature must be right."""
 _OWN_HEADERS: Final = frozenset({VERSION, BETA, b"accept", b"content-type"})
@@ -181,7 +182,7 @@ def _counting(body: bytes) -> bytes:
 
 
 class _InputTokens(msgspec.Struct):
-    inputTokens: int  # noqa: N815
+    inputTokens: Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MOST)]  # noqa: N815
 
 
 class _Counted:

@@ -50,24 +50,17 @@ _TYPES: Final[Mapping[int, str]] = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_OPERATORS_CODES: Final = frozenset(
-    {
-        "FAILED_PRECONDITION",
-        "NOT_FOUND",
-        "PERMISSION_DENIED",
-        "UNAUTHENTICATED",
-        "DeploymentNotFound",
-        "api_not_supported",
-    }
-)
-"""What Google and Azure say of a project, a deployment or a model that was never set up."""
+_OPERATORS_CODES: Final = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
+"""What Google says of a project that may not ask."""
+_MODELS_CODES: Final = frozenset({"FAILED_PRECONDITION", "NOT_FOUND", "DeploymentNotFound", "api_not_supported"})
+"""What Google and Azure say of a deployment or a model that was never set up."""
 _OPERATORS_WORDS: Final = re.compile(
     r"The provided model identifier is invalid\.?|Operation not allowed\.?"
     r"|Invocation of model ID \S+ with on-demand throughput isn.t supported\.[^:]*"
     r"|Access to this model is not available for [^:]*"
 )
-"""Bedrock's ValidationExceptions about the operator's account. Only the whole counts, and that without a colon: what
-begins so may be the name of a field that a customer made up, to have an upstream taken for broken."""
+"""Bedrock's ValidationExceptions about models that the operator's account has not. Only the whole counts, and that
+without a colon: what begins so may be the name of a field that a customer made up, to have an upstream barred."""
 _ACCOUNT: Final = re.compile(r"arn:aws[\w-]*(?::[^\s:]*){4,}|\bprojects/[\w.-]+(?::[\w-]+)?")
 """What names the operator's account or project within words that are otherwise the customer's to see."""
 _DROPPED: Final = frozenset(
@@ -129,8 +122,10 @@ class _Envelope:
 
 def _envelope(status: int, code: str, words: str) -> bytes:
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    if code in _OPERATORS_CODES or (status == 400 and _OPERATORS_WORDS.fullmatch(words)):
-        kind = "billing_error"  # which is shown to the operator alone
+    if code in _OPERATORS_CODES:
+        kind = "billing_error"  # this and the next are shown to the operator alone
+    elif code in _MODELS_CODES or (status == 400 and _OPERATORS_WORDS.fullmatch(words)):
+        kind = "permission_error"
     else:
         words = _ACCOUNT.sub("…", words)
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": words}})

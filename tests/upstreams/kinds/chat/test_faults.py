@@ -92,16 +92,16 @@ CASES = {
             b'{"error":{"message":"The model `gpt-9` does not exist","type":"invalid_request_error",'
             b'"code":"model_not_found"}}'
         ),
-        "billing_error",
+        "permission_error",
         SET_UP,
     ),
     "Ollama, no such model": (
         404,
         b'{"error":{"message":"model \\"qwen9\\" not found, try pulling it first","type":"api_error","code":null}}',
-        "billing_error",
+        "permission_error",
         SET_UP,
     ),
-    "a wrong address": (404, b"<html>nginx</html>", "billing_error", SET_UP),
+    "a wrong address": (404, b"<html>nginx</html>", "permission_error", SET_UP),
     "OpenAI, no such key": (
         401,
         b'{"error":{"message":"Incorrect API key sk-12","code":"invalid_api_key"}}',

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import (
     CompletionCreateParamsNonStreaming,
@@ -354,6 +354,7 @@ ASKED = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@example({"messages": [{"role": "system", "content": ""}], "max_tokens": 1})
 @given(ASKED)
 def test_nothing_that_is_asked_fails_otherwise_than_by_a_refusal(asked: dict[str, Any]) -> None:
     body = json.dumps({"model": "sold", **asked}).encode()

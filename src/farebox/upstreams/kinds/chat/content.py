@@ -39,6 +39,8 @@ def to_messages(system: Any, messages: Any, manner: Manner) -> list[dict[str, An
             f"messages.{len(messages) - 1}: the server behind this model cannot go on with an answer that was begun; "
             "end with a message of the user's"
         )
+    if not chat:
+        raise InvalidRequest("messages: at least one message that says something is required")
     return chat
 
 

@@ -20,7 +20,7 @@ _TYPES: Final[Mapping[int, str]] = {
     401: "billing_error",
     402: "billing_error",
     403: "billing_error",
-    404: "billing_error",
+    404: "permission_error",
     408: "timeout_error",
     413: "request_too_large",
     422: "invalid_request_error",
@@ -29,7 +29,7 @@ _TYPES: Final[Mapping[int, str]] = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-"""401 to 404 are about the operator's key, account or model, or an address that is wrong."""
+"""401 to 404 are about the operator's key and account, and about a model or an address that is wrong."""
 _OPERATORS_CODES: Final = frozenset(
     {
         "account_deactivated",
@@ -37,7 +37,6 @@ _OPERATORS_CODES: Final = frozenset(
         "billing_not_active",
         "insufficient_quota",
         "invalid_api_key",
-        "model_not_found",
         "unsupported_country_region_territory",
     }
 )
@@ -81,10 +80,12 @@ class Fault(msgspec.Struct, frozen=True):
     def _told(self) -> tuple[str, str]:
         if not _OPERATORS_CODES.isdisjoint(self.codes):
             return "billing_error", _SET_UP
+        if "model_not_found" in self.codes:
+            return "permission_error", _SET_UP
         if self.status == 403 and _FLAGGED.search(self.words):
             return "invalid_request_error", self.words
         kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
-        if kind == "billing_error":
+        if kind in {"billing_error", "permission_error"}:
             return kind, _SET_UP
         if kind == "rate_limit_error":
             return kind, _LIMITED  # their words name the operator's organisation

@@ -3,6 +3,7 @@
 What is lost on the way is told in docs/upstreams.md; what would mean something else is refused.
 """
 
+import asyncio
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from farebox.upstreams.kinds.translated import Translated
 
 _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream"
+_LARGE_BYTES: Final = 2**20
 _KEPT: Final = {b"retry-after": b"retry-after", b"x-request-id": b"request-id"}
 """Headers of answers that mean something here, and their names here."""
 
@@ -55,9 +57,11 @@ class Chat:
         if ask.path != MESSAGES:
             raise NotFound(f"{ask.path} is not served by this upstream")
         accept = _EVENTS if ask.stream else _JSON
-        return Outgoing(
-            "POST", self._target, [*self._headers, (b"accept", accept)], to_chat(ask.body, name, self._manner)
-        )
+        if len(ask.body) < _LARGE_BYTES:
+            body = to_chat(ask.body, name, self._manner)
+        else:  # beside the loop, where others are served meanwhile
+            body = await asyncio.to_thread(to_chat, ask.body, name, self._manner)
+        return Outgoing("POST", self._target, [*self._headers, (b"accept", accept)], body)
 
     def reply(self, ask: Ask, answer: Answer) -> Reply:
         kept = [(_KEPT[name], value) for name, value in answer.headers if name in _KEPT]
