@@ -50,9 +50,9 @@ def main() -> None:
     scratch = tools.PEERS / "run"  # on a real disk: fsync into a tmpfs would flatter whoever syncs
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_alone())
+        stack.enter_context(alone())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)))
-        upstream = _start_upstream(stack, folder)
+        upstream = start_upstream(stack, folder)
         for number in range(rounds):
             for chosen_stack in chosen:
                 tools.say(f"round {number + 1}/{rounds}: {chosen_stack.label}")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Two benchmarks on the same cores would measure each other: the second waits."""
     with (tools.PEERS / "lock").open("w") as lock:
         try:
@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _start_upstream(stack: ExitStack, folder: Path) -> Upstream:
+def start_upstream(stack: ExitStack, folder: Path) -> Upstream:
     certificate, key = tools.certificate()
     port, tls_port = free_port(), free_port()
     mock = running([str(tools.program("upstream")), str(port)], cores=LOAD_CORE, log=folder / "upstream.log")
@@ -120,7 +120,7 @@ def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figu
             (folder / name).mkdir()
             base = f"https://localhost:{upstream.tls_port}" if stack.tls else f"http://127.0.0.1:{upstream.port}"
             place = Place(folder / name, free_port(), base, upstream.certificate, ending)
-            figures |= _started(stack, place, upstream, timing, phase)
+            figures |= measured(stack, place, upstream, timing, phase)
     return figures
 
 
@@ -135,16 +135,16 @@ def _crowd(streams: int, kib: int) -> Figures:
     scratch = tools.PEERS / "run"
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_alone())
+        stack.enter_context(alone())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)))
-        upstream = _start_upstream(stack, folder)
+        upstream = start_upstream(stack, folder)
         place = Place(folder / "crowd", free_port(), f"http://127.0.0.1:{upstream.port}", upstream.certificate, stack)
         place.folder.mkdir()
         wide = Stack("farebox", "Farebox, billing on", partial(farebox, most=streams + 100))
-        return _started(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams, kib=kib))
+        return measured(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams, kib=kib))
 
 
-def _started(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:
+def measured(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:
     """Start a gateway, wait for its first answer, check it, measure it, stop it."""
     assert stack.launch is not None
     launch, folder = stack.launch(place), place.folder

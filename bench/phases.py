@@ -87,11 +87,11 @@ def measure_speed(target: Target, timing: Timing) -> Figures:
     figures: Figures = {}
     if target.gateway is not None:
         for connections in CONNECTIONS:
-            _closed(target, timing, figures, connections)
+            closed(target, timing, figures, connections)
     # An open loop faster than the gateway only measures its own queue.
     if target.gateway is None or figures["c64_rps"] > 1.2 * OPEN_RATE:
         _open_loop(target, timing, figures)
-    _streams(target, timing, figures)
+    streams(target, timing, figures)
     return figures
 
 
@@ -125,7 +125,7 @@ def measure_crowd(target: Target, timing: Timing, streams: int, kib: int) -> Fig
     return figures | {"core_busy": got["cpu_s"] / got["wall_s"]}
 
 
-def _closed(target: Target, timing: Timing, figures: Figures, connections: int) -> None:
+def closed(target: Target, timing: Timing, figures: Figures, connections: int) -> None:
     got = _load(target, "closed", body(stream=False), connections, timing.warm_s, timing.closed_s)
     prefix = f"c{connections}"
     figures |= {f"{prefix}_rps": got["requests"] / got["window_s"], f"{prefix}_p50_ms": got["p50_ms"]}
@@ -137,7 +137,7 @@ def _open_loop(target: Target, timing: Timing, figures: Figures) -> None:
     figures |= {"open_p50_ms": got["p50_ms"], "open_p99_ms": got["p99_ms"]} | _cpu("open", got, got["requests"])
 
 
-def _streams(target: Target, timing: Timing, figures: Figures) -> None:
+def streams(target: Target, timing: Timing, figures: Figures) -> None:
     payload = body(stream=True)
     got = _load(target, "streams", payload, STREAMS, timing.warm_s, timing.streams_s, OPENED_PER_S, 60)
     figures |= {"events_per_s": got["events"] / got["window_s"], "lag_p50_ms": got["lag_p50_ms"]}
