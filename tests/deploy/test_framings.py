@@ -1,4 +1,4 @@
-"""No request is two requests, whoever reads it: direct, behind nginx and behind HAProxy, as in the samples of deploy/."""
+"""No request is two requests, whoever reads it: direct, behind nginx and behind HAProxy, as deploy/ has them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
