@@ -260,3 +260,24 @@ def test_what_says_nothing_may_come_before_the_beginning(beginning: bytes) -> No
     meter.feed(event(START))
     assert meter.broken is None
     assert meter.started
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("last", ["cut off", "cut off\\"])
+def test_a_text_that_is_not_closed_does_not_reach_into_the_next_event(end: str, last: str) -> None:
+    """Found by fuzzing: what came in one piece counted more than what came in two."""
+    odd = f'event: odd{end}data: {{"text": "{last}{end}{end}'.encode()
+    data = event(START, end=end) + odd + event(delta("hello"), end=end)
+    whole, _ = feed(data, [])
+    pieces, _ = feed(data, list(range(len(data))))
+    assert whole.visible_bytes == pieces.visible_bytes == len("hello")
+
+
+@pytest.mark.parametrize("kind", ["message_stop", "error"])
+def test_a_nameless_event_means_what_its_bytes_say_however_it_is_cut(kind: str) -> None:
+    """A kind that is spelled with escapes is unknown, also beside an event that has all of them looked at."""
+    spelled = "".join(f"\\u{ord(letter):04x}" for letter in kind)
+    data = event(START) + f'data: {{"type": "{spelled}"}}\n\n'.encode() + event(delta("error"))
+    for cuts in ([], list(range(len(data)))):
+        meter, _ = feed(data, cuts)
+        assert (meter.finished, meter.error, meter.broken) == (False, None, None)

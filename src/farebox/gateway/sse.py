@@ -22,7 +22,8 @@ TEXT_BYTES: Final = 128 * 1024
 _BOUNDARY: Final = re.compile(rb"\n\n|\n\r\n|\r\r|\n\r(?!\n)")
 """A line's end and a blank line, whatever ends each. A CR after LF is known for an end once the next byte is there."""
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_VISIBLE: Final = re.compile(rb'"(?:text|thinking|partial_json)": ?"([^"\\]*(?:\\.[^"\\]*)*)"')
+_VISIBLE: Final = re.compile(rb'"(?:text|thinking|partial_json)": ?"([^"\\\r\n]*(?:\\[^\r\n][^"\\\r\n]*)*)"')
+"""Never past the end of a line: what is no JSON would else be counted by how it was cut."""
 _METERED: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -183,5 +184,6 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
             kind = _read(payload).get("type")
         except (msgspec.DecodeError, AttributeError, ValueError, RecursionError):
             kind = None
-        name = kind.encode() if isinstance(kind, str) else b""
+        spelled = kind.encode() if isinstance(kind, str) else b""
+        name = spelled if spelled in payload else b""  # written with escapes it would be seen in some cuttings alone
     return name, payload
