@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RELEASE := .release
 
-.PHONY: run test clients check format bench profile failover growth soak release advisories demo-chains screenshots lock clean help
+.PHONY: run test clients check format bench profile failover growth soak fuzz release advisories demo-chains screenshots lock clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, 
 	bash tests/chains/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)
 
+fuzz: $(VENV)/.dev  ## Fuzz meter, server, upstream client and request decoder, guided by coverage (10 minutes; FUZZ="meter --minutes 60")
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
 demo-chains: $(VENV)/.dev  ## Start a demo that takes real payments on test chains: regtest and anvil, with a button that pays
 	@bash tests/chains/install.sh
 	exec $(BIN)/python -m tests.chains.demo --data $(DATA)-chains --port $(PORT)
@@ -84,7 +87,7 @@ lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	$$compile --output-file requirements-release.lock build.in release.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains
+	@rm -rf $(VENV) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains .fuzz
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
