@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from farebox.http.failures import UpstreamError
+from farebox.http.failures import BadAnswer, UpstreamError
 from tests.databases import on_sqlite
 from tests.gateway.play import script, upstream
 from tests.stage import MODEL, OpenStage
@@ -45,6 +45,7 @@ BROKEN = {
     "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
     "HTTP/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64",
     "a status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
+    "a status below 100": b"HTTP/1.1 002 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "no status": b"HTTP/1.1\r\n\r\n",
     "no HTTP": b"* OK IMAP4 ready\r\n",
 }
@@ -86,6 +87,21 @@ async def test_what_is_no_answer_is_an_error_and_its_connection_is_dropped(name:
         assert await outcome(client) == b"later"
         assert len(server.lines) == 2
         assert client.running == 0
+
+
+async def test_a_request_that_was_answered_with_nonsense_is_not_sent_again() -> None:
+    """Found by fuzzing: a kept connection that closed after a status below 100 was taken for one that had been dead."""
+
+    async def peer(line: Line) -> None:
+        await line.request()
+        await line.say(whole(b"first"))
+        await line.request()
+        await line.say(BROKEN["a status below 100"])
+
+    async with serving(peer) as (server, client), asyncio.timeout(5):
+        assert await outcome(client) == b"first"
+        assert isinstance(await outcome(client), BadAnswer)
+        assert len(server.lines) == 1
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])

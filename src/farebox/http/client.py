@@ -376,6 +376,8 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if status < 100:  # its body would be passed over, and the request be taken for untouched and sent again
+            raise BadAnswer(f"the upstream answers with the status {status}")
         if status < 200:
             self._headers = []
             return
@@ -389,8 +391,8 @@ class ClientConnection(asyncio.Protocol):
             self.abort()  # llhttp would wait for the body that a HEAD answer only announces
 
     def on_body(self, data: bytes) -> None:
-        self._size = 0
         if self._answer is not None:
+            self._size = 0
             self._answer._data(data)  # noqa: SLF001
 
     def on_message_complete(self) -> None:
