@@ -5,7 +5,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import prometheus_client
 from msgspec import Struct

@@ -43,7 +43,7 @@ class Store(Reading, Protocol):
     run_id: int
     """The run of this process, written into every hold it takes."""
     marks: Marks | None
-    """What the processes of one machine know of each other, where they do not keep leases: SQLite's, while it serves."""
+    """What processes of one machine know of each other, where they keep no leases: SQLite's, while it serves."""
     lanes: int
     """How many batches can be under way at once, as long as no account is in two of them."""
 
