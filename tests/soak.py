@@ -7,6 +7,7 @@ python -m tests.soak kill --kills 1000                                  one serv
 python -m tests.soak kill-nodes --kills 1000                            three over PostgreSQL, which is killed as well
 python -m tests.soak restarts --restarts 100                            a gateway replaced under load, over both
 python -m tests.soak api --examples 2000                                the API as /openapi.json describes it
+python -m tests.soak slow --seconds 20                                  thousands that idle, crawl and do not read
 python -m tests.soak evm --minutes 10                                   payments on an EVM chain that undoes blocks
 python -m tests.soak bitcoin --minutes 10                               payments in Bitcoin, whose blocks are undone
 """
@@ -29,6 +30,7 @@ from tests.books.driver import Driver
 from tests.chains import fuzz_bitcoin, fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
+from tests.hostile.crowd import crowd
 from tests.kill.harness import Killing
 from tests.kill.nodes import nodes_under_load
 from tests.races.contest import Contest
@@ -38,7 +40,7 @@ from tests.web.explore import explore
 from tests.workers.gateways import serving
 from tests.workers.rolling import roll
 
-_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "restarts", "api", "evm", "bitcoin")
+_ALL: Final = ("books", "decisions", "races", "kill", "kill-nodes", "restarts", "api", "slow", "evm", "bitcoin")
 _ACCOUNTS: Final = 60
 
 
@@ -120,6 +122,13 @@ async def api(examples: int, seed: int) -> str:
     return explored.out.strip().splitlines()[-1]
 
 
+async def slow(seconds: float) -> str:
+    """Crowd a gateway with connections that want nothing, crawl, or do not read."""
+    with _directory() as directory:
+        url = f"sqlite:///{directory}/books.db"
+        return await crowd(directory, url, idle=9_500, crawlers=300, readers=20, seconds=seconds)
+
+
 def chain(what: str, kind: str, minutes: float, seed: int) -> str:
     """Live one random life of a chain after the other, until the time is over."""
     live = {"evm": fuzz_evm.live, "bitcoin": fuzz_bitcoin.live}[what]
@@ -169,6 +178,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--restarts", type=int, default=100)
     parser.add_argument("--examples", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=20, help="how long each crowd is measured")
     parser.add_argument("--minutes", type=float, default=10, help="how long chains live")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     chosen = parser.parse_args()
@@ -187,6 +197,8 @@ def main() -> None:
                 print(asyncio.run(restarts(kind, chosen.restarts)), flush=True)
         elif what == "api":
             print(asyncio.run(api(chosen.examples, chosen.seed)), flush=True)
+        elif what == "slow":
+            print(asyncio.run(slow(chosen.seconds)), flush=True)
         elif what in {"evm", "bitcoin"}:
             for kind in KINDS if chosen.store == "both" else (chosen.store,):
                 print(chain(what, kind, chosen.minutes / (2 if chosen.store == "both" else 1), chosen.seed), flush=True)
