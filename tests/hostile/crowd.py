@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import resource
 import time
@@ -34,6 +35,8 @@ async def crowd(directory: Path, url: str, *, idle: int, crawlers: int, readers:
         with ExitStack() as lines:
             await _stay(service.port, idle, lines)
             each = (_resident(service.process.pid) - before) / max(idle, 1)
+            assert _open_files(service.process.pid) > idle, "they are not connected"
+            gc.freeze()  # this process has as many connections, and is the one that looks at the time
             beside_idle = await good.call(seconds)
             seen = Counter[str]()
             crowding = [_crawl(service, at % 2 == 1, seen) for at in range(crawlers)]
@@ -45,6 +48,7 @@ async def crowd(directory: Path, url: str, *, idle: int, crawlers: int, readers:
         for times in (beside_idle, beside_all):
             assert _p99(times) < max(2 * _p99(alone), 1000 * ENOUGH_S), told
         await until(lambda: len(service.logged("call")) >= good.calls + seen["streams"], 60)
+    gc.unfreeze()
     service.check_books()
     return told
 
@@ -76,12 +80,17 @@ async def _stay(port: int, count: int, lines: ExitStack) -> None:
     async def one() -> None:
         async with free:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            lines.callback(writer.transport.abort)
+            lines.callback(_drop, reader, writer)
             writer.write(_GREETING)
             assert b" 200 " in await reader.readuntil(b"\r\n")
 
     free = asyncio.Semaphore(100)
     await asyncio.gather(*(one() for _ in range(count)))
+
+
+def _drop(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """End a connection, which lasts no longer than anybody has its reader."""
+    writer.transport.abort()
 
 
 async def _crawl(service: Service, body: bool, seen: Counter[str]) -> None:  # noqa: FBT001
@@ -131,6 +140,10 @@ def _resident(pid: int) -> int:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in (pid, *children)]
     return sum(pages) * resource.getpagesize()
+
+
+def _open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def _p99(times: list[float]) -> float:
