@@ -21,8 +21,13 @@ ENOUGH_S: Final = 0.025
 _GREETING: Final = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
-async def crowd(directory: Path, url: str, *, idle: int, crawlers: int, readers: int, seconds: float) -> str:
-    """Measure good calls alone and in a crowd. Fails when one is lost, or the p99 is twice that of good calls alone."""
+async def crowd(
+    directory: Path, url: str, *, idle: int, crawlers: int, readers: int, seconds: float, enough_s: float = ENOUGH_S
+) -> str:
+    """Measure good calls alone and in a crowd. Fails when one is lost, or the p99 is twice that of good calls alone.
+
+    A p99 below `enough_s` is good in any case.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = idle + crawlers + readers + 1000
     assert hard >= need, f"{need} open files are needed, {hard} are allowed: ulimit -n"
@@ -46,7 +51,7 @@ async def crowd(directory: Path, url: str, *, idle: int, crawlers: int, readers:
         told += f" ({each / 1024:.1f} KiB each), with {crawlers} crawlers and {readers} that never read as well"
         told += f" {_p99(beside_all):.1f} ms; {good.calls:,} good calls, {dict(seen)}"
         for times in (beside_idle, beside_all):
-            assert _p99(times) < max(2 * _p99(alone), 1000 * ENOUGH_S), told
+            assert _p99(times) < max(2 * _p99(alone), 1000 * enough_s), told
         await until(lambda: len(service.logged("call")) >= good.calls + seen["streams"], 60)
     gc.unfreeze()
     service.check_books()
