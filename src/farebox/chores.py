@@ -6,6 +6,7 @@ from typing import Final
 
 from farebox.accounts.mail import Postman
 from farebox.bills.watch import NOTICED_US
+from farebox.books.retention import drop_months
 from farebox.clock import DAY_US
 from farebox.gateway.batches.upkeep import Upkeep
 from farebox.gateway.messages import Messages
@@ -13,6 +14,7 @@ from farebox.gateway.settling import Settler
 from farebox.gateway.streaming import Streams
 from farebox.jobs import Jobs
 from farebox.parts import Parts
+from farebox.store.growth import make_room
 
 _TEND_S: Final = 5.0
 """How often top-ups are looked after that no watcher has moved."""
@@ -23,6 +25,10 @@ _RECONCILE_S: Final = 600.0
 _BILLS_S: Final = 600.0
 """How often it is seen whether a bill is to be got again, which is once a day."""
 _LOOK_OUT_S: Final = 15.0
+_ROOM_S: Final = 3_600.0
+"""How often it is seen that the next months have their place, long before they begin."""
+_DROP_S: Final = 3_600.0
+"""How often it is seen whether a month of calls may go."""
 
 
 def begin_chores(
@@ -94,12 +100,25 @@ def _keep_books(parts: Parts, jobs: Jobs, settler: Settler) -> None:
         for day in await books.close_days():
             parts.log.info("day_closed", day=day)
 
+    async def keep_room() -> None:
+        if books.runs.leads and books.available:
+            await make_room(parts.store)
+
+    async def let_calls_go() -> None:
+        months = parts.config.database.keep_months
+        if months and books.runs.leads and books.available:
+            dropped = await drop_months(parts.store, months, books.clock())
+            if dropped:
+                parts.log.info("calls_dropped", count=dropped, keep_months=months)
+
     async def end_strays() -> None:
         await books.runs.end_strays()
 
     jobs.every(5.0, "retry_settlements", settler.retry)
     jobs.every(30.0, "end_strays", end_strays)
     jobs.every(60.0, "close_days", close_past_days)
+    jobs.every(_ROOM_S, "make_room", keep_room)
+    jobs.every(_DROP_S, "drop_calls", let_calls_go)
     jobs.every(min(1.0, books.runs.beat_s), "beat", books.beat)
 
 

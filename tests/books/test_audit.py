@@ -40,7 +40,7 @@ ERIN = 3
 OURS = [
     "balances", "held amounts", "open holds", "top-ups", "above zero", "spend limits",
     "zero sum", "live holds", "settled once", "who pays", "price lists", "prices", "day digests",
-    "day sums", "payments",
+    "dropped days", "day sums", "payments",
 ]  # fmt: skip
 BENT = "constraints"
 """Breaks where a row could only be written with a CHECK out of the way; SQLite reads all rows again instead."""

@@ -57,22 +57,20 @@ async def grow(kind: str, empty_url: str, full_url: str, size: Size, rounds: int
     filled: Filled = await fill(full_url, size, now_us, tell)
     print(
         f"\n{kind}: {size.calls:,} calls of {size.accounts} accounts in {size.days} days; "
-        f"filled in {filled.fill_s:.0f} s, summed in {filled.hours_s:.0f} s (an hour in {1000 * filled.hour_s:.0f} ms, a day from its hours in "
-        f"{1000 * filled.day_s:.0f} ms)\n",
+        f"filled in {filled.fill_s:.0f} s, summed in {filled.hours_s:.0f} s "
+        f"(an hour in {1000 * filled.hour_s:.0f} ms, a day from its hours in {1000 * filled.day_s:.0f} ms)\n",
         flush=True,
     )
     empty, full = await compare_calls(empty_url, full_url, now_us + 1, 10 * rounds)
     for name in ("admit_us", "settle_us"):
         before, after = getattr(empty, name), getattr(full, name)
         more = percentile(after, 50) / percentile(before, 50) - 1
-        print(
-            f"{name.removesuffix('_us')}: p50 {percentile(before, 50):.0f} µs empty, "
-            f"{percentile(after, 50):.0f} µs full ({more:+.1%}); p99 {percentile(before, 99):.0f} and {percentile(after, 99):.0f}",
-            flush=True,
-        )
+        p50, p99 = ((percentile(before, at), percentile(after, at)) for at in (50, 99))
+        told = f"p50 {p50[0]:.0f} µs empty, {p50[1]:.0f} µs full ({more:+.1%}); p99 {p99[0]:.0f} and {p99[1]:.0f}"
+        print(f"{name.removesuffix('_us')}: {told}", flush=True)
     print()
     async with open_stage(directory, database_url=full_url) as stage:
-        costs = await visit(stage, rounds)
+        costs, _ = await visit(stage, rounds)
     return table(costs)
 
 

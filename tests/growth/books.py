@@ -11,7 +11,7 @@ import apsw
 import asyncpg
 import msgspec
 
-from farebox.books.days import close_hours
+from farebox.books.days import close_days, close_hours
 from farebox.books.prices import pin_prices
 from farebox.books.sums import first_open, sum_day
 from farebox.clock import DAY_US, US_PER_S, day_of
@@ -65,15 +65,26 @@ class Filled(msgspec.Struct):
     day_s: float = 0.0
 
 
-async def fill(url: str, size: Size, now_us: int, tell: Callable[[str], None]) -> Filled:
-    """Write calls evenly over these days until now, an hour's and a day's sums for all that are over."""
+async def fill(
+    url: str,
+    size: Size,
+    now_us: int,
+    tell: Callable[[str], None],
+    *,
+    digests: bool | None = None,
+    months: bool = True,
+) -> Filled:
+    """Write calls evenly over these days until now, and the sums of all hours and days that are over.
+
+    Days are closed by true digests or none, or by what takes no time (None); months get their partitions, or not.
+    """
     filled = Filled()
     begin_us = now_us - size.days * DAY_US
     store = await open_store(url, clock=lambda: begin_us)
     try:
         prices = await pin_prices(store, default_offer()[0], begin_us)
         await _people(store, size, begin_us)
-        if is_postgres(url):
+        if is_postgres(url) and months:
             for month in range(0, size.days + 28, 28):
                 await store.fetch("SELECT make_usage_month(?)", (begin_us + month * DAY_US,))
     finally:
@@ -86,8 +97,12 @@ async def fill(url: str, size: Size, now_us: int, tell: Callable[[str], None]) -
     filled.fill_s = time.monotonic() - began
     store = await open_store(url, clock=lambda: now_us)
     try:
-        await _close(store, begin_us, now_us, filled, tell)
-        await _balance(store)
+        await _balance(store, begin_us)
+        if digests is None:
+            await _close(store, begin_us, now_us, filled, tell)
+        elif digests:
+            await close_hours(store, now_us)
+            await close_days(store, now_us)
         analyze = ["ANALYZE"] if is_postgres(url) else []
         for statement in analyze:
             await store.write([(statement, ())], patience_s=900)
@@ -185,7 +200,7 @@ async def _close(store: Store, begin_us: int, now_us: int, filled: Filled, tell:
     assert (await first_open(store)).hour * 3600 * US_PER_S > now_us - 2 * 3600 * US_PER_S
 
 
-async def _balance(store: Store) -> None:
+async def _balance(store: Store, begin_us: int) -> None:
     """Let everybody have paid for what they used, and a little more."""
     spent = (
         "SELECT a.id, coalesce(c.charged, 0) FROM account a LEFT JOIN "
@@ -193,8 +208,8 @@ async def _balance(store: Store) -> None:
     )
     statements: list[tuple[str, tuple[Any, ...]]] = []
     for account_id, charged in await store.fetch(spent, patience_s=900):
-        paid = "INSERT INTO transfer VALUES (?, 1, 'house:cash', ?, ?, 'deposit', 'growth', '')"
-        statements.append((paid, (f"paid:{account_id}", f"customer:{account_id}", int(charged) + _PAID_IN)))
+        paid = "INSERT INTO transfer VALUES (?, ?, 'house:cash', ?, ?, 'deposit', 'growth', '')"
+        statements.append((paid, (f"paid:{account_id}", begin_us, f"customer:{account_id}", int(charged) + _PAID_IN)))
         rich = "UPDATE account SET posted_nanos = ?, topped_up_nanos = ? WHERE id = ?"
         statements.append((rich, (_PAID_IN, int(charged) + _PAID_IN, account_id)))
     await store.write(statements)

@@ -38,11 +38,13 @@ class Watch:
     def __init__(self, store: Any) -> None:
         self._fetch = store.fetch
         self.seen: list[tuple[float, str, tuple[Any, ...]]] = []
+        self.asked: dict[str, tuple[Any, ...]] = {}
         store.fetch = self
 
     async def __call__(self, sql: str, params: tuple[Any, ...] = (), **others: Any) -> list[Row]:
         began = time.perf_counter()
         rows: list[Row] = await self._fetch(sql, params, **others)
+        self.asked[sql] = params
         self.seen.append((1000 * (time.perf_counter() - began), sql, params))
         return rows
 
@@ -89,8 +91,8 @@ def paths_of_operator(request_id: bytes) -> list[str]:
     ]
 
 
-async def visit(stage: Stage, rounds: int) -> list[Cost]:
-    """Open every page so many times, and ask the customer's part of the API."""
+async def visit(stage: Stage, rounds: int) -> tuple[list[Cost], Watch]:
+    """Open every page so many times, and ask the customer's part of the API; answers also what was asked."""
     now_us = stage.gateway.clock()
     newest = "SELECT request_id, session, key_id FROM usage WHERE account_id = 1 AND session IS NOT NULL "
     ((request_id, session, key_id),) = await stage.rows(newest + "ORDER BY at DESC LIMIT 1")
@@ -114,7 +116,7 @@ async def visit(stage: Stage, rounds: int) -> list[Cost]:
         "/v1/doctor",
     ):
         costs.append(await _measure(watch, path, _asked(stage, person, path), rounds))
-    return costs
+    return costs, watch
 
 
 def _opened(browser: Browser, path: str) -> Any:

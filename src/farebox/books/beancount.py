@@ -53,6 +53,8 @@ def _entry(day: str, payee: str, words: str, link: str, account: str, other: str
 def _other_side(line: StatementLine) -> str:
     if line.code == "usage":
         return f"Expenses:API:{_name(line.memo)}"
+    if line.code == "usage_day":
+        return "Expenses:API"
     return _OTHER_SIDES.get(line.code, f"Income:{_name(line.code)}")
 
 

@@ -18,7 +18,8 @@ from farebox.store.protocol import Reading, Row, Store
 FIRST: Final = "0" * 64
 _GRACE_US: Final = 3_600 * 1_000_000
 _HOUR_GRACE_US: Final = 60 * 1_000_000
-_PAGE: Final = 20_000
+_PAGE: Final = 2_000
+"""Calls are served meanwhile, and wait for no more than a page to be hashed."""
 _CLOSE: Final = (
     "INSERT INTO day_close (day, usage_rows, transfer_rows, previous_sha256, sha256, closed_at) "
     "VALUES (?, ?, ?, ?, ?, ?)"
@@ -113,8 +114,13 @@ async def digest_day(store: Reading, day: str, previous: str) -> Digest:
     sha = hashlib.sha256(f"{day}\n{previous}\n".encode())
     begin_us = day_start_us(day)
     usage_rows = await _feed(store, _USAGE, (begin_us - 1, b""), sha)
-    transfer_rows = await _feed(store, _TRANSFERS, (begin_us - 1, ""), sha)
+    transfer_rows = await feed_transfers(store, day, sha)
     return Digest(usage_rows, transfer_rows, sha.hexdigest())
+
+
+async def feed_transfers(store: Reading, day: str, sha: "hashlib._Hash") -> int:
+    """Hash a day's transfers in their order; answers how many."""
+    return await _feed(store, _TRANSFERS, (day_start_us(day) - 1, ""), sha)
 
 
 async def _feed(store: Reading, query: str, last: Row, sha: "hashlib._Hash") -> int:

@@ -79,10 +79,10 @@ async def _with_use(store: Reading, found: list[Customer], now_us: int) -> list[
     first_day = now_us // DAY_US - _DAYS + 1
     owners = f"account_id IN ({marks})"
     sql, values = calls_between(await first_open(store), first_day * DAY_US, FOREVER, owners, ids)
-    spent = dict(
+    spent: dict[int, int] = dict(
         await store.fetch(f"SELECT account_id, sum(charged_nanos) FROM ({sql}) AS calls GROUP BY account_id", values)  # noqa: S608
     )
-    last = dict(await store.fetch(f"{_LAST_CALLS} WHERE a.id IN ({marks})", ids))
+    last: dict[int, int] = dict(await store.fetch(f"{_LAST_CALLS} WHERE a.id IN ({marks})", ids))
     return [
         msgspec.structs.replace(one, spent_nanos=spent.get(one.id, 0), last_call_us=last.get(one.id)) for one in found
     ]

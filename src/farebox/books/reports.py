@@ -6,6 +6,9 @@ from typing import Final
 import msgspec
 
 from farebox.billing.ledger import customer_account
+from farebox.books.retention import first_kept
+from farebox.books.sums import FOREVER, first_open, sold_between
+from farebox.clock import DAY_US, day_of
 from farebox.ids import show_request_id
 from farebox.store.protocol import Store
 
@@ -104,11 +107,15 @@ async def entries(
 ) -> list[Entry]:
     """Give the last `limit` movements of money, oldest first; one customer's with the balance after each."""
     most = _EVERYTHING if limit is None else limit
-    found = await _transfers(store, account_id, since_us, most) + await _charges(store, account_id, since_us, most)
+    kept_us = await first_kept(store)
+    found = await _transfers(store, account_id, since_us, most)
+    found += await _charges(store, account_id, max(since_us, kept_us), most)
+    if since_us < kept_us:
+        found += await _days(store, account_id, since_us, kept_us)
     found = sorted(found, key=lambda entry: (entry.at_us, entry.id))[-most:]
     if account_id is None or not found:
         return found
-    return _with_balances(found, account_id, await _balance_at(store, account_id, found[-1].at_us))
+    return _with_balances(found, account_id, await _balance_at(store, account_id, found[-1].at_us, kept_us))
 
 
 async def _transfers(store: Store, account_id: int | None, since_us: int, most: int) -> list[Entry]:
@@ -148,6 +155,29 @@ async def _charges(store: Store, account_id: int | None, since_us: int, most: in
     ]
 
 
+async def _days(store: Store, account_id: int | None, since_us: int, kept_us: int) -> list[Entry]:
+    """Read the charges of days whose calls were let go: one entry a day, at its end."""
+    whose, params = ("account_id = ? AND ", (account_id,)) if account_id is not None else ("", ())
+    rows = await store.fetch(
+        "SELECT day, account_id, CAST(sum(requests) AS BIGINT), CAST(sum(charged_nanos) AS BIGINT) "  # noqa: S608
+        f"FROM usage_day WHERE {whose}day >= ? AND day < ? GROUP BY day, account_id HAVING sum(charged_nanos) > 0",
+        (*params, since_us // DAY_US, kept_us // DAY_US),
+    )
+    return [
+        Entry(
+            at_us=(day + 1) * DAY_US - 1,
+            id=day_of(day * DAY_US),
+            debit_account=customer_account(owner),
+            credit_account="house:revenue",
+            amount_nanos=charged,
+            code="usage_day",
+            actor="gateway",
+            memo=f"{requests:,} calls",
+        )
+        for day, owner, requests, charged in rows
+    ]
+
+
 def _with_balances(found: list[Entry], account_id: int, balance: int) -> list[Entry]:
     """Go back from the balance after the last entry."""
     name = customer_account(account_id)
@@ -158,25 +188,40 @@ def _with_balances(found: list[Entry], account_id: int, balance: int) -> list[En
     return told[::-1]
 
 
-async def _balance_at(store: Store, account_id: int, at_us: int) -> int:
+async def _balance_at(store: Store, account_id: int, at_us: int, kept_us: int) -> int:
     """Sum all entries of a customer up to a moment."""
     name = customer_account(account_id)
     balance = (
         "SELECT (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND at <= ?)"
         " - (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account = ? AND at <= ?)"
-        " - (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND at <= ?)"
+        " - (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND at >= ? AND at <= ?)"
+        " - (SELECT coalesce(sum(charged_nanos), 0) FROM usage_day WHERE account_id = ? AND day < ? AND day < ?)"
     )
-    return int((await store.fetch(balance, (name, at_us, name, at_us, account_id, at_us)))[0][0])
+    moments = (
+        name,
+        at_us,
+        name,
+        at_us,
+        account_id,
+        kept_us,
+        at_us,
+        account_id,
+        (at_us + 1) // DAY_US,
+        kept_us // DAY_US,
+    )
+    return int((await store.fetch(balance, moments))[0][0])
 
 
 async def totals(store: Store) -> dict[str, int]:
     """Sum every house account, and all customers together. The amounts add up to zero by construction."""
-    rows = await store.fetch("""
-        SELECT credit_account, sum(amount_nanos) FROM transfer GROUP BY credit_account
-        UNION ALL SELECT debit_account, -sum(amount_nanos) FROM transfer GROUP BY debit_account
-        UNION ALL SELECT 'house:revenue', sum(charged_nanos) FROM usage
-        UNION ALL SELECT 'customer:usage', -sum(charged_nanos) FROM usage
-    """)
+    sold, values = sold_between(await first_open(store), 0, FOREVER)
+    rows = await store.fetch(
+        "SELECT credit_account, sum(amount_nanos) FROM transfer GROUP BY credit_account "  # noqa: S608  fixed texts
+        "UNION ALL SELECT debit_account, -sum(amount_nanos) FROM transfer GROUP BY debit_account "
+        f"UNION ALL SELECT 'house:revenue', sum(charged_nanos) FROM ({sold}) AS sold "
+        f"UNION ALL SELECT 'customer:usage', -sum(charged_nanos) FROM ({sold}) AS sold",
+        values * 2,
+    )
     sums: dict[str, int] = {}
     for name, nanos in rows:
         key = "customers" if name.startswith("customer:") else name

@@ -19,6 +19,7 @@ from farebox.cli.migrate import migrate
 from farebox.cli.outbox import outbox
 from farebox.cli.payments import payments
 from farebox.cli.receipt import receipt
+from farebox.cli.retention import books
 from farebox.cli.serve import serve, simulate
 from farebox.cli.settings import config, version
 from farebox.cli.upstream import upstream
@@ -27,7 +28,7 @@ from farebox.errors import FareboxError
 _SECTIONS = {
     "Serve": (demo, serve, simulate),
     "Customers": (account, invite, key, outbox),
-    "Books": (usage, ledger, audit, receipt),
+    "Books": (usage, ledger, audit, books, receipt),
     "Operate": (doctor, upstream, bills, payments, backup, migrate, config, version),
 }
 _EXAMPLES = (

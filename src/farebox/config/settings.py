@@ -94,6 +94,7 @@ class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = "sqlite:///farebox.db"
     spool: str = ""
     lease_s: Annotated[float, Meta(ge=0.5, le=45)] = 30.0
+    keep_months: Annotated[int, Meta(ge=0, le=1200)] = 0
 
 
 class SiteSettings(Struct, frozen=True, forbid_unknown_fields=True):

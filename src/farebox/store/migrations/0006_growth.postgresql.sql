@@ -190,12 +190,10 @@ BEGIN
 END $$;
 
 -- Let go of all calls before a moment, the days of which are dropped: whole months at once, and the few whose ids are of
--- another month one by one. Answers how many went.
-CREATE FUNCTION drop_usage(before bigint) RETURNS bigint LANGUAGE plpgsql SET lock_timeout = '300ms' AS $$
+-- another month one by one. Whoever is in the way of that is waited for a moment only: calls wait behind it.
+CREATE FUNCTION drop_usage(before bigint) RETURNS void LANGUAGE plpgsql SET lock_timeout = '300ms' AS $$
 DECLARE
   part record;
-  gone bigint := 0;
-  rows bigint;
 BEGIN
   IF NOT EXISTS (SELECT 1 FROM day_drop WHERE day = to_char(to_timestamp(before / 1000000 - 1) AT TIME ZONE 'UTC', 'YYYY-MM-DD')) THEN
     RAISE EXCEPTION 'usage rows are never deleted' USING ERRCODE = 'integrity_constraint_violation';
@@ -205,15 +203,11 @@ BEGIN
      WHERE i.inhparent = 'usage'::regclass
        AND substring(pg_get_expr(c.relpartbound, c.oid) FROM $re$TO \('\\x([0-9a-f]+)'\)$re$) <= encode(least_id(before), 'hex')
   LOOP
-    EXECUTE format('SELECT count(*) FROM %I WHERE at < $1', part.relname) INTO rows USING before;
     EXECUTE format('ALTER TABLE usage DETACH PARTITION %I', part.relname);
     EXECUTE format('INSERT INTO usage SELECT * FROM %I WHERE at >= $1', part.relname) USING before;
     EXECUTE format('DROP TABLE %I', part.relname);
-    gone := gone + rows;
   END LOOP;
   DELETE FROM usage WHERE at < before;
-  GET DIAGNOSTICS rows = ROW_COUNT;
-  RETURN gone + rows;
 END $$;
 
 DO $$

@@ -27,6 +27,7 @@ from farebox.books.journal import (
     page_of_journal,
     whole_journal,
 )
+from farebox.books.retention import first_kept
 from farebox.clock import day_of, iso
 from farebox.errors import InvalidRequest, NotFound
 from farebox.money import decimal_usd
@@ -77,6 +78,7 @@ class LedgerRoom:
             query=urlencode({name: value for name, value in asked.items() if value}),
             codes=await known_codes(self._store),
             standing=await standing(self._store),
+            kept_us=await first_kept(self._store),
             house=await accounts_of_house(self._store),
         )
 
