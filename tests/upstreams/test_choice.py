@@ -258,7 +258,7 @@ async def test_what_was_served_elsewhere_stays_there_after_its_upstream_is_back(
 
 
 async def test_an_upstream_that_refuses_the_operators_key_rests_at_once_and_a_403_is_about_the_model() -> None:
-    for status, healthy in ((b"401 Who", False), (b"402 Pay", False), (b"403 No", True)):
+    for status, healthy in ((b"401 Who", False), (b"403 No", True)):
         async with serving(answering(status)) as (server, _), serving(answering(b"200 OK")) as (other, _):
             barred, well = up("barred", server.port, weight=1000), up("well", other.port)
             pool = pool_of(barred, well)
@@ -348,3 +348,15 @@ async def test_a_model_that_was_not_set_up_is_asked_for_elsewhere_and_bars_no_ot
     assert [failure.status for failure in tries.failures] == [403]
     pool.note_refused(tries, "account")
     assert not a.is_healthy(now())
+
+
+async def test_a_402_may_be_about_one_large_call_and_five_in_a_row_are_not() -> None:
+    """Another Farebox refuses what its customer's balance does not cover, and serves what is smaller."""
+    async with serving(answering(b"402 Pay")) as (server, _), serving(answering(b"200 OK")) as (other, _):
+        poor, well = up("poor", server.port, weight=1000), up("well", other.port)
+        pool = pool_of(poor, well)
+        for number in range(5):
+            assert poor.is_healthy(now()), number
+            await (await pool.send(Tries(), Ask(path="/", headers=[], model=MODEL), conversation=b"c")).read(9)
+        assert not poor.is_healthy(now())
+        await pool.close()

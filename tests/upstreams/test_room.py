@@ -206,3 +206,58 @@ async def test_alone_it_says_what_it_cannot_be_asked(open_stage: OpenStage) -> N
         assert answer.status == 400
         assert b"does not read PDFs" in await answer.read(10_000)
         assert (await stage.balance(stage.alice))[1] == 0
+
+
+async def test_a_probe_that_is_cancelled_leaves_it_to_another() -> None:
+    async def silent(line: Line) -> None:
+        await line.request()
+        await line.gone()
+
+    async with serving(silent) as (server, _):
+        alone = choosy("alone", server.port)
+        pool = pool_of(alone)
+        for steps in (2, 40):  # while its request is put in words, and while its answer is waited for
+            rest(alone)
+            alone.rests_until = 0
+            probe = asyncio.create_task(pool.send(Tries(), ask(), conversation=b"c"))
+            for _ in range(steps):
+                await asyncio.sleep(0.001 if steps > 2 else 0)
+            assert not alone.is_healthy(now())
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
+            assert alone.is_healthy(now())
+            assert alone.claimed == 0
+        await pool.close()
+
+
+async def test_a_call_that_could_not_be_put_ends_nobody_elses_probe() -> None:
+    alone = choosy("alone", refusal=InvalidRequest("not this"))
+    pool = pool_of(alone)
+    rest(alone)
+    alone.rests_until = 0
+    assert alone.takes(now())
+    with pytest.raises(InvalidRequest):
+        await pool.send(Tries(), ask(), conversation=b"c")
+    assert not alone.is_healthy(now())
+
+
+async def test_who_waits_keeps_the_place_in_the_queue_when_upstreams_change() -> None:
+    upstream = up("a", concurrency=1)
+    upstream.client.running = 1
+    pool = pool_of(upstream)
+    waits = [Tries() for _ in range(4)]
+    calls = []
+    for tries in waits:
+        calls.append(asyncio.create_task(pool._wait(tries, b"c", b"")))
+        await asyncio.sleep(0)
+    for _ in range(2):
+        pool.replace([upstream])
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert [turn.tries for turn in pool.waiting] == waits
+    for call in calls:
+        upstream.client.running = 0
+        pool._next()
+        assert await call is upstream
+        upstream.client.running = 1
+    assert (upstream.claimed, len(pool.waiting)) == (0, 0)

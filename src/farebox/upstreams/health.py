@@ -74,20 +74,21 @@ class Health:
         if not self._samples or now - self._samples[-1][0] >= LATELY_S / _SAMPLES:
             self._samples.append((now, self.calls, self.failures))
 
-    def takes(self, now: float) -> None:
-        """Take note of a call that goes here. The first after a rest is the probe that the others wait for."""
+    def takes(self, now: float) -> bool:
+        """Take note of a call that goes here. The first after a rest is the probe that the others wait for: True."""
         self.calls += 1
-        if self.rests and self.is_healthy(now):
+        probes = self.rests > 0 and self.is_healthy(now)
+        if probes:
             self.probed_until = now + _PROBE_S
         if now - self._window_at >= _WINDOW_S:
             stale = now - self._window_at >= 2 * _WINDOW_S
             self._well_before, self._broke_before = (0, 0) if stale else (self._well, self._broke)
             self._well = self._broke = 0
             self._window_at = now
+        return probes
 
-    def forgoes(self) -> None:
-        """Take back what `takes` noted: the call could not be put to it, and was not sent. A probe is another's."""
-        self.calls -= 1
+    def unprobed(self) -> None:
+        """Leave it to another call to find out: the one that was the probe does not."""
         self.probed_until = 0.0
 
     def turned(self) -> Literal["rests", "well"] | None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from farebox.errors import Overloaded, Refusal, UpstreamFailed
+from farebox.errors import Refusal
 from farebox.http.client import HttpClient, read_origin
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.budgets import RateBudget, RetryBudget, retry_after
@@ -22,7 +22,7 @@ from farebox.upstreams.health import Health
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.kinds.make import make_kind
 from farebox.upstreams.places import Place, Places, is_bound, is_cold
-from farebox.upstreams.refusals import OPERATORS_OWN, Matter, refusal_of
+from farebox.upstreams.refusals import OPERATORS_OWN, Matter, no_room, nobody_serves, nobody_there, refusal_of
 from farebox.upstreams.settings import UpstreamSettings
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -174,6 +174,10 @@ class Turn:
 
     def __init__(self, tries: Tries) -> None:
         self.tries = tries
+        self.anew()
+
+    def anew(self) -> None:
+        """Wait for its turn, or for the next one."""
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.promised: Upstream | None = None
         """Where a place is kept for it, from when its turn has come until it takes one: nobody comes between."""
@@ -233,15 +237,18 @@ class Pool:
             tries.count += 1
             tries.upstream = upstream
             tries.sent_at = loop.time()
-            upstream.takes(tries.sent_at)
+            probes = upstream.takes(tries.sent_at)
             try:
                 answer = await upstream.request(ask, first_byte_s=self._first_byte_s)
             except UpstreamError as error:
                 self.note_failure(tries, error)
-            except Refusal as refusal:
-                upstream.forgoes()
-                tries.count -= 1
-                tries.unable[upstream.name] = refusal
+            except (Refusal, asyncio.CancelledError) as left:
+                if probes:
+                    upstream.unprobed()
+                if not isinstance(left, Refusal):
+                    raise
+                upstream.calls, tries.count = upstream.calls - 1, tries.count - 1
+                tries.unable[upstream.name] = left
                 if not self._able(tries):
                     raise next(iter(tries.unable.values())) from None
                 continue
@@ -406,44 +413,45 @@ class Pool:
 
     async def _wait(self, tries: Tries, conversation: bytes, body: bytes) -> Upstream:
         """Wait for room, in turn and not for long. Raises what the client gets when there is none."""
-        loop = asyncio.get_running_loop()
+        if len(self.waiting) >= _QUEUE_CALLS:
+            raise no_room()
+        loop, turn = asyncio.get_running_loop(), Turn(tries)
         ends_at = loop.time() + _QUEUE_S
-        again = False
-        while True:
-            if not self._able(tries):
-                if not self.upstreams:
-                    raise UpstreamFailed("no upstream is set up here yet; ask the operator", retry_after_s=60)
-                raise UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
-            if len(self.waiting) >= _QUEUE_CALLS or tries.abandoned:
-                raise _no_room()
-            turn = Turn(tries)
-            (self.waiting.appendleft if again else self.waiting.append)(turn)
-            timer = loop.call_at(ends_at, turn.come)
-            try:
-                await turn.future
-            except asyncio.CancelledError:
-                if turn.promised is not None:
-                    turn.promised.unclaim()  # its turn is another's
-                raise
-            finally:
-                timer.cancel()
-                self.waiting.remove(turn)
-            waited = loop.time() >= ends_at
-            if turn.promised is not None:
-                turn.promised.claimed -= 1
-            upstream = self._choose(tries, conversation, body, waited=waited)
-            if turn.promised is not None and upstream is not turn.promised:
-                self._next(turn.tries)
-            if upstream is not None:
-                return upstream
-            if waited:
-                raise _no_room()
-            again = True
+        self.waiting.append(turn)
+        try:
+            while True:
+                if not self._able(tries):
+                    raise nobody_serves() if self.upstreams else nobody_there()
+                if tries.abandoned or loop.time() >= ends_at:
+                    raise no_room()
+                await self._come(turn, ends_at)
+                upstream = self._choose(tries, conversation, body, waited=loop.time() >= ends_at)
+                if turn.promised is not None and upstream is not turn.promised:
+                    self._next(turn)
+                if upstream is not None:
+                    return upstream
+                turn.anew()  # where it stands
+        finally:
+            self.waiting.remove(turn)
 
-    def _next(self, after: Tries | None = None) -> None:
-        """There is room for one: let the call look again that has waited longest for it. `after`: not this one."""
+    async def _come(self, turn: Turn, ends_at: float) -> None:
+        """Wait until its turn has come, or its time is over."""
+        timer = asyncio.get_running_loop().call_at(ends_at, turn.come)
+        try:
+            await turn.future
+        except asyncio.CancelledError:
+            if turn.promised is not None:
+                turn.promised.unclaim()  # its turn is another's
+            raise
+        finally:
+            timer.cancel()
+        if turn.promised is not None:
+            turn.promised.claimed -= 1
+
+    def _next(self, but: Turn | None = None) -> None:
+        """There is room for one: let the call look again that has waited longest for it, `but` this one."""
         for turn in self.waiting:
-            if turn.future.done() or turn.tries is after:
+            if turn.future.done() or turn is but:
                 continue
             for upstream in self._able(turn.tries):
                 if upstream.has_room:
@@ -460,7 +468,7 @@ class Pool:
         if answer.status == 429:
             upstream.limited += 1
             upstream.rate.limited(tries.model, tries.retry_after_s, now)
-        elif answer.status in {401, 402}:
+        elif answer.status == 401:
             upstream.barred(now)
         else:
             upstream.failed(now)
@@ -490,7 +498,3 @@ def _score(upstream: Upstream, conversation: bytes, now: float) -> float:
     digest = hashlib.blake2b(conversation + b"\0" + upstream.name.encode(), digest_size=8).digest()
     share = (int.from_bytes(digest, "big") + 1) / 2**64
     return float(share ** (1.0 / (max(upstream.weight, 1) * upstream.ramp(now))))
-
-
-def _no_room() -> Overloaded:
-    return Overloaded("all upstreams are at their limit of calls at once; try again shortly", retry_after_s=2)

@@ -35,3 +35,18 @@ def refusal_of(status: int | None, tries: int, retry_after_s: float | None) -> R
         f"the upstream {reason} after {tries} {'try' if tries == 1 else 'tries'}; nothing was charged",
         retry_after_s=wait_s,
     )
+
+
+def no_room() -> Refusal:
+    """Say that calls wait for too long already."""
+    return Overloaded("all upstreams are at their limit of calls at once; try again shortly", retry_after_s=2)
+
+
+def nobody_serves() -> Refusal:
+    """Say that there is no upstream for a call now."""
+    return UpstreamFailed("no upstream serves this model at the moment; try again shortly", retry_after_s=5)
+
+
+def nobody_there() -> Refusal:
+    """Say that there is no upstream at all."""
+    return UpstreamFailed("no upstream is set up here yet; ask the operator", retry_after_s=60)
