@@ -138,9 +138,13 @@ def _asked(stage: Stage, person: Person, path: str) -> Any:
 async def _measure(watch: Watch, name: str, work: Any, rounds: int) -> Cost:
     cost, worst = Cost(name, [], []), 0.0
     for _ in range(rounds):
-        watch.seen.clear()
-        began = time.perf_counter()
-        status = await work()
+        while True:
+            watch.seen.clear()
+            began = time.perf_counter()
+            status = await work()
+            if status != 429:
+                break
+            await asyncio.sleep(1)  # so many questions in a minute an account is not answered: it is asked again later
         cost.page_ms.append(1000 * (time.perf_counter() - began))
         assert status == 200, (name, status)
         took, sql, _ = max(watch.seen, default=(0.0, "", ()))
