@@ -117,11 +117,31 @@ class Nodes:
                 on_progress(number)
 
     async def lose_answers(self) -> None:
-        """Kill the database while all commits wait for a standby that is not there: written down, but not answered."""
+        """Kill the database while all commits wait for a standby that is not there: written down, but not answered.
+
+        Whose commits those are depends on who was calling: again, at most so many times, until a deposit is one.
+        """
+        lost = "deposits that had been posted without an answer"
+        before = self.seen[lost]
+        for _ in range(_MOST_OUTAGES):
+            await self._lose_answers()
+            if self.seen[lost] > before:
+                return
+
+    async def _lose_answers(self) -> None:
         await asyncio.to_thread(self.cluster.configure, synchronous_standby_names="nobody")
-        await asyncio.sleep(0.1)
+        until = time.monotonic() + _PATIENCE_S
+        while await asyncio.to_thread(self._waiting_commits) < len(self.servers):
+            assert time.monotonic() < until, "the nodes' commits do not wait for the standby"
         async with self._without_database(synchronous_standby_names=None):
             self.seen["kills that lost answers"] += 1
+        had = len(self.crowd.deposited)
+        await self._until(lambda: len(self.crowd.deposited) > had, "no deposit is posted")
+
+    def _waiting_commits(self) -> int:
+        """Count the commits that are written down and not answered."""
+        waiting = self.cluster.fetch("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        return int(waiting[0][0])
 
     async def outlast_patience(self) -> None:
         """Keep the database away until settles are spooled; kill a node that has some, and start it too early.

@@ -318,7 +318,7 @@ async def test_a_call_that_finds_no_free_connection_in_time_was_never_sent() -> 
         await line.request()
         await line.gone()
 
-    async with serving(peer, connections=2, connect_s=0.1) as (server, client):
+    async with serving(peer, connections=2, connect_s=0.5) as (server, client):
         busy = [asyncio.create_task(ask(client)) for _ in range(2)]
         await until(lambda: len(server.lines) == 2)
         got = await outcome(client)
