@@ -2,7 +2,7 @@
 
 from farebox.http.client import Answer
 from farebox.secret import Secret
-from farebox.upstreams.kinds.bodies import with_fields
+from farebox.upstreams.kinds.bodies import beside, with_fields
 from farebox.upstreams.kinds.kind import Ask, Outgoing
 
 
@@ -18,7 +18,7 @@ class Anthropic:
         return True
 
     async def prepare(self, ask: Ask, name: str) -> Outgoing:
-        body = ask.body if name == ask.said else with_fields(ask.body, model=name)
+        body = ask.body if name == ask.said else await beside(ask.body, with_fields, model=name)
         return Outgoing(ask.method, ask.target, ask.headers + self._credential, body)
 
     def reply(self, ask: Ask, answer: Answer) -> Answer:  # noqa: ARG002

@@ -20,7 +20,7 @@ from farebox.http.client import Answer, Origin
 from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer
 from farebox.secret import Secret
-from farebox.upstreams.kinds.bodies import with_fields
+from farebox.upstreams.kinds.bodies import beside, with_fields
 from farebox.upstreams.kinds.clouds import BETA, VERSION, betas_of, upward, version_of, with_betas
 from farebox.upstreams.kinds.eventstream import MessageEvents
 from farebox.upstreams.kinds.faults import JSON, fault, reshown, shown
@@ -99,10 +99,10 @@ class BedrockInvoke:
             raise NotFound(f"{ask.path} is not served by this upstream")
         betas = betas_of(ask.headers, self._betas)
         changes = {"model": None, "stream": None, "anthropic_version": version_of(ask.headers, _FIRST_VERSION)}
-        body = with_fields(ask.body, **changes, **({"anthropic_beta": betas} if betas else {}))
+        body = await beside(ask.body, with_fields, **changes, **({"anthropic_beta": betas} if betas else {}))
         if ask.path == COUNT_TOKENS:
             target = f"/model/{quote(_model_of(name), safe='')}/count-tokens"
-            body = _counting(body)
+            body = await beside(body, _counting)
         else:
             verb = "invoke-with-response-stream" if ask.stream else "invoke"
             target = f"/model/{quote(name, safe='')}/{verb}"
@@ -139,7 +139,7 @@ class BedrockMessages:
     async def prepare(self, ask: Ask, name: str) -> Outgoing:
         if not self.has(ask.path):
             raise NotFound(f"{ask.path} is not served by this upstream")
-        body = ask.body if name == ask.said else with_fields(ask.body, model=name)
+        body = ask.body if name == ask.said else await beside(ask.body, with_fields, model=name)
         query = signable_query(ask.query)
         target = f"{ask.path}?{query}" if query else ask.path
         headers = [*with_betas(upward(ask.headers, _TYPE), self._betas), JSON]
@@ -176,6 +176,8 @@ def _counting(body: bytes) -> bytes:
         said = msgspec.json.decode(body, type=_Counting)
     except msgspec.DecodeError as error:
         raise InvalidRequest(str(error)) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
     if said.max_tokens is None:
         body = with_fields(body, max_tokens=(said.thinking.budget_tokens if said.thinking else 0) + 1)
     return b'{"input":{"invokeModel":{"body":"%b"}}}' % base64.b64encode(body)

@@ -11,7 +11,7 @@ from farebox.errors import NotFound
 from farebox.http.client import Answer
 from farebox.http.exchange import Headers
 from farebox.secret import Secret
-from farebox.upstreams.kinds.bodies import with_fields
+from farebox.upstreams.kinds.bodies import beside, with_fields
 from farebox.upstreams.kinds.clouds import upward, with_betas
 from farebox.upstreams.kinds.faults import fault, shown
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Outgoing, Reply
@@ -44,7 +44,7 @@ class Foundry:
     async def prepare(self, ask: Ask, name: str) -> Outgoing:
         if not self.has(ask.path):
             raise NotFound(f"{ask.path} is not served by this upstream")
-        body = ask.body if name == ask.said else with_fields(ask.body, model=name)
+        body = ask.body if name == ask.said else await beside(ask.body, with_fields, model=name)
         headers = with_betas(upward(ask.headers), self._betas)
         credential = self._keys if self._tokens is None else [(b"authorization", await self._tokens.bearer())]
         return Outgoing(ask.method, ask.target, [*headers, *credential], body)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from farebox.errors import NotFound
 from farebox.http.client import Answer
 from farebox.secret import Secret
-from farebox.upstreams.kinds.bodies import with_fields
+from farebox.upstreams.kinds.bodies import beside, with_fields
 from farebox.upstreams.kinds.clouds import VERSION, upward, version_of, with_betas
 from farebox.upstreams.kinds.faults import fault, shown
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Outgoing, Reply
@@ -103,10 +103,10 @@ class Vertex:
         version = version_of(ask.headers, _FIRST_VERSION)
         if ask.path == COUNT_TOKENS:
             target = f"{self._models}count-tokens:rawPredict"
-            body = with_fields(ask.body, model=name, anthropic_version=version)
+            body = await beside(ask.body, with_fields, model=name, anthropic_version=version)
         elif ask.path == MESSAGES:
             target = f"{self._models}{quote(name, safe='@')}:{'streamRawPredict' if ask.stream else 'rawPredict'}"
-            body = with_fields(ask.body, model=None, anthropic_version=version)
+            body = await beside(ask.body, with_fields, model=None, anthropic_version=version)
         else:
             raise NotFound(f"{ask.path} is not served by this upstream")
         headers = with_betas(upward(ask.headers, frozenset({VERSION})), self._betas)

@@ -3,7 +3,6 @@
 What is lost on the way is told in docs/upstreams.md; what would mean something else is refused.
 """
 
-import asyncio
 from typing import Final
 
 import msgspec
@@ -12,6 +11,7 @@ from farebox.errors import NotFound
 from farebox.http.client import Answer, Origin
 from farebox.http.exchange import Headers
 from farebox.secret import Secret
+from farebox.upstreams.kinds.bodies import beside
 from farebox.upstreams.kinds.chat.answer import AnswerDecoder
 from farebox.upstreams.kinds.chat.faults import FaultDecoder
 from farebox.upstreams.kinds.chat.manner import Manner
@@ -22,7 +22,6 @@ from farebox.upstreams.kinds.translated import Translated
 
 _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream"
-_LARGE_BYTES: Final = 2**20
 _KEPT: Final = {b"retry-after": b"retry-after", b"x-request-id": b"request-id"}
 """Headers of answers that mean something here, and their names here."""
 
@@ -57,10 +56,7 @@ class Chat:
         if ask.path != MESSAGES:
             raise NotFound(f"{ask.path} is not served by this upstream")
         accept = _EVENTS if ask.stream else _JSON
-        if len(ask.body) < _LARGE_BYTES:
-            body = to_chat(ask.body, name, self._manner)
-        else:  # beside the loop, where others are served meanwhile
-            body = await asyncio.to_thread(to_chat, ask.body, name, self._manner)
+        body = await beside(ask.body, to_chat, name, self._manner)
         return Outgoing("POST", self._target, [*self._headers, (b"accept", accept)], body)
 
     def reply(self, ask: Ask, answer: Answer) -> Reply:
