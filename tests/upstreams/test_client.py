@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from farebox.http.client import HttpClient, Origin, read_origin
 from farebox.http.failures import AnswerTimeout, BadAnswer, ConnectFailed, Cut, Stalled, UpstreamError
+from farebox.upstreams.checks import problems
+from farebox.upstreams.settings import UpstreamSettings
 from tests.upstreams.wire import Line, ask, chunked, outcome, saying, serving, split, until, whole
 
 TO_THE_END = b"HTTP/1.1 200 OK\r\nx-kind: text\r\n\r\nhello world"
@@ -400,3 +402,25 @@ def test_the_authority_leaves_out_a_default_port_only() -> None:
     assert read_origin("https://example.com:80").authority == b"example.com:80"
     assert read_origin("http://[::1]:9").authority == b"[::1]:9"
     assert issubclass(ConnectFailed, UpstreamError)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:geheim@host", "https://:geheim@host", "https://me:geheim@host?x=1", "https://me:geheim/x@host",
+        "https://me:geheim\u2100@host", "https://me:geheim@[::1", "https://me:geheim@host:99999",
+    ],
+)  # fmt: skip
+def test_a_password_in_a_url_is_refused_and_never_quoted(url: str) -> None:
+    with pytest.raises(ValueError, match="without a password") as refused:
+        read_origin(url)
+    assert "geheim" not in f"{refused.value!r} {refused.value.__cause__!r}"
+    assert "geheim" not in "".join(words for _, words in problems(UpstreamSettings("a", "chat", base_url=url), {}))
+
+
+@pytest.mark.parametrize("host", ["bücher.example", "a..b", ".", "a" * 64, "ho st", "host/a b", "host/é", "host/\0"])
+def test_a_url_that_no_request_can_be_written_to_is_refused_at_once(host: str) -> None:
+    """Else every call to it would fail in a way that the pool does not know of."""
+    with pytest.raises(ValueError, match="a base URL is"):
+        read_origin(f"https://{host}")
+    assert list(problems(UpstreamSettings("a", "chat", base_url=f"https://{host}"), {}))

@@ -40,12 +40,26 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def read_origin(url: str) -> Origin:
-    """Read a base URL. Raises ValueError when it is not plain http or https with a host."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"a base URL is https://host[:port][/path], got {url!r}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    """Read a base URL. Raises ValueError, whose words hold no password, when it is not plain http or https with a host.
+
+    A name of other letters than ASCII's is written as DNS has it ("xn--..."): so it goes into the header `host`.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        (parts.hostname or "").encode("idna")  # a name that no lookup takes: a label is empty, or too long
+    except ValueError:  # its words may quote all before the host
+        raise _no_origin(url) from None
+    known = parts.scheme in {"http", "https"} and parts.hostname and "@" not in parts.netloc
+    if not known or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise _no_origin(url)
+    assert parts.hostname is not None
     return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
+
+
+def _no_origin(url: str) -> ValueError:
+    shown = url if "@" not in url else f"…@{url.rpartition('@')[2]}"
+    return ValueError(f"a base URL is https://host[:port][/path] in ASCII, without a password, got {shown[:100]!r}")
 
 
 class Answer:
@@ -230,7 +244,7 @@ class HttpClient:
                     ssl=self._tls,
                     server_hostname=self.origin.host if self._tls else None,
                 )
-        except OSError as error:  # a refused certificate and a timeout are ones too
+        except (OSError, UnicodeError) as error:  # a refused certificate and a timeout are OSErrors too
             raise ConnectFailed(
                 f"cannot connect to {self.origin.host}:{self.origin.port}: {error or 'timed out'}"
             ) from error

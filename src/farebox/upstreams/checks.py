@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
+from farebox.http.client import read_origin
 from farebox.upstreams.kinds.make import ANTHROPIC_URL, usual_url
 from farebox.upstreams.kinds.needs import faults_of
 from farebox.upstreams.settings import UpstreamSettings
@@ -54,15 +55,17 @@ def sendable(text: str) -> bool:
 
 
 def _wrong_about(url: str, kind: str) -> str:
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        return "holds a password; say api_key instead"
     try:
         parts = urlsplit(url)
+        read_origin(url.partition("?")[0].partition("#")[0])
         whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # a port or a host that is none
         whole = False
     if not whole or parts.query or parts.fragment:
-        return f'is "{url[:60]}"; it must be a URL such as "{ANTHROPIC_URL}"'
-    if parts.username or parts.password:
-        return "holds a password; say api_key instead"
+        shown = url.rpartition("@")[2][:60]  # what stands before may be a password
+        return f'is "{shown}"; it must be a URL such as "{ANTHROPIC_URL}"'
     if kind != "chat" and parts.path.rstrip("/").endswith("/v1"):
         return f'is "{url[:60]}"; leave out the /v1 at its end, it is added'
     return ""
