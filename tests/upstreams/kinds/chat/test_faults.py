@@ -148,6 +148,18 @@ CASES = {
         "overloaded_error",
         "Loading model",
     ),
+    "Google, a key": (
+        400,
+        b'[{"error":{"code":400,"message":"API key not valid. Please pass one.","status":"INVALID_ARGUMENT"}}]',
+        "billing_error",
+        SET_UP,
+    ),
+    "Google, a request": (
+        400,
+        b'[{"error":{"code":400,"message":"max_tokens is too large","status":"INVALID_ARGUMENT"}}]',
+        "invalid_request_error",
+        "max_tokens is too large",
+    ),
     "a proxy": (502, b"<html>Bad gateway</html>", "api_error", "the upstream answered 502"),
     "nothing": (500, b"", "api_error", "the upstream answered 500"),
     "nonsense": (400, b"[1]", "invalid_request_error", "the upstream answered 400"),

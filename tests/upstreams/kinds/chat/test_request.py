@@ -366,3 +366,8 @@ def test_nothing_that_is_asked_fails_otherwise_than_by_a_refusal(asked: dict[str
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         to_chat(body, "theirs", Manner())
+
+
+def test_half_a_character_in_a_prompt_is_no_reason_to_refuse_it() -> None:
+    body = rb'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"cut \ud83d"}]}'
+    assert json.loads(to_chat(body, "theirs", Manner()))["messages"] == [{"role": "user", "content": "cut \ufffd"}]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -152,6 +153,29 @@ def test_usage_that_is_none_is_not_believed(usage: Any) -> None:
     assert "usage" not in events(decoded(chunk({"content": "Hi"}) + chunk({}, "stop", usage=usage) + DONE))[-2]
 
 
+@pytest.mark.parametrize("later", [None, counted(-1, 500)])
+def test_usage_that_was_told_before_the_output_came_is_not_that_of_the_whole(later: Any) -> None:
+    """Else all that came after it would be free, and nobody would ever know."""
+    first, rest = chunk({"role": "assistant"}, usage=counted(100, 0)), chunk({"content": "Hi"}) + chunk({}, "stop")
+    data = decoded(first + rest + (chunk(usage=later) if later else b"") + DONE)
+    assert "usage" not in events(data)[-2]
+    meter = Meter()
+    meter.feed(data)
+    assert not meter.usage_is_final
+
+
+def test_usage_that_was_told_with_the_last_output_is_that_of_the_whole() -> None:
+    pieces = chunk({"content": "Hi"}, usage=counted(5, 1)), chunk({"content": "!"}, usage=counted(5, 2))
+    said = events(decoded(b"".join(pieces) + chunk({"content": ""}, "stop", usage=None) + DONE))
+    assert said[-2]["usage"]["output_tokens"] == 2
+
+
+def test_an_id_that_is_no_text_and_characters_that_are_cut_in_two_spoil_nothing() -> None:
+    cut = b'data: {"id":7,"choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}\n\n'
+    whole = message(decoded(cut + chunk({"content": "b"}, "stop", usage=counted(3, 1)) + DONE))
+    assert whole["content"] == [{"type": "text", "text": "a\ufffdb"}]
+
+
 def test_usage_that_comes_with_the_first_chunk_is_told_at_the_start() -> None:
     first = events(decoded(STREAMS["vLLM, reasoning, usage in every chunk, stop sequence"].text))[0]
     assert first["message"]["usage"]["input_tokens"] == 12
@@ -181,6 +205,25 @@ def test_a_chunk_without_end_is_bounded() -> None:
     decoder = StreamDecoder("m", STOPS)
     said = [decoder.feed(b"data: " + b"x" * 2**20) for _ in range(20)]
     assert b"larger than" in b"".join(said)
+
+
+def test_data_lines_without_data_are_bounded_as_well() -> None:
+    decoder = StreamDecoder("m", STOPS)
+    said = [decoder.feed(b"data:\n" * 2**18) for _ in range(13)]
+    assert b"larger than" in b"".join(said)
+
+
+def test_a_call_of_many_pieces_takes_time_by_its_length_alone() -> None:
+    """Put together anew with each piece, these were 10 GB of copies."""
+    decoder = StreamDecoder("m", STOPS)
+    decoder.feed(chunk(call(0, '{"x": "', "a", "f")))
+    many = chunk(call(0, "y" * 40)) * 1000
+    began = time.process_time()
+    for _ in range(20):
+        decoder.feed(many)
+    assert time.process_time() - began < 2
+    data = decoder.feed(chunk(call(0, '"}')) + chunk({}, "tool_calls", usage=counted(1, 2)) + DONE)
+    assert events(data)[-2]["delta"]["stop_reason"] == "tool_use"
 
 
 def test_a_whole_completion_becomes_events_for_a_client_that_wants_them() -> None:

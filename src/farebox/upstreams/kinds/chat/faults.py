@@ -57,6 +57,8 @@ _PROMPT_ALONE: Final = re.compile(
     r"context length is (?P<most>\d+).*(?:resulted in|contains|contain|has|requested) (?:about )?(?P<prompt>\d+)",
     re.DOTALL,
 )
+_KEY_REFUSED: Final = re.compile(r"API key (?:not valid|expired)\b")
+"""How Google's 400 about the operator's key begins."""
 _FLAGGED: Final = re.compile(r"moderation|flagged", re.IGNORECASE)
 _SET_UP: Final = "the upstream does not serve this model to this gateway"
 _LIMITED: Final = "the model's provider is at its rate limit"
@@ -78,7 +80,7 @@ class Fault(msgspec.Struct, frozen=True):
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": words}})
 
     def _told(self) -> tuple[str, str]:
-        if not _OPERATORS_CODES.isdisjoint(self.codes):
+        if not _OPERATORS_CODES.isdisjoint(self.codes) or _KEY_REFUSED.match(self.words):
             return "billing_error", _SET_UP
         if "model_not_found" in self.codes:
             return "permission_error", _SET_UP
@@ -132,6 +134,8 @@ class FaultDecoder:
 
 def read_fault(said: Any, status: int) -> Fault:
     """Read an error: a body, or what a stream has under `error`. Its own code counts where it is a status."""
+    if isinstance(said, list) and said:  # as Google has it
+        said = said[0]
     error = said
     if isinstance(said, dict):
         error = said.get("error") or said

@@ -10,6 +10,7 @@ import msgspec
 from farebox.errors import NotFound
 from farebox.http.client import Answer, Origin
 from farebox.http.exchange import Headers
+from farebox.http.surrogates import without_halves
 from farebox.secret import Secret
 from farebox.upstreams.kinds.bodies import beside
 from farebox.upstreams.kinds.chat.answer import AnswerDecoder
@@ -72,7 +73,7 @@ class Chat:
         model = ask.model or ask.said
         stops: frozenset[str] = frozenset()
         if b"stop_sequences" in ask.body:
-            stops = frozenset(_stops.decode(ask.body).stop_sequences or ())
+            stops = frozenset(_stops.decode(without_halves(ask.body) or ask.body).stop_sequences or ())
         decoder: StreamDecoder | AnswerDecoder = StreamDecoder(model, stops)
         if not kind.startswith(_EVENTS):
             decoder = AnswerDecoder(model, stops, StreamDecoder(model, stops) if ask.stream else None)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.errors import InvalidRequest
+from farebox.http.surrogates import without_halves
 from farebox.upstreams.kinds.chat.content import to_messages
 from farebox.upstreams.kinds.chat.manner import Manner
 
@@ -30,13 +31,17 @@ _LOW_BUDGET: Final = 4096
 _MEDIUM_BUDGET: Final = 16384
 _USER_CHARS: Final = 64
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
+_asked: Final = msgspec.json.Decoder(dict[str, Any])
 _TOOL_KEYS: Final = ("name", "description")
 
 
 def to_chat(body: bytes, name: str, manner: Manner) -> bytes:
     """Translate a request; `name` is what the server calls the model. Raises InvalidRequest, naming the field."""
     try:
-        asked: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        try:
+            asked: dict[str, Any] = _asked.decode(body)
+        except msgspec.DecodeError:
+            asked = _asked.decode(without_halves(body) or body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body cannot be read: it must be a JSON object, nested 500 levels at most") from None
     asked = {field: value for field, value in asked.items() if value is not None}

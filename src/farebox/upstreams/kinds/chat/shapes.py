@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from farebox.http.failures import BadAnswer
+from farebox.http.surrogates import without_halves
 
 _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MOST_COUNT: Final = 10**12
@@ -85,12 +86,18 @@ class Choice(msgspec.Struct):
     """vLLM: the stop sequence that was met, or the id of a token."""
     error: Any = None
 
+    @property
+    def says_more(self) -> bool:
+        """Whether it brings output."""
+        said = self.delta or self.message
+        return said is not None and bool(said.text or said.thought or said.refusal or said.calls)
+
 
 class Chunk(msgspec.Struct):
     """A chunk of a stream, or a whole completion: they differ in where a choice has what was said."""
 
-    id: str | None = None
-    object: str | None = None
+    id: Any = None
+    object: Any = None
     choices: list[Choice] | None = None
     usage: Any = None
     error: Any = None
@@ -112,14 +119,17 @@ _decoder: Final = msgspec.json.Decoder(Chunk)
 def read_chunk(payload: bytes) -> Chunk:
     """Read a chunk or a whole completion. Raises BadAnswer, whose words never quote it."""
     try:
-        return _decoder.decode(payload)
+        try:
+            return _decoder.decode(payload)
+        except msgspec.DecodeError:  # servers that count in UTF-16 cut characters in two
+            return _decoder.decode(without_halves(payload) or payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadAnswer("the upstream's chat completion cannot be read") from None
 
 
-def message_id(said: str | None) -> str:
+def message_id(said: Any) -> str:
     """Give the id of a message from that of a completion."""
-    return f"msg_{said if said and _MESSAGE_ID.fullmatch(said) else secrets.token_hex(12)}"
+    return f"msg_{said if isinstance(said, str) and _MESSAGE_ID.fullmatch(said) else secrets.token_hex(12)}"
 
 
 def call_id(said: str | None) -> str:

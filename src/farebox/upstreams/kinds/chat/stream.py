@@ -31,11 +31,13 @@ _encode: Final = msgspec.json.Encoder().encode
 class Payloads:
     """Takes the data out of server-sent events (WHATWG HTML 9.2), and llama.cpp's errors out of fields of that name."""
 
-    __slots__ = ("_carriage", "_data", "_tail")
+    __slots__ = ("_carriage", "_data", "_size", "_tail")
 
     def __init__(self) -> None:
         self._tail = bytearray()
         self._data: list[bytes] = []
+        self._size = 0
+        """Of the data that waits for its event to end; a line without any counts as well."""
         self._carriage = False
 
     def feed(self, piece: bytes) -> list[bytes]:
@@ -66,12 +68,13 @@ class Payloads:
             if not line:
                 if self._data:
                     payloads.append(b"\n".join(self._data).strip())
-                    self._data = []
+                    self._data, self._size = [], 0
             elif line.startswith(b"data:"):
                 self._data.append(line[5:])
+                self._size += len(line)
             elif line.startswith(b"error:"):
                 payloads.append(b'{"error":%b}' % line[6:])
-        if sum(map(len, self._data)) > _EVENT_BYTES:
+        if self._size > _EVENT_BYTES:
             raise BadAnswer(f"a chunk of the upstream's is larger than {_EVENT_BYTES} bytes")
         return payloads
 
@@ -79,18 +82,29 @@ class Payloads:
 class _ToolCall:
     """A tool call as far as it has come."""
 
-    __slots__ = ("arguments", "closed", "id", "name")
+    __slots__ = ("_pieces", "closed", "id", "name")
 
     def __init__(self, id_: str, name: str) -> None:
         self.id = id_
         self.name = name
-        self.arguments = ""
+        self._pieces: list[str] = []
         self.closed = False
+
+    def add(self, piece: str) -> None:
+        """Take a piece of its arguments. Pieces are put together only when somebody asks: there may be 100,000."""
+        if piece:
+            self._pieces.append(piece)
+
+    @property
+    def arguments(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
 
     @property
     def whole(self) -> bool:
         """Whether its arguments are a JSON object already."""
-        if not self.arguments.rstrip().endswith("}"):
+        if not self._pieces or not self.arguments.rstrip().endswith("}"):
             return False
         try:
             msgspec.json.decode(self.arguments)
@@ -103,8 +117,9 @@ class StreamDecoder:
     """A `Decoder` of one stream. `model` is what the message says it is of; `stops` were asked for as ends."""
 
     __slots__ = (
-        "_blank", "_block", "_calls", "_ended", "_finishing", "_index", "_last", "_later", "_model", "_open", "_out",
-        "_payloads", "_queue", "_reason", "_refused", "_started", "_stops", "_told", "_usage", "_waiting",
+        "_blank", "_block", "_calls", "_ended", "_finishing", "_index", "_is_outrun", "_last", "_later", "_model",
+        "_open", "_out", "_payloads", "_queue", "_reason", "_refused", "_started", "_stops", "_told", "_usage",
+        "_waiting",
     )  # fmt: skip
 
     def __init__(self, model: str, stops: frozenset[str]) -> None:
@@ -130,6 +145,8 @@ class StreamDecoder:
         self._reason: str | None = None
         self._told: str | int | None = None
         self._usage: dict[str, Any] | None = None
+        self._is_outrun = False
+        """Whether more came after the last report of usage, which is then of a part alone."""
 
     def feed(self, data: bytes) -> bytes:
         try:
@@ -168,8 +185,10 @@ class StreamDecoder:
         if fault is not None:
             self._fail(fault)
             return
-        if chunk.usage is not None:
-            self._usage = usage_of(chunk.usage) or self._usage
+        if chunk.usage:
+            self._usage, self._is_outrun = usage_of(chunk.usage), False
+        elif any(choice.says_more for choice in chunk.choices or ()):
+            self._is_outrun = True
         if not self._started:
             self._start(chunk.id)
         for choice in chunk.choices or ():
@@ -240,7 +259,7 @@ class StreamDecoder:
         self._last = call
         if call.closed and written.strip():
             raise BadAnswer("the upstream's tool call went on after its end")
-        call.arguments += written
+        call.add(written)
         self._wait(written)
         if call is self._open and written:
             self._write_arguments(written)
@@ -313,7 +332,7 @@ class StreamDecoder:
             self._say(block, text)
         self._turn("")
         delta: dict[str, Any] = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
-        if self._usage is None:  # the meter takes it for broken: nothing is charged without usage
+        if self._usage is None or self._is_outrun:  # the meter takes it for broken: nothing is charged without usage
             self._event("message_delta", delta=delta)
         else:
             self._event("message_delta", delta=delta, usage=self._usage)
