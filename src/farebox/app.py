@@ -47,9 +47,10 @@ from farebox.jobs import Jobs
 from farebox.logs import CallLines, Logger, make_logger
 from farebox.parts import Parts, make_parts
 from farebox.store.protocol import Store
-from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.pool import Pool
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
+from farebox.upstreams.upstream import Upstream
 
 _END_S: Final = 5.0
 """How long tasks get to end their calls once streams have been stopped."""

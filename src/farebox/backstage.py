@@ -10,9 +10,9 @@ from farebox.gateway.messages import Messages
 from farebox.gateway.quote import Quotes
 from farebox.http.exchange import Exchange
 from farebox.parts import Parts
-from farebox.upstreams.pool import Failure, Upstream
 from farebox.upstreams.roster import Broken
 from farebox.upstreams.trial import Trial, is_free, try_upstream
+from farebox.upstreams.upstream import Failure, Upstream
 from farebox.web.backstage import Health, Service, UpstreamState
 
 _CALLS_OWN: Final = frozenset({b"content-type", b"content-length", b"anthropic-version", b"anthropic-beta"})

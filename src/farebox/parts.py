@@ -21,10 +21,11 @@ from farebox.http.errands import Errands
 from farebox.logs import Logger
 from farebox.payments.till import Till, TillSettings, make_till
 from farebox.store.protocol import Store
-from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.pool import Pool
 from farebox.upstreams.roster import Roster
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.switches import Switches
+from farebox.upstreams.upstream import Upstream
 from farebox.web.hub import Hub
 
 

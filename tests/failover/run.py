@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from farebox.books.audit import audit
-from farebox.upstreams.pool import Upstream
+from farebox.upstreams.upstream import Upstream
 from tests.failover.faulty import Faulty, Way, three
 from tests.gateway.play import Heard, eventually, message, upstream
 from tests.stage import Stage, open_stage

@@ -15,8 +15,10 @@ from farebox.upstreams.budgets import RateBudget
 from farebox.upstreams.health import SLOW_START_S, Health
 from farebox.upstreams.kinds.kind import Ask
 from farebox.upstreams.places import Place, Places, is_bound
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
 from farebox.upstreams.settings import UpstreamSettings
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 from tests.upstreams.test_pool import answering, pool_of
 from tests.upstreams.wire import Line, serving, whole
 

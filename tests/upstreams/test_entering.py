@@ -28,10 +28,10 @@ from farebox.upstreams.fields import (
     texts_of,
 )
 from farebox.upstreams.kinds.anthropic import Anthropic
-from farebox.upstreams.pool import Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.simulator import Simulator
 from farebox.upstreams.trial import try_upstream
+from farebox.upstreams.upstream import Upstream
 
 SOLD: Final = {
     "claude-sonnet-4-6": "claude-sonnet-4-6",

@@ -11,8 +11,10 @@ from farebox.errors import Refusal
 from farebox.http.failures import Cut
 from farebox.upstreams.budgets import RetryBudget
 from farebox.upstreams.kinds.kind import Ask
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
 from farebox.upstreams.settings import UpstreamSettings
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 from tests.upstreams.wire import Line, Peer, serving, whole
 
 CALLS = 6_000

@@ -10,7 +10,9 @@ from farebox.errors import InvalidRequest, Refusal
 from farebox.upstreams import pool as pools
 from farebox.upstreams.kinds.anthropic import Anthropic
 from farebox.upstreams.kinds.kind import Ask, Outgoing
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 from tests.gateway.play import books, message
 from tests.stage import OpenStage
 from tests.upstreams.kinds.chat.server import asked

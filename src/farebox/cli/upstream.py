@@ -51,10 +51,10 @@ from farebox.upstreams.fields import (
     secrets_of,
     texts_of,
 )
-from farebox.upstreams.pool import Upstream
 from farebox.upstreams.settings import UpstreamKind, UpstreamSettings
 from farebox.upstreams.switches import drained_names, switch
 from farebox.upstreams.trial import Trial, try_upstream
+from farebox.upstreams.upstream import Upstream
 
 _SECRET_BYTES: Final = 20_000
 _STDIN: Final = "-"

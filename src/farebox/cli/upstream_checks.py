@@ -18,9 +18,9 @@ from farebox.upstreams.checks import goes_in_the_clear, problems
 from farebox.upstreams.entries import Entry, list_entries, opened
 from farebox.upstreams.fields import said_by
 from farebox.upstreams.kinds.kind import Ask
-from farebox.upstreams.pool import Upstream
 from farebox.upstreams.settings import UpstreamSettings
 from farebox.upstreams.trial import is_free, try_upstream
+from farebox.upstreams.upstream import Upstream
 
 _MODELS: Final = "/v1/models"
 _CONNECT_S: Final = 10.0

@@ -16,7 +16,8 @@ from farebox.gateway.ask import Asked
 from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
 from farebox.upstreams.kinds.kind import Reply
-from farebox.upstreams.pool import Failure, Tries
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Failure
 
 
 class Outcome(StrEnum):

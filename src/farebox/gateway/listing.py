@@ -27,7 +27,8 @@ from farebox.http.failures import UpstreamError
 from farebox.ids import show_request_id
 from farebox.money import decimal_usd
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
-from farebox.upstreams.pool import Pool, Tries
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
 
 Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 

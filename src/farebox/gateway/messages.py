@@ -46,7 +46,8 @@ from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
-from farebox.upstreams.pool import Pool, Tries
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
 _CLIENTS_SHARE: Final = 0.1
@@ -112,8 +113,8 @@ class Messages:
 
         `caller` and `body`: of a call whose key is known by other means, and whose body has been read.
         """
-        loop = asyncio.get_running_loop()
-        started_at = loop.time()
+        started_at = asyncio.get_running_loop().time()
+        self._check_crowd()
         caller = caller or await self._keys.authenticate(exchange.headers, self._clock(), exchange.peer)
         call = Call(exchange, request_id, caller, self._prices.now, started_at)
         try:
@@ -123,8 +124,7 @@ class Messages:
             self._parse(call, body if body is not None else await exchange.read_body(self._limits.body_bytes))
             if self._files is not None:
                 call.tries.only = await self._files.place(call.asked, caller.account_id, call.model.id)
-            if self.in_flight >= self._limits.concurrent_calls:
-                raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
+            self._check_crowd()
             self.in_flight += 1
             try:
                 await self._hold(call)
@@ -136,6 +136,11 @@ class Messages:
             raise
         finally:
             self._bodies.give_back(caller.account_id, call.room)
+
+    def _check_crowd(self) -> None:
+        """Refuse a call too many: before anything is done for it, and once more when its body has come."""
+        if self.in_flight >= self._limits.concurrent_calls:
+            raise Overloaded("the gateway is at its limit of calls at once; try again shortly", retry_after_s=2)
 
     def _begun(self, call: Call) -> None:
         """Let go of a prompt whose answer has begun, and of the room that it took."""

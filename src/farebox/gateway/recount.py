@@ -14,7 +14,9 @@ from farebox.gateway.call import Call
 from farebox.gateway.wire import DEFAULT_VERSION
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 
 _ANSWER_BYTES: Final = 2**16
 _PROBE: Final = b"."

@@ -7,7 +7,8 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from farebox.upstreams.health import HEAD_BOUNDS_S
-from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.upstream import Upstream
 
 _Read = tuple[str, str, Callable[[Upstream], float]]
 _UPSTREAMS: Final = 40

@@ -7,23 +7,18 @@ retry budget. Everything after that is the relay's and the client's to know.
 import asyncio
 import hashlib
 import random
-import ssl
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Final
 
-import msgspec
-
 from farebox.errors import Refusal
-from farebox.http.client import HttpClient, read_origin
 from farebox.http.failures import UpstreamError
-from farebox.upstreams.budgets import RateBudget, RetryBudget, retry_after
-from farebox.upstreams.health import Health
+from farebox.upstreams.budgets import RetryBudget, retry_after
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
-from farebox.upstreams.kinds.make import make_kind
 from farebox.upstreams.places import Place, Places, is_bound, is_cold
 from farebox.upstreams.refusals import OPERATORS_OWN, Matter, no_room, nobody_serves, nobody_there, refusal_of
-from farebox.upstreams.settings import UpstreamSettings
+from farebox.upstreams.tries import Tries, Turn
+from farebox.upstreams.upstream import Failure, Upstream
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _ERROR_BODY_BYTES: Final = 2**20
@@ -36,159 +31,6 @@ _ERROR_BODY_S: Final = 5.0
 _MODEL_BARRED_S: Final = 60.0
 """How long a 403 keeps a model's calls elsewhere: a key may have the right to other models."""
 _FULL: Final = (1 << 30, 0, 0, 0)
-
-
-class Upstream(Health):
-    """One way up: its connections, its credential, and how it has been doing."""
-
-    def __init__(
-        self, settings: UpstreamSettings, *, connect_s: float, stall_s: float, tls: ssl.SSLContext | None = None
-    ) -> None:
-        super().__init__()
-        self.name = settings.name
-        self.weight = settings.weight
-        self.priority = settings.priority
-        self.concurrency = settings.concurrency
-        self.organization = settings.organization
-        self.names = dict(settings.models) if isinstance(settings.models, dict) else {}
-        """What it calls models, by their ids, where that is not what everybody calls them."""
-        self.models = frozenset(settings.models)
-        self.first_byte_s = settings.first_byte_s
-        self.stall_s = settings.stall_s or stall_s
-        self.client = HttpClient(
-            read_origin(settings.base_url),
-            connect_s=settings.connect_s or connect_s,
-            connections=min(settings.connections, settings.concurrency or settings.connections),
-            stall_s=self.stall_s,
-            tls=tls,
-        )
-        self.settings = settings
-        self.kind_name = settings.kind
-        self.kind = make_kind(settings)
-        usual = settings.kind in {"anthropic", "simulator"}
-        self.has_batches = usual if settings.batches is None else settings.batches and self.kind.speaks_messages
-        self.has_files = usual
-        self.drained = False
-        """By the operator's word no call goes here; those under way end."""
-        self.last_failure: Failure | None = None
-        self.rate = RateBudget()
-        self.claimed = 0
-        """Calls that will be under way: their requests are being put in its words, or their turn has come."""
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are under way."""
-        return self.client.running
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it takes one more call at once."""
-        return not self.concurrency or self.client.running + self.claimed < self.concurrency
-
-    async def request(self, ask: Ask, *, first_byte_s: float) -> Reply:
-        """Send it an ask, in its own words. Raises Refusal for what it cannot be asked, UpstreamError if it fails."""
-        self.claimed += 1
-        try:
-            outgoing = await self.kind.prepare(ask, self.names.get(ask.model or "", ask.known_as))
-        except BaseException:
-            self.unclaim()
-            raise
-        self.claimed -= 1  # from here on the client counts it, and nothing comes between
-        answer = await self.client.request(
-            outgoing.method,
-            outgoing.target,
-            outgoing.headers,
-            outgoing.body,
-            first_byte_s=self.first_byte_s or first_byte_s,
-        )
-        return self.kind.reply(ask, answer)
-
-    def unclaim(self) -> None:
-        """Give back a place that was kept for a call which does not come."""
-        self.claimed -= 1
-        if self.client.on_free is not None:
-            self.client.on_free()
-
-    def go_on_from(self, before: "Upstream") -> None:
-        """Know what is known of the same server and account under other settings."""
-        for name in vars(Health()):
-            setattr(self, name, getattr(before, name))
-        self.last_failure, self.rate = before.last_failure, before.rate
-
-    def sold_as(self, name: str) -> str:
-        """Give the id that a model is sold by, of the name that this upstream answers with."""
-        return next((sold for sold, theirs in self.names.items() if theirs == name), name)
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """One try of a call: at which upstream, when by the loop's clock, and the status or kind of error it ended with."""
-
-    upstream: str
-    sent_at: float
-    ended_at: float
-    status: int | None
-    error: str | None
-
-
-class Tries:
-    """The tries of one call: which upstreams failed it, how often, and why the last one did."""
-
-    def __init__(self, only: str = "") -> None:
-        self.only = only
-        """The one upstream it may go to, by name: where a file, a batch or a thread is. Empty: any."""
-        self.count = 0
-        self.before = 0
-        """Tries at another model's upstreams, that came before these."""
-        self.sent_at = 0.0
-        """When the last one was sent."""
-        self.failures: list[Failure] = []
-        self.failed_at: set[str] = set()
-        self.unable: dict[str, Refusal] = {}
-        """Upstreams that it cannot be put to, by name, and what they would have said."""
-        self.last: UpstreamError | None = None
-        self.retry_after_s: float | None = None
-        self.status: int | None = None
-        self.path = MESSAGES
-        self.model: str | None = None
-        self.conversation = b""
-        self.upstream: Upstream | None = None
-        self.abandoned = False
-        """The client has gone: what is under way is read to its end, but nothing is tried again."""
-
-    @property
-    def total(self) -> int:
-        """All tries of the call."""
-        return self.before + self.count
-
-    def anew(self) -> "Tries":
-        """Begin again for another model; what has been tried is still told."""
-        fresh = Tries(self.only)
-        fresh.before, fresh.failures, fresh.abandoned = self.total, self.failures, self.abandoned
-        return fresh
-
-
-class Turn:
-    """A call that waits for room."""
-
-    __slots__ = ("future", "promised", "tries")
-
-    def __init__(self, tries: Tries) -> None:
-        self.tries = tries
-        self.anew()
-
-    def anew(self) -> None:
-        """Wait for its turn, or for the next one."""
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.promised: Upstream | None = None
-        """Where a place is kept for it, from when its turn has come until it takes one: nobody comes between."""
-
-    def come(self, promised: "Upstream | None" = None) -> None:
-        """Let the call look again."""
-        if not self.future.done():
-            self.promised = promised
-            if promised is not None:
-                promised.claimed += 1
-            self.future.set_result(None)
 
 
 class Pool:

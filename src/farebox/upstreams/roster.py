@@ -15,8 +15,9 @@ from farebox.store.protocol import Reading
 from farebox.upstreams.checks import problems
 from farebox.upstreams.entries import Entry, Opener, list_entries, opened
 from farebox.upstreams.fields import said_by
-from farebox.upstreams.pool import Pool, Upstream
+from farebox.upstreams.pool import Pool
 from farebox.upstreams.settings import UpstreamSettings
+from farebox.upstreams.upstream import Upstream
 
 _LEAVES_S: Final = 5.0
 """How long an upstream that is changed or removed is kept at least: a call that has just chosen it still gets there."""

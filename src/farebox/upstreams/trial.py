@@ -11,7 +11,7 @@ from farebox.errors import Refusal
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.fields import secrets_of
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask
-from farebox.upstreams.pool import Upstream
+from farebox.upstreams.upstream import Upstream
 
 _TRIAL_S: Final = 10.0
 _TRIAL_BYTES: Final = 2**16

@@ -14,7 +14,8 @@ from farebox.gateway.terms import amounts_of
 from farebox.http.exchange import Headers
 from farebox.http.failures import UpstreamError
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, Ask
-from farebox.upstreams.pool import Pool, Tries
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
 
 _MOST_ITEMS: Final = 200
 """Larger batches are held by their bytes: their items would be as many requests upstream."""

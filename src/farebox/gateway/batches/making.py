@@ -42,7 +42,7 @@ from farebox.http.failures import UpstreamError
 from farebox.ids import new_request_id
 from farebox.money import format_usd
 from farebox.store.protocol import Store
-from farebox.upstreams.pool import Upstream
+from farebox.upstreams.upstream import Upstream
 
 _PORTION: Final = 200
 _ADMIT_S: Final = 10.0

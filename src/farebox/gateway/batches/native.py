@@ -25,7 +25,9 @@ from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.ids import show_request_id
 from farebox.upstreams.kinds.bodies import with_fields
 from farebox.upstreams.kinds.kind import Ask, Reply
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 
 PATH: Final = "/v1/messages/batches"
 _ANSWER_BYTES: Final = 2**20

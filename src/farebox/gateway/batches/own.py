@@ -22,7 +22,8 @@ from farebox.gateway.whole import operators_own
 from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.upstreams.kinds.kind import MESSAGES, Ask
-from farebox.upstreams.pool import Pool, Tries
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
 
 _ANSWER_BYTES: Final = 64 * 2**20
 _RENEW_S: Final = 10.0

@@ -39,7 +39,9 @@ from farebox.http.failures import UpstreamError
 from farebox.ids import show_request_id
 from farebox.store.protocol import Store
 from farebox.upstreams.kinds.kind import FILES, Ask
-from farebox.upstreams.pool import Pool, Tries, Upstream
+from farebox.upstreams.pool import Pool
+from farebox.upstreams.tries import Tries
+from farebox.upstreams.upstream import Upstream
 
 Handler = Callable[[Caller, Exchange, bytes], Awaitable[None]]
 Log = Callable[..., Any]
