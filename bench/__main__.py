@@ -42,6 +42,9 @@ def main() -> None:
     if options.crowd:
         print(json.dumps(_crowd(options.crowd, options.prompt_kib), indent=1))
         return
+    if options.overload:
+        print(json.dumps(_overload(options.overload, options.connections), indent=1))
+        return
     chosen = [s for s in STACKS if (s.name in options.only if options.only else s.quick or not options.quick)]
     rounds = options.rounds or (1 if options.quick else 3)
     timing = phases.QUICK if options.quick else phases.FULL
@@ -88,6 +91,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help="some of: " + ",".join(names))
     parser.add_argument("--write", type=Path, help="also put the table between the marks in this file")
     parser.add_argument("--crowd", type=int, metavar="N", help="instead: Farebox alone with N streams open, in JSON")
+    parser.add_argument(
+        "--overload", type=float, metavar="X", help="instead: Farebox alone at X times what it can serve, in JSON"
+    )
+    parser.add_argument(
+        "--connections", type=int, metavar="N", default=4000, help="with --overload: how many its clients may open"
+    )
     parser.add_argument("--prompt-kib", type=int, metavar="K", default=1, help="with --crowd: the size of each request")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - set(names):
@@ -125,11 +134,21 @@ def _one(stack: Stack, folder: Path, upstream: Upstream, timing: Timing) -> Figu
 
 
 def _crowd(streams: int, kib: int) -> Figures:
-    """Measure one gateway with very many streams open. Each takes two of the files that a process may have open."""
+    """Measure one gateway with very many streams open."""
+    return _by_itself(streams, streams + 100, partial(phases.measure_crowd, streams=streams, kib=kib))
+
+
+def _overload(times: float, connections: int) -> Figures:
+    """Measure one gateway, with the limit of calls at once that it comes with, at more than it can serve."""
+    return _by_itself(connections, 2000, partial(phases.measure_overload, times=times, connections=connections))
+
+
+def _by_itself(connections: int, most: int, phase: Phase) -> Figures:
+    """Measure one gateway alone. Each connection may take two of the files that a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * streams + _OWN_FILES
+    needed = 2 * connections + _OWN_FILES
     if hard < needed:
-        sys.exit(f"{streams} streams take {needed} open files and {hard} are allowed here: raise `ulimit -Hn`")
+        sys.exit(f"{connections} connections take {needed} open files and {hard} are allowed: raise `ulimit -Hn`")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     tools.debian_packages(postgres=False)
     scratch = tools.PEERS / "run"
@@ -138,10 +157,10 @@ def _crowd(streams: int, kib: int) -> Figures:
         stack.enter_context(alone())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)))
         upstream = start_upstream(stack, folder)
-        place = Place(folder / "crowd", free_port(), f"http://127.0.0.1:{upstream.port}", upstream.certificate, stack)
+        place = Place(folder / "alone", free_port(), f"http://127.0.0.1:{upstream.port}", upstream.certificate, stack)
         place.folder.mkdir()
-        wide = Stack("farebox", "Farebox, billing on", partial(farebox, most=streams + 100))
-        return measured(wide, place, upstream, phases.FULL, partial(phases.measure_crowd, streams=streams, kib=kib))
+        wide = Stack("farebox", "Farebox, billing on", partial(farebox, most=most))
+        return measured(wide, place, upstream, phases.FULL, phase)
 
 
 def measured(stack: Stack, place: Place, upstream: Upstream, timing: Timing, phase: Phase) -> Figures:

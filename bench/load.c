@@ -1,12 +1,13 @@
 /* The load generator: sends one request again and again to 127.0.0.1 and measures what comes back.
  *
  *     load closed  PORT REQUEST CONNECTIONS WARM_S WINDOW_S
- *     load open    PORT REQUEST RATE        WARM_S WINDOW_S
+ *     load open    PORT REQUEST RATE        WARM_S WINDOW_S [MOST_CONNECTIONS]
  *     load streams PORT REQUEST STREAMS     WARM_S WINDOW_S OPENED_PER_S OPEN_LIMIT_S
  *
  * REQUEST is a file with the whole request, head and body. `closed`: each connection sends its next request when it
  * has the answer. `open`: requests are due at a fixed rate, and latency counts from when one was due, not from when
- * it could be sent. `streams`: that many streams at once; the window begins when all of them have had an event.
+ * it could be sent; those that no connection was free for by the end of the window are `unsent`. `streams`: that many streams at once; the window begins when all of them have had an event.
+ * Answers 429, 503 and 529 are refusals, not errors.
  * Prints "begin" and "end" when the window does (whoever measures CPU reads those), then one line of JSON.
  */
 #define _GNU_SOURCE
@@ -25,7 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_FDS = 65536, HEAD_BYTES = 8192, MOST_OPEN = 2000, MOST_ERRORS = 1000 };
+enum { MAX_FDS = 65536, HEAD_BYTES = 8192, MOST_ERRORS = 1000 };
 #define NANOS 1000000000LL
 
 enum reading { HEAD, BODY, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER };
@@ -49,13 +50,13 @@ struct samples {
 };
 
 static struct connection *connections[MAX_FDS];
-static int idle[MAX_FDS], idle_len, open_len;
+static int idle[MAX_FDS], idle_len, open_len, most_open = 2000;
 static int epoll_fd, port;
 static char *request;
 static size_t request_len;
 static enum { CLOSED, OPEN, STREAMS } mode;
-static struct samples latency, lag, first_byte;
-static long errors, answered, events, with_event, finished, unanswered;
+static struct samples latency, lag, first_byte, refusal;
+static long errors, answered, refused, unsent, events, with_event, finished, unanswered;
 static int64_t window_begin, window_end; /* 0 while unknown */
 
 static int64_t now_ns(void) {
@@ -128,8 +129,9 @@ static void send_request(int fd, int64_t since) {
 static void answer_done(int fd) {
     struct connection *c = connections[fd];
     int64_t now = now_ns();
+    bool refusing = c->status == 429 || c->status == 503 || c->status == 529;
     c->busy = false;
-    if (c->status != 200) {
+    if (c->status != 200 && !refusing) {
         char status[16];
         snprintf(status, sizeof status, "%d", c->status);
         fail("answer with status", status);
@@ -140,7 +142,8 @@ static void answer_done(int fd) {
         close_connection(fd);
         return;
     }
-    if (in_window(now)) answered++;
+    if (refusing && in_window(now)) refused++, keep(&refusal, now - c->since);
+    else if (in_window(now)) answered++;
     if (c->status == 200 && in_window(mode == OPEN ? c->since : now)) keep(&latency, now - c->since);
     bool again = mode == CLOSED && (!window_end || now < window_end);
     if (c->close_after) {
@@ -304,7 +307,7 @@ static void run_open(double rate, double warm_s, double window_s) {
     bool begun = false;
     for (int64_t now = start; now < window_end; now = now_ns()) {
         if (!begun && now >= window_begin) announce("begin"), begun = true;
-        while (due <= now && due < window_end && (idle_len || open_len < MOST_OPEN)) {
+        while (due <= now && due < window_end && (idle_len || open_len < most_open)) {
             send_request(idle_len ? idle[--idle_len] : open_connection(), due);
             due += step;
         }
@@ -312,11 +315,11 @@ static void run_open(double rate, double warm_s, double window_s) {
         int64_t next = full || due > window_end ? window_end : due;
         turn(!begun && window_begin < next ? window_begin : next);
     }
-    for (; due < window_end && (idle_len || open_len < MOST_OPEN); due += step)
+    for (; due < window_end && (idle_len || open_len < most_open); due += step)
         send_request(idle_len ? idle[--idle_len] : open_connection(), due);
     announce("end");
     drain(15);
-    if (window_end > due) unanswered += (window_end - due) / step;
+    if (window_end > due) unsent = (window_end - due) / step;
 }
 
 static void run_streams(int count, double warm_s, double window_s, double opened_per_s, double open_limit_s) {
@@ -343,15 +346,17 @@ static void read_request(const char *path) {
 
 static void report(double window_s) {
     printf("{\"requests\":%ld,\"errors\":%ld,\"unanswered\":%ld,\"window_s\":%.3f,\"p50_ms\":%.4f,\"p99_ms\":%.4f,"
+           "\"refused\":%ld,\"refused_p99_ms\":%.4f,\"unsent\":%ld,"
            "\"with_event\":%ld,\"events\":%ld,\"lag_p50_ms\":%.4f,\"lag_p99_ms\":%.4f,\"first_p50_ms\":%.3f,"
            "\"finished\":%ld}\n",
-           answered, errors, unanswered, window_s, percentile(&latency, .5), percentile(&latency, .99), with_event,
+           answered, errors, unanswered, window_s, percentile(&latency, .5), percentile(&latency, .99), refused,
+           percentile(&refusal, .99), unsent, with_event,
            events, percentile(&lag, .5), percentile(&lag, .99), percentile(&first_byte, .5), finished);
 }
 
 int main(int argc, char **argv) {
     if (argc < 7) {
-        fprintf(stderr, "usage: load closed|open|streams PORT REQUEST N WARM_S WINDOW_S [OPENED_PER_S OPEN_LIMIT_S]\n");
+        fprintf(stderr, "usage: load closed|open|streams PORT REQUEST N WARM_S WINDOW_S [MORE]\n");
         return 2;
     }
     struct rlimit files;
@@ -368,6 +373,7 @@ int main(int argc, char **argv) {
         run_streams((int)n, warm_s, window_s, atof(argv[7]), atof(argv[8]));
     } else if (!strcmp(argv[1], "open")) {
         mode = OPEN;
+        if (argc == 8) most_open = atoi(argv[7]);
         run_open(n, warm_s, window_s);
     } else {
         mode = CLOSED;

@@ -125,6 +125,26 @@ def measure_crowd(target: Target, timing: Timing, streams: int, kib: int) -> Fig
     return figures | {"core_busy": got["cpu_s"] / got["wall_s"]}
 
 
+def measure_overload(target: Target, timing: Timing, times: float, connections: int) -> Figures:
+    """Offer what can be served at most, then so many times as much, then the first again.
+
+    The offer goes on whatever becomes of it: a request is due at its time, and waits for a connection to be free.
+    """
+    figures = {"peak_rps": _peak(target, timing)}
+    rate = times * figures["peak_rps"]
+    got = _load(target, "open", body(stream=False), rate, 3, timing.open_s, connections)
+    figures |= {"offered_rps": rate, "served_rps": got["requests"] / got["window_s"]}
+    figures["goodput"] = figures["served_rps"] / figures["peak_rps"]
+    figures |= {"refused_rps": got["refused"] / got["window_s"], "unsent_rps": got["unsent"] / got["window_s"]}
+    figures |= {"errors": got["errors"], "unanswered": got["unanswered"], "rss_mb": got["rss"] / 1e6}
+    return figures | {"after_rps": _peak(target, timing)}
+
+
+def _peak(target: Target, timing: Timing) -> float:
+    got = _load(target, "closed", body(stream=False), CONNECTIONS[-1], timing.warm_s, timing.closed_s)
+    return got["requests"] / got["window_s"]
+
+
 def closed(target: Target, timing: Timing, figures: Figures, connections: int) -> None:
     got = _load(target, "closed", body(stream=False), connections, timing.warm_s, timing.closed_s)
     prefix = f"c{connections}"

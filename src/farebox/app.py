@@ -291,6 +291,7 @@ class Gateway:
         spool = parts.books.spool
         self.metrics.gauges += [
             ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
+            ("farebox_requests_waiting", "Requests that wait for their turn", lambda: self._server.turnstile.waiting),
             ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
             ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
             (
@@ -334,6 +335,7 @@ class Gateway:
             retry_wait_s=limits.retry_wait_s,
             retry_after_max_s=limits.retry_after_max_s,
             first_byte_s=limits.first_byte_s,
+            alert=self.log.error,
         )
 
     async def _make_upstream(self, settings: UpstreamSettings) -> Upstream:

@@ -25,6 +25,10 @@ class BadAnswer(UpstreamError):
     pass
 
 
+class NoUsage(BadAnswer):
+    """An answer that is whole, and says nothing usable of what it used: nothing can be charged for it."""
+
+
 class Cut(UpstreamError):
     pass
 

@@ -20,6 +20,7 @@ from farebox.errors import InvalidRequest, RequestTimeout
 from farebox.http.addresses import Network, client_address
 from farebox.http.doors import BACKLOG, open_doors
 from farebox.http.exchange import Exchange
+from farebox.http.turnstile import Turnstile
 
 _BUFFER_BYTES: Final = 256 * 1024
 _LINGER_S: Final = 5.0
@@ -58,6 +59,7 @@ class HttpServer:
         self.proxies = proxies
         """Who may say for whom they speak (x-forwarded-for)."""
         self.connections: set[ServerConnection] = set()
+        self.turnstile = Turnstile(self._begin)
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
         self.leaving = False
@@ -108,6 +110,7 @@ class HttpServer:
         self.close_doors()
         for connection in list(self.connections):
             connection.close_if_idle()
+        self.turnstile.let_all_in()
         running = set(self.tasks)
         if running:
             with contextlib.suppress(TimeoutError):
@@ -147,8 +150,12 @@ class HttpServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
 
-    def serve(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
-        task = loop.create_task(self._run(exchange))
+    def serve(self, exchange: Exchange) -> None:
+        """Serve an exchange, when it is its turn."""
+        self.turnstile.enter(exchange)
+
+    def _begin(self, exchange: Exchange) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(exchange))
         self.tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -284,7 +291,7 @@ class ServerConnection(asyncio.Protocol):
         self._deadline = self._body_started + self.server.limits.body_idle_s
         if self._current is None:
             self._current = exchange
-            self.server.serve(exchange, self._loop)
+            self.server.serve(exchange)
         else:
             self._queue.append(exchange)
             if len(self._queue) > self.server.limits.pipelined:
@@ -389,7 +396,7 @@ class ServerConnection(asyncio.Protocol):
             if following._failure is not None:  # noqa: SLF001
                 self.server.on_bad_request(following, following._failure)  # noqa: SLF001
             else:
-                self.server.serve(following, self._loop)
+                self.server.serve(following)
         elif self._receiving is None:
             self._deadline = self.server.now + self.server.limits.keep_alive_s
 
