@@ -1,6 +1,7 @@
 """Structured logs on standard error: one line an event, with the request id, never a body, a key or a header."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -10,6 +11,9 @@ import structlog
 from farebox.clock import Clock, iso
 
 _GATHERED: Final = 500
+_SELDOM_S: Final = 300.0
+_THINGS: Final = 1_000
+"""How many things are remembered that were told of."""
 _PIECE_BYTES: Final = 4096
 """What a pipe takes in one piece (PIPE_BUF of pipe(7)): lines of several processes never mix within it."""
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -33,6 +37,29 @@ def make_logger(level: str, style: str) -> Logger:
         factory(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level])
     )
     return logger
+
+
+class Seldom:
+    """Tells of a thing at once, and of the same thing again only after a while: thousands of calls may come to it.
+
+    The thing is named by `about`, in few different words.
+    """
+
+    def __init__(self, tell: Callable[..., Any], every_s: float = _SELDOM_S) -> None:
+        self._tell = tell
+        self._every_s = every_s
+        self._told: dict[tuple[str, str], float] = {}
+
+    def __call__(self, event: str, about: str, **fields: Any) -> None:
+        now = time.monotonic()
+        told_at = self._told.get((event, about))
+        if told_at is not None and now - told_at < self._every_s:
+            return
+        self._told.pop((event, about), None)  # the next one stands last: the first are those of long ago
+        if len(self._told) >= _THINGS:
+            self._told.pop(next(iter(self._told)))
+        self._told[event, about] = now
+        self._tell(event, **fields)
 
 
 class CallLines:

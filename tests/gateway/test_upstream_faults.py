@@ -45,7 +45,6 @@ BEFORE = [
 """Faults before the first byte of an answer, and what the customer is told when no try helps."""
 ONLY_JSON = [
     ("bad_json", 502, "upstream_error"),
-    ("no_usage", 502, "upstream_error"),
     ("wrong_length", 502, "upstream_error"),
 ]
 ONLY_STREAM = [("error_after=0", 502, "upstream_error")]

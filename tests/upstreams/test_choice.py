@@ -11,7 +11,7 @@ import pytest
 from farebox.errors import Overloaded, Refusal
 from farebox.http.exchange import Headers
 from farebox.http.failures import Cut
-from farebox.upstreams.budgets import RateBudget
+from farebox.upstreams.budgets import RateBudget, retry_after
 from farebox.upstreams.health import SLOW_START_S, Health
 from farebox.upstreams.kinds.kind import Ask
 from farebox.upstreams.places import Place, Places, is_bound
@@ -165,6 +165,25 @@ def test_a_reset_that_cannot_be_read_counts_as_a_minute(reset: bytes) -> None:
     )
     assert rate.is_spent(MODEL, 5.9)
     assert not rate.is_spent(MODEL, 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
+        (b"Wednesday, 21-Oct-26 07:28:30 GMT", 30.0),
+        (b"Wed, 21 Oct 2026 07:27:00 GMT", None),  # has been
+        (b"Wed, 21 Oct 2099 07:28:30 GMT", None),  # not in our time
+        (b"Wed, 99 Oct 2026", None),
+        (b"soon", None),
+        (b"\xff", None),
+    ],
+)
+def test_a_retry_after_that_is_a_moment_is_heeded_by_the_upstreams_own_clock(
+    value: bytes, expected: float | None
+) -> None:
+    assert retry_after(value, b"Wed, 21 Oct 2026 07:28:00 GMT") == expected
+    assert retry_after(value, b"nonsense") is None
 
 
 def test_a_retry_after_is_heeded_and_what_is_learnt_is_bounded() -> None:

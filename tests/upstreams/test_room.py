@@ -263,3 +263,19 @@ async def test_who_waits_keeps_the_place_in_the_queue_when_upstreams_change() ->
         assert await call is upstream
         upstream.client.running = 1
     assert (upstream.claimed, len(pool.waiting)) == (0, 0)
+
+
+@pytest.mark.parametrize("other", ["enabled", "added"])
+async def test_who_waits_goes_to_an_upstream_that_is_enabled_or_added_meanwhile(other: str) -> None:
+    busy, free = up("busy", concurrency=1), up("free")
+    busy.client.running = 1
+    pool = pool_of(busy, free) if other == "enabled" else pool_of(busy)
+    pool.drain({"free"})
+    waits = asyncio.create_task(pool._wait(Tries(), b"c", b""))
+    await asyncio.sleep(0)
+    if other == "enabled":
+        pool.drain(set())
+    else:
+        pool.replace([busy, free])
+    async with asyncio.timeout(1):
+        assert await waits is free

@@ -47,6 +47,8 @@ class Call:
 
     room = 0
     """What its body takes of the room for bodies."""
+    lacks_usage = False
+    """It came to its end as a stream, and did not say what it used."""
 
     def __init__(
         self, exchange: Exchange, request_id: bytes, caller: Caller, catalogue: Catalogue, started_at: float

@@ -44,7 +44,7 @@ from farebox.gateway.terms import Amounts, amounts_of, insufficient_words, terms
 from farebox.gateway.whole import operators_own, read_answer
 from farebox.gateway.wire import client_headers, upstream_headers
 from farebox.http.exchange import Exchange, Headers
-from farebox.http.failures import BadAnswer, UpstreamError
+from farebox.http.failures import BadAnswer, NoUsage, UpstreamError
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.pool import Pool
 from farebox.upstreams.tries import Tries
@@ -383,7 +383,8 @@ class Messages:
             if outcome is Outcome.FINISHED:
                 self._pool.note_success(call.tries)
             elif outcome is Outcome.UPSTREAM_BROKE:
-                self._pool.note_failure(call.tries, BadAnswer("the stream broke"))
+                broke = NoUsage("the stream reported no usage") if call.lacks_usage else BadAnswer("the stream broke")
+                self._pool.note_failure(call.tries, broke)
             return outcome, last
 
     async def _whole(self, call: Call, answer: Reply) -> tuple[Outcome, bytes]:
@@ -391,14 +392,16 @@ class Messages:
         data = await answer.read(_ANSWER_BYTES)
         message = read_answer(data)
         if message is None:
-            raise BadAnswer("the upstream's answer is not a message with usage")
+            raise BadAnswer("the upstream's answer is not a message")
+        if not isinstance(message.usage, dict):
+            raise NoUsage("the upstream's answer reports no usage")
         call.answered_model = str(message.model or "")
         call.message_id = str(message.id or "") or None
         call.stop_reason = str(message.stop_reason or "") or None
         call.usage, call.usage_is_final = message.usage, True
         if message.usage.get("output_tokens") is None or call.usage_so_far() is None:
             call.usage, call.usage_is_final = {}, False
-            raise BadAnswer("the upstream's answer reports no usable usage")
+            raise NoUsage("the upstream's answer reports no usable usage")
         call.status = 200
         call.first_byte_at = asyncio.get_running_loop().time()
         return Outcome.FINISHED, data

@@ -19,7 +19,6 @@ from farebox.errors import FareboxError, StoreUnavailable
 from farebox.gateway.call import Call, Outcome
 from farebox.gateway.metrics import Metrics
 from farebox.ids import show_request_id
-from farebox.upstreams.refusals import OPERATORS_OWN
 
 _PAUSE_S: Final = 0.25
 Log = Callable[..., Any]
@@ -153,14 +152,6 @@ class Settler:
         metrics.tokens["cache_write"] += settle.cache_write_5m_tokens + settle.cache_write_1h_tokens
         if settle.waive and settle.cost_nanos:
             metrics.waived_nanos += settle.cost_nanos
-        for failure in call.tries.failures:  # another upstream may have answered since
-            if failure.status in OPERATORS_OWN:
-                self._alert(
-                    "upstream_refuses_operator",
-                    request_id=call.shown_id,
-                    upstream=failure.upstream,
-                    status=failure.status,
-                )
         for doubt in priced.doubts:
             metrics.doubts += 1
             self._alert("pricing_doubt", request_id=call.shown_id, model=settle.model, doubt=doubt)

@@ -224,7 +224,8 @@ class Streams:
     def _usage_is_usable(self, call: Call, relay: Relay) -> bool:
         """Tell whether the stream reported what it used. A finished answer without usage counts as broken."""
         self._learn(call, relay)
-        return relay.meter.usage_is_final and call.usage_so_far() is not None
+        call.lacks_usage = not (relay.meter.usage_is_final and call.usage_so_far() is not None)
+        return not call.lacks_usage
 
     def _learn(self, call: Call, relay: Relay) -> None:
         meter = relay.meter

@@ -18,7 +18,8 @@ _OPERATORS_ACCOUNT: Final = ("Your credit balance is too low", "You have reached
 class WholeAnswer(msgspec.Struct):
     """A message: what it used, and what it is called."""
 
-    usage: dict[str, Any]
+    usage: Any = None
+    type: Any = None
     model: Any = None
     id: Any = None
     stop_reason: Any = None
@@ -40,9 +41,9 @@ _envelopes: Final = msgspec.json.Decoder(_Envelope)
 
 
 def read_answer(body: bytes) -> WholeAnswer | None:
-    """Read a message. None where it is none, or says nothing of what it used."""
+    """Read a message, which may say nothing usable of what it used. None where it is none."""
     answer: WholeAnswer | None = _decode(_answers, body)
-    return answer
+    return answer if answer is not None and (answer.type == "message" or isinstance(answer.usage, dict)) else None
 
 
 def read_error(body: bytes) -> WireError | None:

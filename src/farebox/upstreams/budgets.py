@@ -101,13 +101,26 @@ class RateBudget:
         return learnt
 
 
-def retry_after(value: bytes | None) -> float | None:
-    """Read `retry-after` in seconds; None where it says none that can be heeded."""
+def retry_after(value: bytes | None, date: bytes | None = None) -> float | None:
+    """Read `retry-after` in seconds; None where it says none that can be heeded.
+
+    It may be a moment (RFC 9110 10.2.3), which is by the upstream's clock: so says `date`, the header.
+    """
     try:
         seconds = float(value) if value is not None else 0.0
     except ValueError:
-        return None
+        seconds = _until(value or b"", date)
     return seconds if 0 < seconds <= LONGEST_RETRY_AFTER_S else None  # nor "nan" nor "inf"
+
+
+def _until(moment: bytes, date: bytes | None) -> float:
+    """Give the seconds until a moment; 0 where it is none."""
+    try:
+        then = parsedate_to_datetime(moment.decode("ascii"))
+        there = parsedate_to_datetime(date.decode("ascii")) if date is not None else datetime.now(UTC)
+        return (then.astimezone(UTC) - there.astimezone(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def _refill_s(fields: dict[bytes, bytes], kind: str) -> float:

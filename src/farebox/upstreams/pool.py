@@ -12,11 +12,12 @@ from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from farebox.errors import Refusal
-from farebox.http.failures import UpstreamError
+from farebox.http.failures import NoUsage, UpstreamError
+from farebox.logs import Seldom
 from farebox.upstreams.budgets import RetryBudget, retry_after
 from farebox.upstreams.kinds.kind import COUNT_TOKENS, MESSAGES, Ask, Reply
 from farebox.upstreams.places import Place, Places, is_bound, is_cold
-from farebox.upstreams.refusals import OPERATORS_OWN, Matter, no_room, nobody_serves, nobody_there, refusal_of
+from farebox.upstreams.refusals import OPERATORS_OWN, Matter, no_room, no_usage, nobody_serves, nobody_there, refusal_of
 from farebox.upstreams.tries import Tries, Turn
 from farebox.upstreams.upstream import Failure, Upstream
 
@@ -46,6 +47,7 @@ class Pool:
         retry_after_max_s: float,
         first_byte_s: float,
         chance: Callable[[], float] = random.random,
+        alert: Callable[..., object] | None = None,
     ) -> None:
         self._attempts = attempts
         self._budget = RetryBudget(retry_budget)
@@ -53,6 +55,7 @@ class Pool:
         self._retry_after_max_s = retry_after_max_s
         self._first_byte_s = first_byte_s
         self._chance = chance
+        self._alert = Seldom(alert) if alert is not None else None
         self.retries = 0
         self.places = Places()
         self.waiting: deque[Turn] = deque()
@@ -143,6 +146,8 @@ class Pool:
     async def prepare_retry(self, tries: Tries) -> None:
         """Wait for the next try. Raises what the client gets when there is none."""
         others = any(upstream.name not in tries.failed_at for upstream in self._able(tries))
+        if isinstance(tries.last, NoUsage) and not others:
+            raise no_usage()
         patient = tries.retry_after_s is None or tries.retry_after_s <= self._retry_after_max_s
         if tries.abandoned or tries.count >= self._attempts or not (others or patient) or not self._budget.take():
             raise refusal_of(tries.status, tries.count, tries.retry_after_s)
@@ -170,15 +175,16 @@ class Pool:
     def drain(self, names: Container[str]) -> None:
         """Send no new call to these, and to all others as ever."""
         for upstream in self.upstreams:
-            upstream.drained = upstream.name in names
+            was, upstream.drained = upstream.drained, upstream.name in names
+            if was and not upstream.drained:
+                self._wake()
 
     def replace(self, upstreams: Sequence[Upstream]) -> None:
         """Send new calls to these alone. Those that stay keep all they know; calls under way at others end there."""
         self.upstreams = tuple(upstreams)
         for upstream in upstreams:
             upstream.client.on_free = self._next if upstream.concurrency else None
-        for turn in self.waiting:
-            turn.come()
+        self._wake()
 
     def tick(self, now: float) -> None:
         """Called about once a second."""
@@ -290,6 +296,11 @@ class Pool:
         if turn.promised is not None:
             turn.promised.claimed -= 1
 
+    def _wake(self) -> None:
+        """Let all calls that wait look again: there may be somewhere else to go."""
+        for turn in self.waiting:
+            turn.come()
+
     def _next(self, but: Turn | None = None) -> None:
         """There is room for one: let the call look again that has waited longest for it, `but` this one."""
         for turn in self.waiting:
@@ -305,7 +316,7 @@ class Pool:
         now = asyncio.get_running_loop().time()
         tries.status = answer.status
         tries.last = None
-        tries.retry_after_s = retry_after(answer.header(b"retry-after"))
+        tries.retry_after_s = retry_after(answer.header(b"retry-after"), answer.header(b"date"))
         upstream = self._note(tries, tries.upstream)
         if answer.status == 429:
             upstream.limited += 1
@@ -332,6 +343,11 @@ class Pool:
         tries.failed_at.add(upstream.name)
         upstream.failed_by[str(tries.status) if error is None else error] += 1
         upstream.last_failure = Failure(upstream.name, tries.sent_at, now, tries.status, error)
+        if self._alert is not None and tries.status in OPERATORS_OWN:
+            about = f"{upstream.name} {tries.status}"
+            self._alert("upstream_refuses_operator", about, upstream=upstream.name, status=tries.status)
+        elif self._alert is not None and error == NoUsage.__name__:
+            self._alert("upstream_without_usage", upstream.name, upstream=upstream.name, model=tries.model)
         tries.failures.append(upstream.last_failure)
         return upstream
 

@@ -37,6 +37,16 @@ def refusal_of(status: int | None, tries: int, retry_after_s: float | None) -> R
     )
 
 
+def no_usage() -> Refusal:
+    """Say that an answer cannot be charged, so not be delivered: nor can the next one, and each costs the operator."""
+    refusal = UpstreamFailed(
+        "the upstream did not report what its answer used, so it cannot be delivered; nothing was charged; "
+        "the operator has been told; try another model"
+    )
+    refusal.retry = False
+    return refusal
+
+
 def no_room() -> Refusal:
     """Say that calls wait for too long already."""
     return Overloaded("all upstreams are at their limit of calls at once; try again shortly", retry_after_s=2)

@@ -11,10 +11,12 @@ from farebox.billing.pricing import Catalogue, Priced
 from farebox.billing.usage import UnusableUsage, Usage, read_usage
 from farebox.books.ledger import Ledger
 from farebox.books.prices import Prices, price_list
+from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import BrokenInvariant
 from farebox.gateway.batches.records import Batch, Item, Records, parts
 from farebox.gateway.metrics import Metrics
 from farebox.ids import show_request_id
+from farebox.logs import Seldom
 from farebox.store.protocol import Row, Store
 
 _PORTION: Final = 200
@@ -55,6 +57,8 @@ class Charges:
         self._records = records
         self._metrics = metrics
         self._alert = alert
+        self._seldom_alert = Seldom(alert, DAY_US / US_PER_S)
+        """For what may be so of every item of a batch."""
         self._catalogues: dict[int, Catalogue] = {}
 
     async def catalogue(self, version: int) -> Catalogue:
@@ -83,7 +87,8 @@ class Charges:
         priced = Priced(0, 0) if unbilled else catalogue.price(usage, asked)
         for doubt in priced.doubts:
             self._metrics.doubts += 1
-            self._alert("pricing_doubt", request_id=show_request_id(item.id), model=name, doubt=doubt)
+            about = f"{batch.id} {name}"
+            self._seldom_alert("pricing_doubt", about, request_id=show_request_id(item.id), model=name, doubt=doubt)
         line = usage.lines[0] if len(usage.lines) == 1 else usage.summed(asked.id)
         return Settle(
             request_id=item.id,

@@ -13,7 +13,7 @@ import msgspec
 
 from farebox.billing.ledger import Settle
 from farebox.billing.pricing import Catalogue
-from farebox.clock import US_PER_S
+from farebox.clock import DAY_US, US_PER_S
 from farebox.errors import NotFound, Refusal, UpstreamFailed
 from farebox.gateway.batches.charges import Answered, Charges, Sent
 from farebox.gateway.batches.entries import Entry
@@ -23,6 +23,7 @@ from farebox.gateway.wire import DEFAULT_VERSION
 from farebox.http.exchange import Headers
 from farebox.http.failures import BadAnswer, UpstreamError
 from farebox.ids import show_request_id
+from farebox.logs import Seldom
 from farebox.upstreams.kinds.bodies import with_fields
 from farebox.upstreams.kinds.kind import Ask, Reply
 from farebox.upstreams.pool import Pool
@@ -79,6 +80,8 @@ class Native:
         """Batches whose upstream knows from this process that they are cancelled."""
         self._log = log
         self._alert = alert
+        self._seldom_alert = Seldom(alert, DAY_US / US_PER_S)
+        """For what may be so of every item of a batch."""
 
     def choose(self, entries: Sequence[Entry]) -> Upstream | None:
         """Choose an upstream that has batches and serves all models asked for; None where there is none.
@@ -212,7 +215,7 @@ class Native:
         try:
             line = read_line.decode(data)
         except msgspec.DecodeError:
-            self._alert("batch_line_unreadable", batch=batch.id, upstream=batch.upstream)
+            self._seldom_alert("batch_line_unreadable", batch.id, batch=batch.id, upstream=batch.upstream)
             return None
         item = items.get(line.custom_id)
         if item is None or item.state not in {"waiting", "sent", "answered"}:
@@ -232,7 +235,8 @@ class Native:
                     settle = None
                 if settle is not None:
                     return settle
-                self._alert("batch_item_without_usage", request_id=show_request_id(item.id), upstream=batch.upstream)
+                about = {"request_id": show_request_id(item.id), "batch": batch.id, "upstream": batch.upstream}
+                self._seldom_alert("batch_item_without_usage", batch.id, **about)
                 return self._charges.free(batch, item, "upstream_broke")
             case "canceled" | "expired":
                 return self._charges.free(batch, item, outcome.type)

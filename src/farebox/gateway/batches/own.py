@@ -18,9 +18,9 @@ from farebox.errors import FareboxError, Refusal, StoreUnavailable
 from farebox.gateway.batches import vault
 from farebox.gateway.batches.charges import Answered, Charges, Sent
 from farebox.gateway.batches.records import Batch, Item, Records
-from farebox.gateway.whole import operators_own
+from farebox.gateway.whole import operators_own, read_answer
 from farebox.http.exchange import Headers
-from farebox.http.failures import BadAnswer, UpstreamError
+from farebox.http.failures import BadAnswer, NoUsage, UpstreamError
 from farebox.upstreams.kinds.kind import MESSAGES, Ask
 from farebox.upstreams.pool import Pool
 from farebox.upstreams.tries import Tries
@@ -187,6 +187,8 @@ class OwnRuns:
                 status, data, theirs = await self._send(batch, item, body, tries)
             except Refusal as error:
                 refusal = error
+                if isinstance(tries.last, NoUsage):
+                    break  # each round is paid for, and the next would be as this one
                 continue
             upstream = tries.upstream.name if tries.upstream is not None else None
             took_us = round((asyncio.get_running_loop().time() - began) * 1_000_000)
@@ -234,12 +236,19 @@ class OwnRuns:
                         self._pool.note_success(tries)
                         theirs = answer.header(b"request-id")
                         return answer.status, data, theirs.decode("latin-1") if theirs else None
-                    raise BadAnswer("the upstream's answer is no message with usage")
+                    raise _unusable(data)
             except UpstreamError as error:
                 self._pool.note_failure(tries, error)
                 await self._pool.prepare_retry(tries)
             else:
                 return answer.status, data, None
+
+
+def _unusable(data: bytes) -> BadAnswer:
+    """Say what is wrong with an answer that is no message with usage."""
+    if read_answer(data) is not None:
+        return NoUsage("the upstream's answer reports no usage")
+    return BadAnswer("the upstream's answer is no message")
 
 
 def sealed_body(item: Item, body: bytes, key: bytes) -> bytes:

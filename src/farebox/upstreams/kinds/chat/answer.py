@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from farebox.http.failures import BadAnswer
+from farebox.http.failures import BadAnswer, NoUsage
 from farebox.upstreams.kinds.chat.shapes import Said, call_id, message_id, read_chunk, stop_of, usage_of
 from farebox.upstreams.kinds.chat.stream import StreamDecoder
 
@@ -41,7 +41,7 @@ def to_message(body: bytes, model: str, stops: frozenset[str]) -> bytes:
         raise BadAnswer("the upstream answered 200 with an error")
     usage = usage_of(completion.usage)
     if usage is None:
-        raise BadAnswer("the upstream's answer reports no usable usage")
+        raise NoUsage("the upstream's answer reports no usable usage")
     choice = next((choice for choice in completion.choices or () if choice.index == 0), None)
     if choice is None or choice.finish_reason is None:
         raise BadAnswer("the upstream's answer has no finished choice")
