@@ -87,7 +87,7 @@ lock: $(VENV)/.dev  ## Renew the lock files (hashes, no addresses)
 	$$compile --output-file requirements-release.lock build.in release.in
 
 clean:  ## Remove what was built; data stays
-	@rm -rf $(VENV) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains .fuzz
+	@rm -rf $(VENV) $(RELEASE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients .peers .screenshots .chains .fuzz .soak
 
 $(VENV)/bin/pip:
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
