@@ -244,3 +244,26 @@ def test_every_setting_can_be_entered_and_every_kind_is_told() -> None:
         assert {field.name for field in fields_of(kind)} <= set(told)
     assert {"list", "show", "add", "edit", "remove", "drain", "enable", "test"} == set(upstream.commands)
     assert msgspec.structs.fields(UpstreamSettings)
+
+
+def test_a_secret_is_forgotten_where_it_is_not_needed(farebox: Farebox, key_file: str, at_books: str) -> None:
+    assert add(farebox, key_file).code == 0
+    assert "api_key is missing" in farebox("upstream", "edit", "mine", "--forget", "api-key").err
+    bare = farebox("upstream", "edit", "mine", "--forget", "api-key", "--base-url", "http://127.0.0.1:9", "--json")
+    assert (bare.code, bare.json["secrets"]) == (0, {})
+    assert "is as it was" in farebox("upstream", "edit", "mine", "--forget", "api-key").out
+    assert json.loads(lines(at_books)[-1][3])["api_key"] == "none"
+
+
+def test_a_secret_that_cannot_be_opened_is_not_told_to_be_in_force(
+    farebox: Farebox, tmp_path: Path, key_file: str
+) -> None:
+    config = tmp_path / "farebox.toml"
+    config.write_text('[server]\nsecret = "a-first-secret-that-is-long-enough-to-be-one"\n')
+    assert add(farebox, key_file).json["state"] == "in force"
+    assert farebox("upstream", "show", "mine", "--json").json["state"] == "in force"
+    config.write_text('[server]\nsecret = "another-secret-that-is-long-enough-to-be-one"\n')
+    assert farebox("upstream", "show", "mine", "--json").json["state"] == "its secrets cannot be opened"
+    assert "its secrets cannot be opened" in farebox("upstream", "list").out
+    config.write_text('[server]\nsecret = "file:not-there"\n')  # who may not read it is told what is known
+    assert farebox("upstream", "list").code == 0

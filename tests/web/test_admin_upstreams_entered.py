@@ -5,11 +5,16 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
+from farebox.accounts.audit_log import record
+from farebox.errors import InvalidRequest
+from farebox.store.protocol import Statement
 from farebox.store.urls import is_postgres
+from farebox.upstreams.entries import change_entry, find_entry, remove_entry
 from farebox.upstreams.simulator import Simulator
 from tests.cluster import Cluster
 from tests.databases import Databases, sqlite_path
@@ -411,3 +416,58 @@ async def test_an_upstream_that_repeats_its_key_does_not_show_it(stage: Stage) -
         assert "401: " in page.words
         assert "Incorrect API key provided: …" in page.words
         assert KEY not in page.text
+
+
+async def test_an_optional_key_can_be_forgotten_and_a_needed_one_cannot(stage: Stage) -> None:
+    operator = await enter_admin(stage)
+    await add(operator, "mine", "http://127.0.0.1:9")
+    page = await edit(operator, "mine", base_url="", forget_api_key="yes")
+    assert page.status == 422
+    assert "API key is missing" in page.words
+    page = await edit(operator, "mine", forget_api_key="yes")
+    assert page.path == HERE
+    ((secrets, set_at),) = await stage.rows("SELECT secrets, set_at FROM upstream")
+    assert (secrets, set_at) == (None, "{}")
+    line = (await written(stage, "upstream.edit"))[-1]
+    assert (line["before"]["api_key"], line["after"]["api_key"]) == ("the one before", "none")
+    form = await operator.get(f"{HERE}/mine/edit")
+    assert "Forget this one" not in form.words
+    assert not form.faults()
+    assert (await edit(operator, "mine", secret_api_key=KEY)).path == HERE
+    page = await edit(operator, "mine", secret_api_key=KEY + "2", forget_api_key="yes")  # typed, so it is wanted
+    assert page.path == HERE
+    assert "Set " in (await operator.get(f"{HERE}/mine/edit")).words
+
+
+async def test_one_that_has_changed_meanwhile_is_not_removed(stage: Stage) -> None:
+    """Neither from a page that is old, nor in the very moment; and no line of the log says so."""
+    operator = await enter_admin(stage)
+    await add(operator, "mine", "http://127.0.0.1:9")
+    early = await operator.get(f"{HERE}/mine/edit")
+    read = await find_entry(stage.gateway.store, "mine")
+    await edit(operator, "mine", weight="2")
+    page = await operator.submit(early, f"{HERE}/mine/remove", reason="old", sure="yes")
+    assert page.status == 422
+    assert "changed this upstream meanwhile" in page.words
+
+    def line(action: str, target: str, *facts: Any) -> Statement:
+        return record("somebody", "", action, target, facts[0], facts[1], "late", facts[2])
+
+    store, settings = stage.gateway.store, read.shown
+    with pytest.raises(InvalidRequest, match="in this very moment"):
+        await remove_entry(store, read, line)
+    with pytest.raises(InvalidRequest, match="in this very moment"):
+        await change_entry(store, None, read, replace(settings, weight=5), 1, line)
+    assert not await written(stage, "upstream.remove")
+    assert [one["reason"] for one in await written(stage, "upstream.edit")] == ["a change"]
+    assert [one.settings for one in [await find_entry(store, "mine")]] != [read.settings]
+
+
+@pytest.mark.parametrize("path", ["/sim/test", "/sim/drain", "/sim/enable", "/mine/remove"])
+async def test_the_address_of_a_button_leads_to_its_page_when_it_is_opened(stage: Stage, path: str) -> None:
+    operator = await enter_admin(stage)
+    await add(operator, "mine", "http://127.0.0.1:9")
+    page = await operator.get(f"{HERE}{path}")
+    assert (page.status, page.path) == (200, f"{HERE}/mine/edit" if path.endswith("remove") else HERE)
+    assert not await stage.rows("SELECT 1 FROM upstream_switch")
+    assert len(await stage.rows("SELECT 1 FROM upstream")) == 1

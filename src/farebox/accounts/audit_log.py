@@ -53,14 +53,25 @@ class Sought(msgspec.Struct, frozen=True):
 
 
 def record(
-    actor: str, address: str, action: str, target: str, before: Facts | None, after: Facts | None, reason: str = ""
+    actor: str,
+    address: str,
+    action: str,
+    target: str,
+    before: Facts | None,
+    after: Facts | None,
+    reason: str = "",
+    only_if: Statement | None = None,
 ) -> Statement:
     """Make the statement of one line, to be written together with the change that it tells of.
+
+    `only_if` asks for a row without which there is no line: where the change itself may come too late.
 
     `actor` is an operator's address, or "cli:" and a user of the machine; `action` is "account.suspend" or the like;
     `target` is what was changed, as in "customer:7".
     """
     values = _values(actor, address, action, target, before, after, reason)
+    if only_if is not None:
+        return f"{_INTO} SELECT {_VALUES} WHERE EXISTS ({only_if[0]})", (*values, *only_if[1])
     return f"{_INTO} VALUES ({_VALUES})", values
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from msgspec import Struct
-from msgspec.structs import replace
 
 from farebox.accounts.audit_log import Facts, record
 from farebox.accounts.sealing import Seals
@@ -23,19 +21,18 @@ from farebox.cli.common import (
     print_table,
     run,
 )
-from farebox.clock import iso, steady_clock
+from farebox.cli.upstream_known import as_json, as_row, config_of, find_known, known_of, shown, source_of, state_of
+from farebox.clock import steady_clock
 from farebox.config import Config
 from farebox.errors import FareboxError, InvalidRequest, NotFound
-from farebox.secret import Secret
 from farebox.store.protocol import Statement, Store
-from farebox.upstreams.checks import goes_in_the_clear, settled
+from farebox.upstreams.checks import goes_in_the_clear
 from farebox.upstreams.entries import (
     Entry,
     Record,
     add_entry,
     change_entry,
     find_entry,
-    list_entries,
     opened,
     remove_entry,
 )
@@ -44,11 +41,9 @@ from farebox.upstreams.fields import (
     KINDS,
     fields_of,
     is_secret,
-    plain_of,
     read_fields,
     read_kind,
     read_name,
-    secrets_of,
     texts_of,
 )
 from farebox.upstreams.settings import UpstreamKind, UpstreamSettings
@@ -58,18 +53,8 @@ from farebox.upstreams.upstream import Upstream
 
 _SECRET_BYTES: Final = 20_000
 _STDIN: Final = "-"
+_SECRETS: Final = [field.name.replace("_", "-") for field in FIELDS if is_secret(field.name)]
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Known(Struct, frozen=True):
-    """An upstream as the commands tell of it. `settings` hold no secret; None: they cannot be read."""
-
-    name: str
-    source: str
-    settings: UpstreamSettings | None
-    drained: bool
-    shadowed: bool = False
-    entry: Entry | None = None
 
 
 @click.group()
@@ -106,14 +91,15 @@ def list_(invocation: Invocation) -> None:
 
     How each of them does is known to the processes that serve: see /admin/upstreams and the metrics.
     """
-    known = run(_known(invocation.config()))
+    config, opens = config_of(invocation)
+    known = run(known_of(config, opens=opens))
     if invocation.as_json:
         for one in known:
-            print_json(_as_json(one))
+            print_json(as_json(one))
     elif not known:
         click.echo("There are no upstreams yet; `farebox upstream add NAME --kind anthropic` enters one.")
     else:
-        print_table(("name", "kind", "from", ">weight", "base url", "models", "state"), [_as_row(one) for one in known])
+        print_table(("name", "kind", "from", ">weight", "base url", "models", "state"), [as_row(one) for one in known])
 
 
 @upstream.command()
@@ -122,14 +108,15 @@ def list_(invocation: Invocation) -> None:
 @pass_invocation
 def show(invocation: Invocation, name: str) -> None:
     """Show the settings of an upstream, and when its secrets were set. The secrets are never shown."""
-    one = run(_find(invocation.config(), name))
-    told = _as_json(one)
+    config, opens = config_of(invocation)
+    one = run(find_known(config, name, opens=opens))
+    told = as_json(one)
     if invocation.as_json:
         print_json(told)
         return
-    click.echo(f"{one.name}, {_source(one)}: {_state(one)}")
+    click.echo(f"{one.name}, {source_of(one)}: {state_of(one)}")
     for key, value in told["settings"].items():
-        click.echo(f"  {key:<16} {_shown(value)}")
+        click.echo(f"  {key:<16} {shown(value)}")
     for key, moment in told["secrets"].items():
         click.echo(f"  {key:<16} {f'set {moment}' if moment else 'set'}")
 
@@ -170,15 +157,19 @@ def add(invocation: Invocation, /, name: str, kind: str, reason: str, **given: s
     ),
 )
 @click.argument("name")
+@click.option(
+    "--forget", multiple=True, type=click.Choice(_SECRETS), help="Keep this secret no more; say it again for more."
+)
 @_settings_options
 @common_options
 @pass_invocation
-def edit(invocation: Invocation, /, name: str, reason: str, **given: str | None) -> None:
+def edit(invocation: Invocation, /, name: str, reason: str, forget: tuple[str, ...], **given: str | None) -> None:
     """Change an upstream that was entered.
 
-    What is not named stays as it is; an empty text makes it as usual. A secret is replaced, never shown.
+    What is not named stays as it is; an empty text makes it as usual. A secret is replaced or forgotten, never shown.
     """
-    renewed = any(value is not None for option, value in given.items() if option.startswith("secret_"))
+    gone = {one.replace("-", "_") for one in forget}
+    renewed = bool(gone) or any(value is not None for option, value in given.items() if option.startswith("secret_"))
     config = invocation.config(secrets=renewed)
 
     async def work() -> bool:
@@ -190,9 +181,9 @@ def edit(invocation: Invocation, /, name: str, reason: str, **given: str | None)
                 raise FareboxError(f"what is kept of {name} cannot be read ({error}): remove it, and add it") from error
             texts |= _texts(kind, given)
             seals = await Seals.open(store, config.server.secret, now_us()) if renewed else None
-            kept = {one: "" for one in entry.moments if not texts.get(one)}
+            kept = {one: "" for one in entry.moments if not texts.get(one) and one not in gone}
             settings = _read(name, kind, texts, kept, config, named=entry.values.get("models", ()))
-            return await change_entry(store, seals, entry, settings, now_us(), _recorder(reason))
+            return await change_entry(store, seals, entry, settings, now_us(), _recorder(reason), gone)
 
     changed = run(work())
     _tell(invocation, config, name, "is changed" if changed else "is as it was")
@@ -296,7 +287,7 @@ def _switch(invocation: Invocation, name: str, reason: str, *, drained: bool) ->
             if (name in await drained_names(store)) != drained:
                 what = "upstream.drain" if drained else "upstream.enable"
                 facts = ({"drained": not drained}, {"drained": drained})
-                line = _recorder(reason)(what, f"upstream:{name}", *facts)
+                line = _recorder(reason)(what, f"upstream:{name}", *facts, None)
                 await store.write([switch(name, now_us(), drained=drained), line])
 
     run(work())
@@ -365,34 +356,12 @@ def _read(
 def _recorder(reason: str) -> Record:
     by = by_hand()
 
-    def line(action: str, target: str, before: Facts | None, after: Facts | None) -> Statement:
-        return record(by.name, by.address, action, target, before, after, reason)
+    def line(
+        action: str, target: str, before: Facts | None, after: Facts | None, only_if: Statement | None
+    ) -> Statement:
+        return record(by.name, by.address, action, target, before, after, reason, only_if)
 
     return line
-
-
-async def _known(config: Config) -> list[Known]:
-    configured = {one.name: one for one in config.upstreams}
-    if config.database_path is not None and not config.database_path.exists():
-        return [Known(name, "file", _bare(one), drained=False) for name, one in configured.items()]
-    async with open_books(config) as store:
-        drained, entries = await drained_names(store), await list_entries(store)
-    known = [Known(name, "file", _bare(one), name in drained) for name, one in configured.items()]
-    for entry in entries:
-        try:
-            settings = settled(entry.shown)
-        except ValueError:
-            settings = None
-        shadowed = entry.name in configured
-        known.append(Known(entry.name, "admin", settings, entry.name in drained, shadowed, entry))
-    return known
-
-
-async def _find(config: Config, name: str) -> Known:
-    for one in await _known(config):
-        if one.name == name:
-            return one
-    raise NotFound(f"there is no upstream {name!r}; `farebox upstream list` names all there are")
 
 
 async def _entry(config: Config, store: Store, name: str) -> Entry:
@@ -405,15 +374,11 @@ async def _entry(config: Config, store: Store, name: str) -> Entry:
         raise
 
 
-def _bare(settings: UpstreamSettings) -> UpstreamSettings:
-    return replace(settings, **dict.fromkeys(secrets_of(settings), Secret("")))
-
-
 def _tell(invocation: Invocation, config: Config, name: str, done: str) -> None:
     """Say what has become of an upstream, and what to mind."""
-    one = run(_find(config, name))
+    one = run(find_known(config, name, opens=bool(config.server.secret)))
     if invocation.as_json:
-        print_json(_as_json(one))
+        print_json(as_json(one))
     else:
         click.echo(f"{name} {done}.")
     if one.settings is not None and goes_in_the_clear(one.settings.base_url):
@@ -426,50 +391,3 @@ def _tell(invocation: Invocation, config: Config, name: str, done: str) -> None:
             f"`farebox upstream edit {name} --key-file FILE`",
             err=True,
         )
-
-
-def _source(one: Known) -> str:
-    return "of the configuration file" if one.source == "file" else "entered"
-
-
-def _state(one: Known) -> str:
-    if one.settings is None:
-        return "cannot be read"
-    if one.shadowed:
-        return "hidden by the one of the file"
-    return "drained" if one.drained else "in force"
-
-
-def _as_row(one: Known) -> tuple[str, ...]:
-    settings = one.settings
-    if settings is None:
-        return one.name, "", one.source, "", "", "", _state(one)
-    models = ", ".join(settings.models) or "all"
-    return (
-        *(one.name, settings.kind, one.source, str(settings.weight)),
-        *(settings.base_url or "in the process", models, _state(one)),
-    )
-
-
-def _shown(value: Any) -> str:
-    """Write a setting as its option takes it."""
-    if isinstance(value, dict):
-        return ", ".join(key if key == name else f"{key}={name}" for key, name in value.items())
-    return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _as_json(one: Known) -> dict[str, Any]:
-    """Give an upstream as scripts get it. These names are stable."""
-    moments = one.entry.moments if one.entry is not None else {}
-    plain = plain_of(one.settings) if one.settings is not None else {}
-    return {
-        "name": one.name,
-        "kind": one.settings.kind if one.settings is not None else None,
-        "source": one.source,
-        "state": _state(one),
-        "drained": one.drained,
-        "settings": {key: value for key, value in plain.items() if key not in {"name", "kind"}},
-        "secrets": {name: iso(at_us) for name, at_us in moments.items()},
-        "created_at": iso(one.entry.created_at_us) if one.entry is not None else None,
-        "changed_at": iso(one.entry.changed_at_us) if one.entry is not None else None,
-    }

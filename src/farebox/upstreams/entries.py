@@ -3,7 +3,7 @@
 Nothing here gives a secret back but `reveal`, for the process that calls the upstream and for changing another setting.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -30,8 +30,11 @@ _HOMES: Final = (
 """What is at one upstream and nowhere else, while it is needed there: while there is any, the upstream stays."""
 
 Facts = Mapping[str, Any]
-Record = Callable[[str, str, Facts | None, Facts | None], Statement]
-"""Makes the line of the audit log: of what was done, to what, what it was and what it is."""
+Record = Callable[[str, str, Facts | None, Facts | None, Statement | None], Statement]
+"""Makes the line of the audit log: what was done, to what, what it was and is; there only if a row is found."""
+_SAME: Final = "id = ? AND changed_at = ?"
+_LOCK: Final = f"UPDATE upstream SET changed_at = changed_at WHERE {_SAME}"  # noqa: S608
+"""Nobody comes between the line of the log and the change that it tells of."""
 
 
 class Opener(Protocol):
@@ -111,7 +114,7 @@ async def add_entry(store: Store, seals: Sealer, settings: UpstreamSettings, now
     values = (settings.name, _json(plain_of(settings)), _sealed(seals, settings.name, secrets))
     insert = (f"{_INTO} VALUES (?, ?, ?, ?, ?, ?)", (*values, _json(dict.fromkeys(secrets, now_us)), now_us, now_us))
     after = {**plain_of(settings), **dict.fromkeys(secrets, "entered")}
-    line = record("upstream.add", _about(settings.name), None, after)
+    line = record("upstream.add", _about(settings.name), None, after, None)
     try:
         await store.write([insert, line])
     except StoreConflict as error:
@@ -119,52 +122,58 @@ async def add_entry(store: Store, seals: Sealer, settings: UpstreamSettings, now
 
 
 async def change_entry(
-    store: Store, seals: Sealer | None, entry: Entry, settings: UpstreamSettings, now_us: int, record: Record
+    store: Store,
+    seals: Sealer | None,
+    entry: Entry,
+    settings: UpstreamSettings,
+    now_us: int,
+    record: Record,
+    forget: Container[str] = (),
 ) -> bool:
     """Keep an upstream as it is now; answers whether anything is different.
 
-    Secrets that `settings` has are the new ones, the others stay; without `seals` none can be new. Raises
-    InvalidRequest when somebody else has changed it since `entry` was read, or its credentials cannot be used.
+    Secrets that `settings` has are the new ones, those in `forget` go, the others stay; without `seals` all stay.
+    Raises InvalidRequest when somebody else has changed it since `entry` was read, or its credentials cannot be used.
     """
     fresh = secrets_of(settings)
     before, after = entry.values, plain_of(settings)
-    if not fresh and before == after:
-        return False
     secrets, moments = entry.secrets, entry.moments
+    gone = [name for name in moments if name in forget and name not in fresh]
+    if not fresh and not gone and before == after:
+        return False
     if seals is not None:
-        lacks = set(moments) - set(fresh)
-        kept = reveal(entry, seals) if lacks else {}
+        stay = moments.keys() - fresh.keys() - set(gone)
+        kept = {name: secret for name, secret in reveal(entry, seals).items() if name in stay} if stay else {}
         await check_credentials(from_plain(after, {**kept, **fresh}))
-        if fresh:
+        if fresh or gone:
             secrets = _sealed(seals, entry.name, {**kept, **fresh})
-            moments = {**moments, **dict.fromkeys(fresh, now_us)}
+            moments = {name: moments[name] for name in moments if name in stay} | dict.fromkeys(fresh, now_us)
     facts = (
-        {**before, **dict.fromkeys(fresh, "the one before")},
-        {**after, **dict.fromkeys(fresh, "a new one")},
+        {**before, **dict.fromkeys([*fresh, *gone], "the one before")},
+        {**after, **dict.fromkeys(fresh, "a new one"), **dict.fromkeys(gone, "none")},
     )
     changed_at_us = max(now_us, entry.changed_at_us + 1)
-    update = "UPDATE upstream SET settings = ?, secrets = ?, set_at = ?, changed_at = ? WHERE id = ?"
-    guard = " AND changed_at = ?"
-    values = (_json(after), secrets, _json(moments), changed_at_us, entry.id, entry.changed_at_us)
-    line = record("upstream.edit", _about(entry.name), *facts)
-    if not (await store.write([(update + guard, values), line]))[0]:
-        raise InvalidRequest("somebody else has changed this upstream in this very moment: look again")
+    update = f"UPDATE upstream SET settings = ?, secrets = ?, set_at = ?, changed_at = ? WHERE {_SAME}"  # noqa: S608
+    values = (_json(after), secrets, _json(moments), changed_at_us)
+    line = record("upstream.edit", _about(entry.name), *facts, _still(entry))
+    await _write(store, entry, [line, (update, (*values, entry.id, entry.changed_at_us))])
     return True
 
 
 async def remove_entry(store: Store, entry: Entry, record: Record) -> None:
     """Forget an upstream and its secrets; calls under way end as they began.
 
-    Raises InvalidRequest while something is there that is nowhere else.
+    Raises InvalidRequest while something is there that is nowhere else, or when somebody else has changed it since.
     """
     for what, count in _HOMES:
         ((number,),) = await store.fetch(count, (entry.name,))
         if number:
             raise InvalidRequest(f"{number} {what} are at this upstream: drain it, and remove it when they are through")
-    line = record("upstream.remove", _about(entry.name), entry.values, None)
-    forget: Statement = ("DELETE FROM upstream WHERE id = ?", (entry.id,))
-    enable: Statement = ("DELETE FROM upstream_switch WHERE name = ?", (entry.name,))
-    await store.write([forget, enable, line])
+    line = record("upstream.remove", _about(entry.name), entry.values, None, _still(entry))
+    same, values = _still(entry)
+    enable: Statement = (f"DELETE FROM upstream_switch WHERE name = ? AND EXISTS ({same})", (entry.name, *values))  # noqa: S608
+    forget: Statement = (f"DELETE FROM upstream WHERE {_SAME}", values)  # noqa: S608
+    await _write(store, entry, [line, enable, forget])
 
 
 async def left_behind(store: Reading, name: str, now_us: int) -> int:
@@ -193,6 +202,17 @@ def opened(entry: Entry, seals: Opener) -> UpstreamSettings:
 def without_secrets(settings: UpstreamSettings) -> UpstreamSettings:
     """Give settings as they may be shown."""
     return replace(settings, **{name: type(getattr(settings, name))("") for name in secrets_of(settings)})
+
+
+def _still(entry: Entry) -> Statement:
+    """Ask for the row as it was read."""
+    return f"SELECT 1 FROM upstream WHERE {_SAME}", (entry.id, entry.changed_at_us)  # noqa: S608
+
+
+async def _write(store: Store, entry: Entry, statements: Sequence[Statement]) -> None:
+    """Change a row, and say so in the audit log: both, or neither. Raises InvalidRequest when it has changed since."""
+    if not (await store.write([(_LOCK, (entry.id, entry.changed_at_us)), *statements]))[0]:
+        raise InvalidRequest("somebody else has changed this upstream in this very moment: look again")
 
 
 def _entry(row: Sequence[Any]) -> Entry:

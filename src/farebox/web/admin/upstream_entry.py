@@ -1,7 +1,8 @@
 """Entering upstreams: adding, changing and removing one, in force at once everywhere. Secrets go in and never out."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
+from urllib.parse import quote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -76,7 +77,7 @@ class UpstreamEntries:
             Route(f"{_HERE}/new", page(self.kinds)),
             Route(f"{_HERE}/new/of/{{kind}}", page(self.new, proof=True), methods=["GET", "POST"]),
             Route(f"{_HERE}/{{name}}/edit", page(self.edit, proof=True), methods=["GET", "POST"]),
-            Route(f"{_HERE}/{{name}}/remove", page(self.remove), methods=["POST"]),
+            Route(f"{_HERE}/{{name}}/remove", page(self.remove), methods=["GET", "POST"]),
         ]
 
     async def kinds(self, request: Request, me: Session) -> Response:
@@ -123,7 +124,8 @@ class UpstreamEntries:
             return await self._show(request, me, kind, texts, {}, entry=entry)
         form = await read_form(request)
         said = _said(kind, form)
-        kept, refusal = self._kept(entry, said)
+        forget = {name for name in entry.moments if form.get(f"forget_{name}") == "yes" and not said.get(name)}
+        kept, refusal = self._kept(entry, said, forget)
         settings, wrong = read_fields(entry.name, kind, said, kept, self._sold(entry))
         blank = {name: type(getattr(settings, name))("") for name in kept if hasattr(settings, name)}
         settings = replace(settings, **blank)
@@ -132,7 +134,7 @@ class UpstreamEntries:
         if not wrong and not refusal:
             try:
                 line = self._record(request, me, form)
-                await change_entry(self._store, self._seals, entry, settings, self._clock(), line)
+                await change_entry(self._store, self._seals, entry, settings, self._clock(), line, forget)
             except FareboxError as refused:
                 refusal = str(refused)
         if wrong or refusal:
@@ -140,12 +142,16 @@ class UpstreamEntries:
         return await self._done()
 
     async def remove(self, request: Request, me: Session) -> Response:
-        """Forget an upstream. Calls under way at it end as they began."""
+        """Forget an upstream. Calls under way at it end as they began. Opened again, it is the page with the form."""
+        if request.method != "POST":
+            return RedirectResponse(f"{_HERE}/{quote(request.path_params['name'], safe='')}/edit", 303)
         entry = await self._find(request)
         form = await read_form(request)
         try:
             if form.get("sure") != "yes":
                 raise InvalidRequest("tick that you mean it")
+            if form.get("base") != str(entry.changed_at_us):
+                raise InvalidRequest("somebody else has changed this upstream meanwhile: look again")
             await remove_entry(self._store, entry, self._record(request, me, form))
         except InvalidRequest as refused:
             try:
@@ -155,9 +161,9 @@ class UpstreamEntries:
             return await self._show(request, me, kind, texts, {}, entry=entry, unremoved=str(refused))
         return await self._done()
 
-    def _kept(self, entry: Entry, said: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    def _kept(self, entry: Entry, said: Mapping[str, str], forget: Container[str]) -> tuple[dict[str, str], str]:
         """Give the secrets that stay as they are; and why they cannot be had, if so."""
-        stay = [name for name in entry.moments if not said.get(name)]
+        stay = [name for name in entry.moments if not said.get(name) and name not in forget]
         try:
             secrets = reveal(entry, self._seals) if stay else {}
         except FareboxError as error:
@@ -178,8 +184,10 @@ class UpstreamEntries:
         """Make what writes the line of the audit log. Raises InvalidRequest when the form does not say why."""
         by, reason = operator_of(request, me), read_reason(form)
 
-        def line(action: str, target: str, before: Facts | None, after: Facts | None) -> Statement:
-            return record(by.name, by.address, action, target, before, after, reason)
+        def line(
+            action: str, target: str, before: Facts | None, after: Facts | None, only_if: Statement | None
+        ) -> Statement:
+            return record(by.name, by.address, action, target, before, after, reason, only_if)
 
         return line
 

@@ -19,6 +19,8 @@ from farebox.web.kit import Kit
 from farebox.web.visitors import read_form
 
 _HERE: Final = "/admin/upstreams"
+_BUTTON: Final = ["GET", "POST"]
+"""A browser that is started again opens the address of a button: that leads to the page which the button is on."""
 _LAST_HOUR: Final = (
     "SELECT upstream, count(*), sum(CASE WHEN outcome = 'upstream_broke' THEN 1 ELSE 0 END), "
     "sum(CASE WHEN attempts > 1 THEN 1 ELSE 0 END), sum(first_byte_us), count(first_byte_us) FROM usage "
@@ -50,9 +52,9 @@ class Upstreams:
         page = self._admins.page
         return [
             Route(_HERE, page(self.all)),
-            Route(f"{_HERE}/{{name}}/drain", page(self.drain), methods=["POST"]),
-            Route(f"{_HERE}/{{name}}/enable", page(self.enable), methods=["POST"]),
-            Route(f"{_HERE}/{{name}}/test", page(self.test, changes=False), methods=["POST"]),
+            Route(f"{_HERE}/{{name}}/drain", page(self.drain), methods=_BUTTON),
+            Route(f"{_HERE}/{{name}}/enable", page(self.enable), methods=_BUTTON),
+            Route(f"{_HERE}/{{name}}/test", page(self.test, changes=False), methods=_BUTTON),
         ]
 
     async def all(self, request: Request, me: Session) -> Response:
@@ -66,6 +68,8 @@ class Upstreams:
         return await self._switch(request, me, "enable")
 
     async def test(self, request: Request, me: Session) -> Response:
+        if request.method != "POST":
+            return RedirectResponse(_HERE, 303)
         name = request.path_params["name"]
         cheapest = min(self._offer.models, key=lambda model: model.rates.list.input)
         trial = await self._backstage.try_upstream(name, cheapest.id)
@@ -74,6 +78,8 @@ class Upstreams:
         return await self._show(request, me, name, trial)
 
     async def _switch(self, request: Request, me: Session, what: str) -> Response:
+        if request.method != "POST":
+            return RedirectResponse(_HERE, 303)
         name = request.path_params["name"]
         state = next((one for one in self._backstage.upstreams() if one.name == name), None)
         if state is None:
