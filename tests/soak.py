@@ -21,6 +21,7 @@ from tests.books.driver import Driver
 from tests.chains import fuzz_bitcoin, fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
+from tests.disk.power import Power
 from tests.hostile.crowd import crowd
 from tests.kill.harness import Killing
 from tests.kill.nodes import nodes_under_load
@@ -84,6 +85,13 @@ def kill_nodes(leg: Leg) -> Seen:
             return Seen(Counter({"kills of nodes": leg.size}) + nodes.seen, most)
 
     return asyncio.run(storm())
+
+
+def power(leg: Leg) -> Seen:
+    """Cut the power of recorded lives of the books."""
+    cutting = Power(leg.seed)
+    asyncio.run(cutting.run(leg.size, leg.tell))
+    return Seen(Counter({"power cuts": leg.size, "recordings": cutting.recordings}) + cutting.seen)
 
 
 def restarts(leg: Leg) -> Seen:
@@ -164,6 +172,7 @@ _SOAKS: Final = {
     "races": Soak(races, "rounds", 200_000, 50_000),
     "kill": Soak(kill, "kills", 1_000, 200),
     "kill-nodes": Soak(kill_nodes, "kills", 1_000, 100),
+    "power": Soak(power, "cuts", 600, 150),
     "restarts": Soak(restarts, "restarts", 100, 50, KINDS),
     "api": Soak(api, "examples", 1_000, 1_000),
     "slow": Soak(slow, "seconds", 20, 20),

@@ -22,6 +22,7 @@ from farebox.billing.ledger import Settle, Settled
 from farebox.books.ledger import Ledger
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.ids import show_request_id
+from farebox.store.durable import make_directory, sync
 
 MOST: Final = 10_000
 _PORTION: Final = 200
@@ -121,7 +122,7 @@ class Spool:
 
     def _open(self) -> None:
         if self._descriptor is None:
-            _make_directory(self._directory)
+            make_directory(self._directory, 0o700)
             path = self._directory / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
             self._descriptor, self._path = _make(path), path
 
@@ -223,7 +224,7 @@ def _make(path: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         unnamed.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError:
         os.close(descriptor)
         unnamed.unlink(missing_ok=True)
@@ -236,22 +237,6 @@ def _put_away(path: Path, *, sound: bool) -> None:
         path.unlink()
     else:
         path.rename(path.with_suffix(_REJECTED))
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory whose name outlives a power cut."""
-    if not path.is_dir():
-        _make_directory(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
-        _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def waiting_in(directory: Path) -> int:

@@ -16,7 +16,8 @@ from farebox.cli.progress import Progress
 from farebox.config import Config
 from farebox.errors import FareboxError, StoreUnavailable
 from farebox.store import schema
-from farebox.store.backup import copy_database, sync
+from farebox.store.backup import copy_database
+from farebox.store.durable import sync
 from farebox.store.open import open_store
 from farebox.store.upgrade import schema_at
 from farebox.store.urls import for_tools

@@ -9,6 +9,7 @@ from typing import Final
 import apsw
 
 from farebox.errors import StoreUnavailable
+from farebox.store.durable import sync
 
 _STEP_PAGES: Final = 512
 _BUSY_MS: Final = 10_000
@@ -37,12 +38,3 @@ def copy_database(database: Path, to: Path, tell: Callable[[int, int], None]) ->
     except apsw.Error as error:
         raise StoreUnavailable(f"the database {database} cannot be copied: {error}") from error
     sync(to)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a directory, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

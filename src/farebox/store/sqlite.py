@@ -24,6 +24,7 @@ from farebox.billing.plans import Plans
 from farebox.clock import Clock, steady_clock
 from farebox.errors import StoreConflict, StoreUnavailable
 from farebox.store import schema
+from farebox.store.durable import make_directory
 from farebox.store.marks import Marks
 from farebox.store.protocol import Row, Statement
 from farebox.store.sqlite_books import Books
@@ -96,7 +97,7 @@ class SqliteStore:
         self._batch_busy_ms = _BATCH_BUSY_MS if serving else _BUSY_MS
         if not create and not path.exists():
             raise StoreUnavailable(f"there is no database at {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         self._lock_fd = _lock_to_serve(path, inherited_lock) if serving else None
         self.marks = Marks(_lock_path(path)) if serving else None
         try:

@@ -11,6 +11,7 @@ import apsw
 from farebox.clock import steady_clock
 from farebox.errors import StoreUnavailable
 from farebox.store import postgres_schema, schema, sqlite
+from farebox.store.durable import make_directory
 from farebox.store.postgres import one_connection
 from farebox.store.urls import is_postgres, without_password
 
@@ -60,7 +61,7 @@ def _version_of_file(path: Path) -> int:
 
 
 def _upgrade_file(path: Path, tell: Tell) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     held = sqlite.lock(path, alone=False)  # shared with another migration, which waits for its turn in the file itself
     try:
         connection = sqlite.connect(path, steady_clock())

@@ -1,0 +1,91 @@
+"""Power cuts at random moments of recorded lives of the books, each followed by the check of what is there then."""
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.cluster import memory
+from tests.disk.disk import WAYS, Disk
+from tests.disk.oracle import Lost, check_after_cut
+from tests.disk.recording import Recording, record
+
+CUTS_EACH: Final = 30
+"""Power cuts of one recording; a longer run makes more recordings."""
+OPERATIONS: Final = 600
+_CHECKPOINTS: Final = (1000, 120, 40)
+"""Pages of the log after which it is brought into the database: SQLite's own, and fewer, to see more of it."""
+_FAILING: Final = "error=EIO:when={}+{}"
+
+
+class Power:
+    """One run. With a `synchronous` that is less than FULL, what is lost is counted and no failure."""
+
+    def __init__(self, seed: int, synchronous: str = "FULL") -> None:
+        self.seed = seed
+        self.synchronous = synchronous
+        self.seen: Counter[str] = Counter()
+        self.lost = 0
+        """Cuts after which something that had been answered was not there."""
+        self.recordings = 0
+
+    async def run(self, cuts: int, on_progress: Callable[[int], None] | None = None) -> None:
+        """Make so many cuts. Each recording has a seed of its own, by which it can be repeated, named by a failure."""
+        done = 0
+        while done < cuts:
+            seed = self.seed + self.recordings
+            choices = random.Random(seed)
+            with tempfile.TemporaryDirectory(prefix="farebox-power-", dir=memory()) as directory:
+                recording = await self._record(Path(directory), seed, choices)
+                disk = Disk(recording, Path(directory))
+                for _ in range(min(CUTS_EACH, cuts - done)):
+                    await self._cut(disk, recording, choices, Path(directory), seed)
+                    done += 1
+                    if on_progress:
+                        on_progress(done)
+            self.recordings += 1
+
+    async def _record(self, directory: Path, seed: int, choices: random.Random) -> Recording:
+        """Record a life of the books, every other one on a disk whose syncs fail now and then."""
+        faults = _FAILING.format(choices.randint(3, 40), choices.randint(5, 25)) if self.recordings % 2 else ""
+        recording = await record(
+            directory,
+            seed,
+            operations=OPERATIONS,
+            synchronous=self.synchronous,
+            checkpoint=choices.choice(_CHECKPOINTS),
+            faults=faults,
+        )
+        self.seen["commands"] += sum("sent" in line for _, line in recording.told)
+        self.seen["commands not answered"] += sum("unknown" in line for _, line in recording.told)
+        for event in recording.events:
+            if event.name in {"fsync", "fdatasync"}:
+                of = {"books.db": "the database", "books.db-wal": "the log"}.get(Path(event.path).name, "a directory")
+                self.seen["syncs that failed" if event.returned else f"syncs of {of}"] += 1
+        return recording
+
+    async def _cut(self, disk: Disk, recording: Recording, choices: random.Random, directory: Path, seed: int) -> None:
+        """Cut the power just after something was told, when most is at stake, or at any moment."""
+        moments = [moment for moment, line in recording.told if "done" in line]
+        moment = choices.choice(moments) + 1 if choices.random() < 0.5 else choices.randint(1, recording.length)
+        way = choices.choice(WAYS)
+        to = directory / "rebuilt"
+        doubtful = disk.cut(moment, way, choices, to)
+        self.seen[f"cuts that left {way}"] += 1
+        self.seen["changes that might be lost"] += doubtful
+        books = to / "data" / "books.db"
+        if choices.random() < 0.5 and books.exists():  # what was in the shared memory is worth nothing
+            books.with_name(books.name + "-shm").write_bytes(choices.randbytes(32_768))
+            self.seen["garbage in the shared memory"] += 1
+        try:
+            await check_after_cut(books, recording.told, moment, self.seen)
+        except Lost as error:
+            self.lost += 1
+            if self.synchronous == "FULL":
+                error.add_note(f"power {seed}: a cut at {moment} of {recording.length} that left {way}")
+                raise
+        except Exception as error:
+            error.add_note(f"power {seed}: a cut at {moment} of {recording.length} that left {way}")
+            raise
