@@ -154,3 +154,24 @@ async def test_no_batch_is_made_at_an_upstream_that_is_drained(open_stage: OpenS
         assert not stage.simulator.requests
         only.drained = False
         await make(stage, stage.alice, items("one"))
+
+
+@pytest.mark.parametrize(("change", "reads"), [("revoked_at", False), ("expires_at", False), ("revoked_at", True)])
+async def test_what_is_left_of_a_batch_is_free_once_no_key_can_read_its_results(
+    open_stage: OpenStage, change: str, *, reads: bool
+) -> None:
+    """Nobody pays for what nobody can have. Where the server itself can open them, another key reads the results."""
+    kept = '[server]\nsecret = "a-secret-that-is-long-enough-to-be-one"\n' if reads else ""
+    unattended = "unattended = true\n" if reads else ""
+    async with open_stage(f"{OWN}at_once = 1\n{unattended}", server=kept.removeprefix("[server]\n")) as stage:
+        other = await stage.sibling(stage.alice)
+        made = await make(stage, stage.alice, items(*["[[sim delay=400]]"] * (3 if reads else 30)))
+        gone = f"UPDATE api_key SET {change} = ? WHERE id = (SELECT key_id FROM batch)"
+        await stage.gateway.store.write([(gone, (stage.gateway.clock() - 1,))])
+        batch = await ended(stage, other, made["id"])
+        counts = batch["request_counts"]
+        assert (counts["canceled"] > 0) is not reads
+        assert counts["succeeded"] + counts["canceled"] == (3 if reads else 30)
+        if reads:
+            assert len(await results(stage, other, batch)) == 3
+        await books_agree(stage, stage.alice)

@@ -180,6 +180,15 @@ class Records:
         alive = "SELECT 1 FROM run r WHERE r.id = batch.run_id AND r.stopped_at IS NULL AND r.reaped_at IS NULL"
         return _batches(await self._store.fetch(f"{_READ} WHERE state = 'creating' AND NOT EXISTS ({alive})"))
 
+    async def keyless(self) -> list[Batch]:
+        """Read batches under way whose results nobody can read any more: the only key that could works no longer."""
+        key = (
+            "SELECT 1 FROM api_key k WHERE k.id = batch.key_id "
+            "AND (k.revoked_at IS NOT NULL OR coalesce(k.expires_at <= now_us(), FALSE))"
+        )
+        own = "way = 'own' AND state = 'in_progress' AND sealed_key IS NULL"
+        return _batches(await self._store.fetch(f"{_READ} WHERE {own} AND EXISTS ({key})"))
+
     async def old(self, before_us: int) -> list[Batch]:
         """Read batches that were made before a moment, have ended and still have their contents."""
         sql = f"{_READ} WHERE state = 'ended' AND archived_at IS NULL AND created_at < ?"

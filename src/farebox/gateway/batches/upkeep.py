@@ -121,6 +121,9 @@ class Upkeep:
                 self._alert("batch_abandoned", batch=batch.id, account_id=batch.account_id, upstream=batch.upstream)
             await self._charges.end_all(batch, "canceled", "gateway_died")
             await self._records.delete(batch)
+        for batch in await self._records.keyless():
+            self._log("batch_key_gone", batch=batch.id, account_id=batch.account_id)
+            await self._records.cancel(batch, now_us)
         for batch in await self._records.unattended():
             if self._own.works_on(batch):
                 continue
