@@ -63,7 +63,7 @@ class CallLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """A stream silent for longer is broken by the upstream. Its pings count as life."""
     keep_alive_ping_s: Seconds = 15.0
     """A client that heard nothing for this long is sent a ping of ours."""
-    connect_s: Seconds = 10.0
+    connect_s: Seconds = 3.0
     """Time to connect to an upstream, TLS included."""
     first_byte_s: Seconds = 600.0
     """Time to an answer's first byte: long, for without streaming it comes after all the thinking."""
