@@ -72,7 +72,7 @@ async def test_what_is_full_is_passed_over_and_its_calls_wait_when_only_worse_ar
     rest(b)
     assert choose(pool) is None
     assert choose(pool, waited=True) == "b"
-    b.concurrency, b.client.running = 1, 1
+    b.at_once, b.client.running = 1, 1
     assert choose(pool, waited=True) is None
     a.client.running = 0
     assert choose(pool) == "a"

@@ -13,14 +13,14 @@ from farebox.upstreams.kinds.kind import Ask, Outgoing
 from farebox.upstreams.pool import Pool
 from farebox.upstreams.tries import Tries
 from farebox.upstreams.upstream import Upstream
-from tests.gateway.play import books, message
+from tests.gateway.play import books, listen, message
 from tests.stage import OpenStage
 from tests.upstreams.kinds.chat.server import asked
 from tests.upstreams.kinds.chat.server import serving as serving_chat
 from tests.upstreams.kinds.chat.server import whole as chat_answer
 from tests.upstreams.test_choice import now, rest, up
 from tests.upstreams.test_pool import answering, pool_of
-from tests.upstreams.wire import Line, serving, whole
+from tests.upstreams.wire import Line, serving, until, whole
 
 SIMULATED = '\n[[upstreams]]\nname = "sim"\nkind = "simulator"\npriority = 1\n'
 PDF: dict[str, Any] = {
@@ -279,3 +279,24 @@ async def test_who_waits_goes_to_an_upstream_that_is_enabled_or_added_meanwhile(
         pool.replace([busy, free])
     async with asyncio.timeout(1):
         assert await waits is free
+
+
+async def test_an_upstream_whose_connections_are_all_busy_is_full_and_not_broken(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls wait for it in turn, or are told so; its health has nothing to do with it."""
+    monkeypatch.setattr(pools, "_QUEUE_S", 0.3)
+    busy = '[[upstreams]]\nname = "sim"\nkind = "simulator"\nspeed = 0\nconnections = 2\nconnect_s = 0.1\n'
+    async with open_stage(upstreams=busy) as stage:
+        streams = [await listen(stage, stage.alice, "[[sim tokens=500 rate=20]]") for _ in range(2)]
+        refused = await asyncio.gather(*(stage.ask(stage.alice) for _ in range(6)))
+        assert {status for status, _ in refused} == {529}
+        monkeypatch.setattr(pools, "_QUEUE_S", 5.0)
+        waits = asyncio.create_task(stage.ask(stage.alice))
+        await until(lambda: stage.parts.pool.waiting)
+        (upstream,) = stage.parts.pool.upstreams
+        assert (upstream.failures, upstream.failed_by) == (0, {})
+        next(iter(upstream.client.opened)).abort()  # ends a stream: its place is free
+        assert (await waits)[0] == 200
+        for stream in streams:
+            stream.hang_up()

@@ -183,7 +183,7 @@ class Pool:
         """Send new calls to these alone. Those that stay keep all they know; calls under way at others end there."""
         self.upstreams = tuple(upstreams)
         for upstream in upstreams:
-            upstream.client.on_free = self._next if upstream.concurrency else None
+            upstream.client.on_free = self._next
         self._wake()
 
     def tick(self, now: float) -> None:

@@ -28,7 +28,7 @@ class UpstreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     models: tuple[str, ...] | dict[str, str] = ()
     """Ids of models; or a table of them with what the upstream calls each."""
     connections: Annotated[int, Meta(ge=1)] = 1000
-    """Open connections to it at most; further calls wait, within `connect_s`."""
+    """Open connections to it at most; further calls go elsewhere, or wait shortly."""
     connect_s: Annotated[float, Meta(gt=0)] | None = None
     """Overrides `limits.connect_s` for this upstream."""
     first_byte_s: Annotated[float, Meta(gt=0)] | None = None

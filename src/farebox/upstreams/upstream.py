@@ -23,6 +23,8 @@ class Upstream(Health):
         self.weight = settings.weight
         self.priority = settings.priority
         self.concurrency = settings.concurrency
+        self.at_once = min(settings.connections, settings.concurrency or settings.connections)
+        """Calls it takes at once: by the operator's word, and by the connections that may be open."""
         self.organization = settings.organization
         self.names = dict(settings.models) if isinstance(settings.models, dict) else {}
         """What it calls models, by their ids, where that is not what everybody calls them."""
@@ -32,7 +34,7 @@ class Upstream(Health):
         self.client = HttpClient(
             read_origin(settings.base_url),
             connect_s=settings.connect_s or connect_s,
-            connections=min(settings.connections, settings.concurrency or settings.connections),
+            connections=self.at_once,
             stall_s=self.stall_s,
             tls=tls,
         )
@@ -57,7 +59,7 @@ class Upstream(Health):
     @property
     def has_room(self) -> bool:
         """Whether it takes one more call at once."""
-        return not self.concurrency or self.client.running + self.claimed < self.concurrency
+        return self.client.running + self.claimed < self.at_once
 
     async def request(self, ask: Ask, *, first_byte_s: float) -> Reply:
         """Send it an ask, in its own words. Raises Refusal for what it cannot be asked, UpstreamError if it fails."""
