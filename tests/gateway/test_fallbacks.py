@@ -9,7 +9,7 @@ import pytest
 from farebox.accounts.key_rules import Rules
 from farebox.accounts.keys import change_key, find_key
 from farebox.books.audit import audit
-from tests.gateway.play import USD, Heard, books, envelope, message
+from tests.gateway.play import USD, Heard, books, envelope, message, script, upstream
 from tests.stage import MODEL, OpenStage, Stage
 
 OTHER = "claude-haiku-4-5"
@@ -162,3 +162,21 @@ async def test_a_model_falls_back_to_others_that_are_sold(open_stage: OpenStage,
     with pytest.raises(Exception, match="must be the ids of others of"):
         async with open_stage(models(names)):
             pass
+
+
+@pytest.mark.parametrize("answered", ["qwen3-32b", f"{OTHER}-20260101", OTHER, ""])
+async def test_what_served_in_another_ones_place_costs_its_own_price_whatever_it_calls_itself(
+    open_stage: OpenStage, closed: int, answered: str
+) -> None:
+    """A name that nobody sells is charged as the model that was asked for: of a fallback that is the wrong one."""
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    body = json.dumps({"type": "message", "id": "m", "model": answered, "content": [], "usage": usage}).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with script([head + body]) as theirs:
+        away = upstreams(closed).partition('[[upstreams]]\nname = "sim"')[0]
+        both = f"{away}{upstream('theirs', theirs.port, models=json.dumps([OTHER]))}"
+        async with open_stage(models(f'"{OTHER}"'), upstreams=both) as stage:
+            assert (await ask(stage))[0].status == 200
+            row = await books(stage, stage.alice)
+            assert row["charged_nanos"] == 1000 * 500 + 100 * 2500
+            assert not [finding for finding in await audit(stage.gateway.store) if not finding.ok]

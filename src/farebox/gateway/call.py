@@ -210,7 +210,10 @@ class Call:
         name = _kept(self.answered_model)
         if name is None:
             return self.model.id
-        return self.tries.upstream.sold_as(name) if self.tries.upstream is not None else name
+        sold = self.tries.upstream.sold_as(name) if self.tries.upstream is not None else name
+        if self.fallback_of is not None and self.catalogue.answered_by(sold, self.model) is None:
+            return self.model.id  # a name of the upstream's own: else it would cost what the model asked for does
+        return sold
 
     def _unbilled_refusal(self) -> bool:
         """Tell a refusal without output, which the upstream does not bill (Messages API, "stop reasons")."""
