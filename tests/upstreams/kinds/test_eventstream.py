@@ -127,3 +127,10 @@ def test_a_chunk_that_is_no_event_is_not_passed_on(payload: bytes) -> None:
 
 def test_a_chunk_over_several_lines_stays_one_event() -> None:
     assert decoded(chunk(b'{\n"type": "ping"\r\n}')) == b'event: ping\ndata: {\ndata: "type": "ping"\ndata: }\n\n'
+
+
+def test_headers_are_no_larger_than_awss_own_limit() -> None:
+    """Millions of them would keep everybody else waiting for seconds."""
+    prelude = struct.pack(">II", 20 * 2**20, 10 * 2**20)
+    with pytest.raises(BadAnswer, match="has a frame of"):
+        Frames().feed(prelude + struct.pack(">I", zlib.crc32(prelude)))

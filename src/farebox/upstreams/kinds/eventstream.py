@@ -17,6 +17,8 @@ from farebox.upstreams.kinds.faults import aws_event
 
 FRAME_BYTES: Final = 24 * 2**20
 """The largest frame accepted: a payload of 16 MB in base64, and its headers."""
+_HEADERS_BYTES: Final = 128 * 1024
+"""The most that headers may take of it, by AWS's own limit."""
 _PRELUDE: Final = struct.Struct(">III")
 _CHECKSUM: Final = struct.Struct(">I")
 _EVENT: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -63,7 +65,7 @@ class Frames:
             total, headers, checksum = _PRELUDE.unpack_from(self._buffer, begin)
             if zlib.crc32(self._buffer[begin : begin + 8]) != checksum:
                 raise BadAnswer("the event stream has a wrong checksum")
-            if total > FRAME_BYTES or total < headers + _PRELUDE.size + _CHECKSUM.size:
+            if total > FRAME_BYTES or headers > _HEADERS_BYTES or total < headers + _PRELUDE.size + _CHECKSUM.size:
                 raise BadAnswer(f"the event stream has a frame of {total} bytes")
             if len(self._buffer) - begin < total:
                 break
