@@ -1,11 +1,14 @@
 """Chat completions on a running gateway: charged as any call, whatever happens to client, upstream or money."""
 
 import json
+import threading
 from typing import Any, Final
 
 import pytest
 
 from farebox.billing.ledger import Settle
+from farebox.gateway.chat import front
+from farebox.gateway.chat.asked import to_messages
 from tests.gateway.chat.play import PATH, ask, chat, chunks, error_of, listen, post, text_of
 from tests.gateway.play import USD, books, eventually, script, trouble, upstream
 from tests.stage import OpenStage, Stage
@@ -261,3 +264,20 @@ async def test_what_is_said_is_nowhere_in_the_log(stage: Stage) -> None:
 
     await eventually(logged)
     assert "otter-canary-7" not in json.dumps(stage.events, default=str)
+
+
+async def test_a_large_request_is_translated_beside_the_loop_and_served(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def translated(body: bytes) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return to_messages(body)
+
+    monkeypatch.setattr(front, "to_messages", translated)
+    url = f"data:image/png;base64,{'A' * 2**20}"
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    for messages in (picture, [{"role": "user", "content": "small"}]):
+        assert (await ask(stage, stage.alice, messages=messages))[0] == 200
+    assert threads == [False, True]

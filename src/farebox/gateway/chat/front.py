@@ -18,6 +18,7 @@ from farebox.gateway.messages import Messages
 from farebox.gateway.wire import DEFAULT_VERSION
 from farebox.http.exchange import Exchange, Headers
 from farebox.ids import show_request_id
+from farebox.upstreams.kinds.bodies import beside
 
 PATH: Final = "/chat/completions"
 _NOT_FOR_UPSTREAM: Final = frozenset({b"anthropic-version", b"openai-organization", b"openai-project", b"openai-beta"})
@@ -66,7 +67,7 @@ class Passage(Exchange):
 
     async def read_body(self, limit: int) -> bytes:
         """Give the body in the words of the Messages API. Raises Refusal, besides what `Exchange` raises."""
-        asked = to_messages(await self._outer.read_body(limit))
+        asked = await beside(await self._outer.read_body(limit), to_messages)
         catalogue = self._prices.now
         if catalogue.find(asked.model) is None:
             sold = ", ".join(sorted(catalogue.models)[:_NAMED])
