@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +11,7 @@ from farebox.upstreams import pool as pools
 from farebox.upstreams.kinds.anthropic import Anthropic
 from farebox.upstreams.kinds.kind import Ask, Outgoing
 from farebox.upstreams.pool import Pool
+from farebox.upstreams.roster import Roster
 from farebox.upstreams.tries import Tries
 from farebox.upstreams.upstream import Upstream
 from tests.gateway.play import books, listen, message
@@ -300,3 +301,23 @@ async def test_an_upstream_whose_connections_are_all_busy_is_full_and_not_broken
         assert (await waits)[0] == 200
         for stream in streams:
             stream.hang_up()
+
+
+async def test_an_upstream_that_leaves_is_not_closed_while_a_call_is_put_in_its_words() -> None:
+    """As when a token is waited for: nothing of it is under way yet."""
+    closed = []
+
+    class Leaving(Choosy):
+        async def close(self) -> None:
+            closed.append(True)
+
+    upstream = up("a")
+    upstream.kind = Leaving(upstream)
+    roster = Roster(cast("Any", None), pool_of(), cast("Any", None), cast("Any", None), print)
+    roster._leaving = [(upstream, now() - 60)]
+    upstream.claimed += 1
+    await roster.tend()
+    assert not closed
+    upstream.unclaim()
+    await roster.tend()
+    assert closed

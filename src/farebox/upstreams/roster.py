@@ -114,7 +114,7 @@ class Roster:
     async def tend(self) -> None:
         """Close the connections of upstreams that have been changed or removed, once no call is under way there."""
         now = asyncio.get_running_loop().time()
-        over = [one for one, since in self._leaving if now - since >= _LEAVES_S and not one.in_flight]
+        over = [one for one, since in self._leaving if now - since >= _LEAVES_S and not one.is_used]
         self._leaving = [(one, since) for one, since in self._leaving if one not in over]
         for one in over:
             await _close(one)

@@ -57,6 +57,11 @@ class Upstream(Health):
         return self.client.running
 
     @property
+    def is_used(self) -> bool:
+        """Whether a request is under way, or will be: it may still wait for a token."""
+        return self.client.running + self.claimed > 0
+
+    @property
     def has_room(self) -> bool:
         """Whether it takes one more call at once."""
         return self.client.running + self.claimed < self.at_once

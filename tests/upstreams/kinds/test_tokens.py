@@ -132,3 +132,12 @@ async def test_closing_ends_a_renewal(tokens: Tokens) -> None:
     await tokens.close()
     with pytest.raises((asyncio.CancelledError, ConnectFailed)):
         await waiting
+
+
+async def test_a_call_that_waits_while_all_is_closed_fails_and_is_not_cancelled(tokens: Tokens) -> None:
+    """Who calls would be taken for somebody that was stopped."""
+    waits = asyncio.create_task(tokens.bearer())
+    await asyncio.sleep(0)
+    await tokens.close()
+    with pytest.raises(ConnectFailed):
+        await waits

@@ -60,7 +60,7 @@ class Tokens:
         self._token = Secret("")
         self._renew_at = self._ends_at = 0.0
         self._rests_until = 0.0
-        self._failure = ""
+        self._failure = "no access token yet"
         self._renewal: asyncio.Task[None] | None = None
         self.renewals = 0
 
@@ -71,7 +71,7 @@ class Tokens:
             self._renewal = asyncio.create_task(self._renew())
         if now >= self._ends_at:
             if self._renewal is not None:
-                await asyncio.shield(self._renewal)
+                await asyncio.wait([self._renewal])  # whatever becomes of it: it may be closed meanwhile
             if asyncio.get_running_loop().time() >= self._ends_at:
                 raise ConnectFailed(self._failure)
         return b"Bearer " + self._token.reveal().encode("latin-1")
