@@ -169,6 +169,12 @@ HEAD_LINES = [
     b"x-envoy-upstream-service-time: 12",
     b"request-id: req_theirs",
     b"anthropic-organization-id: org-secret",
+    b"openai-organization: org-secret",
+    b"location: http://inside.example/",
+    b"x-ratelimit-remaining-requests: 888888",
+    b"x-litellm-response-cost: 0.0777",
+    b"x-litellm-model-api-base: http://inside.example/",
+    b"llm_provider-request-id: req_theirs",
     b"anthropic-ratelimit-requests-limit: 999999",
     b"anthropic-ratelimit-input-tokens-remaining: 1",
     b"anthropic-priority-input-tokens-limit: 1",
@@ -188,7 +194,7 @@ HEAD_LINES = [
 ANSWER = [b"\r\n".join([*HEAD_LINES, b"", b""]), JSON_BODY]
 HIDDEN = [
     b"req_theirs", b"org-secret", b"999999", b"priority", b"fast-output", b"set-cookie", b"strict-transport",
-    b"cloudflare",
+    b"cloudflare", b"inside.example", b"888888", b"0.0777",
     b"google", b"cf-ray", b"alt-svc", b"retry-after", b"1970", b"input-tokens",
 ]  # fmt: skip
 

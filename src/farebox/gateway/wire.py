@@ -34,16 +34,20 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"date", b"server", b"via", b"alt-svc", b"set-cookie", b"strict-transport-security",
         b"proxy-authenticate", b"www-authenticate", b"report-to", b"nel", b"x-robots-tag", b"cf-ray",
-        b"cf-cache-status",
+        b"cf-cache-status", b"location",
         # ours stand in their place
         b"request-id", b"x-should-retry", b"retry-after", b"retry-after-ms",
         # name the operator's account
-        b"anthropic-organization-id", b"anthropic-workspace-id",
+        b"anthropic-organization-id", b"anthropic-workspace-id", b"openai-organization", b"openai-project",
     }
 )  # fmt: skip
 DEFAULT_VERSION: Final = b"2023-06-01"
 """For clients that name no API version, as plain cURL lines do; the API itself requires one."""
-RESPONSE_PREFIXES_DROPPED: Final = (b"anthropic-ratelimit-", b"anthropic-priority-", b"anthropic-fast-")
+RESPONSE_PREFIXES_DROPPED: Final = (
+    *(b"anthropic-ratelimit-", b"anthropic-priority-", b"anthropic-fast-", b"x-ratelimit-"),
+    # proxies tell with these what a call cost the operator, and where it went
+    *(b"x-litellm-", b"llm_provider-"),
+)
 
 
 def upstream_headers(headers: Headers) -> Headers:
