@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from farebox.gateway.call import Call
+from farebox.gateway.recount import Recount
 from farebox.gateway.sse import TEXT_BYTES
+from farebox.upstreams.upstream import Upstream
 from tests.databases import read
 from tests.gateway.play import Heard, asked_upstream, books, exact, listen, nanos
 from tests.stage import OpenStage, Stage
@@ -119,3 +122,26 @@ async def test_a_gateway_that_stops_while_it_counts_charges_by_the_rule(
     row = read(database_url, "SELECT kind, outcome, output_tokens FROM usage")
     assert row == [("estimated", "client_gone", by_rule(heard))]
     assert read(database_url, "SELECT count(*) FROM hold") == [(0,)]
+
+
+@pytest.mark.parametrize(("probe", "count"), [(10**9, 50), (8, 7), (8, 1)])
+async def test_a_count_of_nothing_for_something_is_not_believed(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch, probe: int, count: int
+) -> None:
+    """Else one wrong answer to the probe made the output of every later one free."""
+    asked = Recount._count
+    said = [probe, count]
+
+    async def counted(self: Recount, call: Call, upstream: Upstream, text: bytes) -> int:
+        return said.pop(0) if said else await asked(self, call, upstream, text)
+
+    monkeypatch.setattr(Recount, "_count", counted)
+    async with open_stage(limits="drain_s = 0") as stage:
+        heard = await cut(stage)
+        heard.hang_up()
+        row = await charged(stage, heard)
+        assert row["output_tokens"] == by_rule(heard)
+        again = await cut(stage)
+        again.hang_up()
+        row = await books(stage, stage.alice, calls=2)
+        assert row["output_tokens"] == -(-len(text_of(again)) // 4)

@@ -5,7 +5,7 @@ to its count where that is lower. Never upwards; and without an answer in time t
 """
 
 import asyncio
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -41,9 +41,13 @@ class Recount:
         try:
             async with asyncio.timeout(self._patience_s):
                 around = await self._tokens_around(call, upstream)
-                call.counted_output = max(0, await self._count(call, upstream, text) - around)
+                counted = await self._count(call, upstream, text) - around
         except (UpstreamError, Refusal, TimeoutError, msgspec.DecodeError):
             return
+        if counted < 1:  # what came is a token at least: one of the two counts is none, and the next probe tells which
+            self._around.pop((upstream.name, call.model.id), None)
+            return
+        call.counted_output = counted
 
     async def _tokens_around(self, call: Call, upstream: Upstream) -> int:
         key = (upstream.name, call.model.id)
@@ -73,4 +77,4 @@ class Recount:
 
 
 class _Counted(msgspec.Struct):
-    input_tokens: int
+    input_tokens: Annotated[int, msgspec.Meta(ge=1)]
