@@ -141,3 +141,9 @@ async def test_a_call_that_waits_while_all_is_closed_fails_and_is_not_cancelled(
     await tokens.close()
     with pytest.raises(ConnectFailed):
         await waits
+
+
+async def test_a_life_that_is_written_as_text_is_read(issuer: Issuer, tokens: Tokens) -> None:
+    issuer.next = [lambda _: (200, {"content-type": "application/json"}, [b'{"access_token":"t","expires_in":"3599"}'])]
+    assert await tokens.bearer() == b"Bearer t"
+    assert 3500 < tokens._ends_at - asyncio.get_running_loop().time() < 3600

@@ -114,7 +114,7 @@ class Tokens:
         body = await answer.read(_ANSWER_BYTES)
         try:
             if answer.status == 200:
-                granted = msgspec.json.decode(body, type=_Granted)
+                granted = msgspec.json.decode(body, type=_Granted, strict=False)  # Entra writes "3599" at times
                 if granted.access_token.isascii() and granted.access_token.isprintable() and granted.access_token:
                     return granted
             refused = msgspec.json.decode(body, type=_Refused)
