@@ -22,6 +22,7 @@ from tests.chains import fuzz_bitcoin, fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
 from tests.disk.power import Power
+from tests.disk.syscalls import CASES_EACH, Syscalls, any_fault
 from tests.hostile.crowd import crowd
 from tests.kill.harness import Killing
 from tests.kill.nodes import nodes_under_load
@@ -92,6 +93,18 @@ def power(leg: Leg) -> Seen:
     cutting = Power(leg.seed)
     asyncio.run(cutting.run(leg.size, leg.tell))
     return Seen(Counter({"power cuts": leg.size, "recordings": cutting.recordings}) + cutting.seen)
+
+
+def syscalls(leg: Leg) -> Seen:
+    """Let calls of the kernel fail that a server makes."""
+    seen = Counter[str]()
+    for begin in range(0, leg.size, CASES_EACH):
+        with _directory() as directory:
+            trying = Syscalls(directory, leg.seed + begin)
+            faults = [any_fault(trying.random) for _ in range(min(CASES_EACH, leg.size - begin))]
+            asyncio.run(trying.run(faults, lambda number, begin=begin: leg.tell(begin + number)))  # type: ignore[misc]
+        seen += trying.seen
+    return Seen(seen)
 
 
 def restarts(leg: Leg) -> Seen:
@@ -173,6 +186,7 @@ _SOAKS: Final = {
     "kill": Soak(kill, "kills", 1_000, 200),
     "kill-nodes": Soak(kill_nodes, "kills", 1_000, 100),
     "power": Soak(power, "cuts", 600, 150),
+    "syscalls": Soak(syscalls, "cases", 200, 40),
     "restarts": Soak(restarts, "restarts", 100, 50, KINDS),
     "api": Soak(api, "examples", 1_000, 1_000),
     "slow": Soak(slow, "seconds", 20, 20),

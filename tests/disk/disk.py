@@ -48,10 +48,14 @@ class File:
     changes: list[Change] = field(default_factory=list)
 
     def sync(self, event: Event) -> None:
-        """Make durable what had been done when the sync began; if it failed, nothing of that ever is."""
+        """Make durable what had been done when the sync began; if it failed, nothing of that ever is.
+
+        Not so of a directory. SQLite does not heed a failure there, and may rely on file systems which bring a name to
+        the disk with the first sync of its file.
+        """
         for change in self.changes:
             if change.ended < event.began and change.safe_from == math.inf and not change.given_up:
-                if event.returned == 0:
+                if event.returned == 0 or self.is_directory:
                     change.safe_from = event.ended
                 else:
                     change.given_up = True

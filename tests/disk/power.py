@@ -49,7 +49,7 @@ class Power:
 
     async def _record(self, directory: Path, seed: int, choices: random.Random) -> Recording:
         """Record a life of the books, every other one on a disk whose syncs fail now and then."""
-        faults = _FAILING.format(choices.randint(3, 40), choices.randint(5, 25)) if self.recordings % 2 else ""
+        faults = _FAILING.format(choices.randint(3, 40), choices.randint(5, 25)) if seed % 2 else ""
         recording = await record(
             directory,
             seed,

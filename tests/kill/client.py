@@ -21,6 +21,8 @@ class Seen:
     message_id: str | None = None
     finished: bool = False
     """A whole JSON answer, or a stream down to its message_stop."""
+    explained: bool = True
+    """An error is in the envelope that clients know."""
     took_s: float = 0
     """How long it was until the connection ended."""
     ended_at_us: int = 0
@@ -72,7 +74,8 @@ def _read(got: bytes) -> Seen:
         finished = b"event: message_stop\n" in body and body.endswith(b"\n\n")
     else:
         finished = status == 200 and _is_json(body)
-    return Seen(status=status, message_id=message_id, finished=finished)
+    explained = status < 400 or _is_envelope(body)
+    return Seen(status=status, message_id=message_id, finished=finished, explained=explained)
 
 
 def _joined(rest: bytes) -> bytes:
@@ -87,6 +90,14 @@ def _joined(rest: bytes) -> bytes:
         parts.append(rest[:length])
         rest = rest[length + 2 :]
     return b"".join(parts)
+
+
+def _is_envelope(body: bytes) -> bool:
+    try:
+        error = json.loads(body)
+        return error["type"] == "error" and bool(error["error"]["type"]) and bool(error["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _is_json(body: bytes) -> bool:

@@ -56,6 +56,8 @@ class Server:
         self.config = directory / f"{name}.toml"
         self.log = directory / f"{name}.log"
         self.process: asyncio.subprocess.Process | None = None
+        self.before: tuple[str, ...] = ()
+        """What it is started by, such as a program that meddles with its calls of the kernel and becomes it."""
         text = _CONFIG.format(port=self.port, url=url, upstream=upstream, database=database) + PLAN
         self.config.write_text(text)
         self.config.chmod(0o600)
@@ -66,7 +68,7 @@ class Server:
         environment = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *COMMAND, str(self.config), env=environment, stdout=log, stderr=log
+                *self.before, *COMMAND, str(self.config), env=environment, stdout=log, stderr=log
             )
 
     async def answers(self) -> None:

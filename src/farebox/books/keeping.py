@@ -69,7 +69,8 @@ class Bookkeeping:
         In trouble it finds out whether the books can be written. Called by a job, about once a second.
         """
         now = asyncio.get_running_loop().time()
-        in_trouble = self.ledger.in_trouble or not self.available
+        trouble = self.ledger.trouble
+        in_trouble = trouble is not None or not self.available
         if not self.store.shared:
             await self._follow_on(now)
         if not in_trouble and (now < self._beats_at or not self.store.shared):
@@ -86,7 +87,9 @@ class Bookkeeping:
             return
         if not self.available:
             self._warn("books_available_again")
-        self.available, self.ledger.in_trouble = True, False
+        elif trouble is not None:
+            self._warn("books_faltered", error=str(trouble))
+        self.available, self.ledger.trouble = True, None
 
     async def _follow_on(self, now: float) -> None:
         """Take over from processes that end their last calls: the lead when it is free, what they left when they go."""

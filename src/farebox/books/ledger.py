@@ -44,8 +44,8 @@ class Ledger:
         self._queues = [_Queue(self, number) for number in range(store.lanes)]
         self.live: set[bytes] = set()
         """Calls that were let in here and whose end, which somebody here sees to, is not in the books yet."""
-        self.in_trouble = False
-        """Whether a batch could not be written since somebody last saw to that (Bookkeeping.beat)."""
+        self.trouble: StoreUnavailable | None = None
+        """Why a batch could not be written since somebody last saw to that (Bookkeeping.beat)."""
         self.batches = 0
         self.commands = 0
 
@@ -179,7 +179,7 @@ class _Queue:
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             answers = [error] * len(batch)
             if isinstance(error, StoreUnavailable):
-                self._ledger.in_trouble = True
+                self._ledger.trouble = error
                 self._turn_away(error)
         for (command, future), answer in zip(batch, answers, strict=True):
             if future.done():

@@ -41,7 +41,6 @@ _BATCH_BUSY_MS: Final = 1500
 _GLANCE_S: Final = 0.2
 """Who asks whether a database is served holds its lock for a moment."""
 _PRAGMAS: Final = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
     "PRAGMA mmap_size=0",
@@ -227,9 +226,13 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         """Make the schema where there is none; refuse another one."""
-        if self._writer.pragma("user_version") == 0:
-            migrate(self._writer)
-        wrong = schema.advice(f"the database {self.path}", self._writer.pragma("user_version"))
+        try:
+            if self._writer.pragma("user_version") == 0:
+                migrate(self._writer)
+            version = self._writer.pragma("user_version")
+        except apsw.Error as error:
+            raise StoreUnavailable(f"the database {self.path} cannot be opened: {error}") from error
+        wrong = schema.advice(f"the database {self.path}", version)
         if wrong is not None:
             raise StoreUnavailable(wrong)
 
@@ -301,6 +304,9 @@ def connect(path: Path, clock: Clock) -> apsw.Connection:
         connection.set_busy_timeout(_BUSY_MS)
         connection.create_scalar_function("now_us", lambda *_: clock(), 0)
         connection.create_scalar_function("unseen_since_us", lambda *_: None, 0)  # one writer, which commits at once
+        mode = connection.pragma("journal_mode", "wal")
+        if mode != "wal":  # told, and not raised, when the disk fails meanwhile
+            raise StoreUnavailable(f"the database {path} cannot be opened: its journal stays in mode {mode!r}")
         for pragma in _PRAGMAS:
             connection.execute(pragma)
     except apsw.Error as error:
