@@ -291,7 +291,7 @@ class Gateway:
         spool = parts.books.spool
         self.metrics.gauges += [
             ("farebox_calls_in_flight", "Calls being served", lambda: messages.in_flight),
-            ("farebox_requests_waiting", "Waiting requests", lambda: self._server.turnstile.waiting if self._server else 0),
+            ("farebox_requests_waiting", "In the queue", lambda: self._server.turnstile.waiting if self._server else 0),
             ("farebox_streams_open", "Streams being relayed", lambda: len(streams)),
             ("farebox_unsettled", "Holds whose end could not be written yet", lambda: len(settler.unsettled)),
             (
