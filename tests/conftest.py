@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _SLOW: Final = re.compile(
-    r"tests/(?:clients|kill|races|trouble|workers)/|browser|fuzz|at_random|speed|demo|/test_(?:backup|crashes|random|servers)"
+    r"tests/(?:clients|clocks|disk|kill|races|trouble|workers)/|browser|fuzz|at_random|speed|demo|/test_(?:backup|crashes|random|servers)"
 )
 """Files that take long for the number of their tests, by their paths."""
 

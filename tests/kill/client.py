@@ -23,6 +23,7 @@ class Seen:
     """A whole JSON answer, or a stream down to its message_stop."""
     explained: bool = True
     """An error is in the envelope that clients know."""
+    retry_after_s: int | None = None
     took_s: float = 0
     """How long it was until the connection ended."""
     ended_at_us: int = 0
@@ -75,7 +76,14 @@ def _read(got: bytes) -> Seen:
     else:
         finished = status == 200 and _is_json(body)
     explained = status < 400 or _is_envelope(body)
-    return Seen(status=status, message_id=message_id, finished=finished, explained=explained)
+    wait = re.search(rb"(?i)\r\nretry-after: (\d+)", head)
+    return Seen(
+        status=status,
+        message_id=message_id,
+        finished=finished,
+        explained=explained,
+        retry_after_s=int(wait[1]) if wait else None,
+    )
 
 
 def _joined(rest: bytes) -> bytes:

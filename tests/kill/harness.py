@@ -52,7 +52,7 @@ class Server:
     """A `farebox serve` as a process of its own, on a port of its own, that can be killed and started again."""
 
     def __init__(self, directory: Path, name: str, url: str, upstream: int, database: str = "") -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.config = directory / f"{name}.toml"
         self.log = directory / f"{name}.log"
         self.process: asyncio.subprocess.Process | None = None
@@ -193,7 +193,7 @@ class Killing:
         return int((await self.store.fetch(sql))[0][0])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     for port in random.SystemRandom().sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
