@@ -57,6 +57,9 @@ async def test_jumps_under_load_move_no_limit_hold_session_or_deposit(jumping: J
         await asyncio.sleep(BETWEEN_S)
         assert (await browser.get("/dashboard")).path == "/dashboard", "signed out by a jump of the clock"
         assert "Waiting for your payment" in (await browser.get(topup.path)).words
+    async with asyncio.timeout(30):
+        while jumping.seen["narrow: 429"] < 3:  # noqa: ASYNC110  the server's doing
+            await asyncio.sleep(0.1)
     knocking.cancel()
     longest = await stream
     jumping.crowd.answers.append(longest)
@@ -64,7 +67,6 @@ async def test_jumps_under_load_move_no_limit_hold_session_or_deposit(jumping: J
     assert longest.took_s > STREAM_S * 0.9
     let_in = PER_MINUTE + (time.monotonic() - began) * PER_MINUTE / 60 + 1
     assert PER_MINUTE <= len(jumping.admitted) <= let_in, (len(jumping.admitted), let_in)
-    assert jumping.seen["narrow: 429"] >= 3
     assert max(jumping.waits_s) <= 60
     jumping.set_wall(DAY_S)
     await browser.post(f"{topup.path}/simulate", {"pay": "all"})
