@@ -56,7 +56,7 @@ failover: $(VENV)/.dev  ## Three upstreams, one of which fails in every way, at 
 growth: $(VENV)/.dev  ## 20 million calls in the books of each store: what pages and calls cost then (half an hour, 12 GB; GROWTH="--calls 1000000 --store sqlite" for less)
 	@$(BIN)/python -m tests.growth $(GROWTH)
 
-soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, restarts, api, slow, evm, bitcoin (SOAK="races --rounds 5000" for one)
+soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, pauses, power, syscalls, restarts, api, slow, evm, bitcoin (SOAK="races --rounds 5000" for one)
 	@bash tests/install.sh
 	bash tests/chains/install.sh
 	$(BIN)/python -m tests.soak $(SOAK)

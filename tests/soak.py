@@ -95,6 +95,19 @@ def power(leg: Leg) -> Seen:
     return Seen(Counter({"power cuts": leg.size, "recordings": cutting.recordings}) + cutting.seen)
 
 
+def pauses(leg: Leg) -> Seen:
+    """Stop nodes over PostgreSQL for more than twice their lease, and let them go on."""
+
+    async def pause() -> Seen:
+        with Cluster() as cluster, _directory() as directory:
+            async with nodes_under_load(directory, cluster, leg.seed) as nodes:
+                await nodes.pause_nodes(leg.size, leg.tell)
+                await nodes.end()
+            return Seen(Counter({"pauses": leg.size}) + nodes.seen, {"seconds of a call": nodes.slowest_s()})
+
+    return asyncio.run(pause())
+
+
 def syscalls(leg: Leg) -> Seen:
     """Let calls of the kernel fail that a server makes."""
     seen = Counter[str]()
@@ -185,6 +198,7 @@ _SOAKS: Final = {
     "races": Soak(races, "rounds", 200_000, 50_000),
     "kill": Soak(kill, "kills", 1_000, 200),
     "kill-nodes": Soak(kill_nodes, "kills", 1_000, 100),
+    "pauses": Soak(pauses, "pauses", 100, 25),
     "power": Soak(power, "cuts", 600, 150),
     "syscalls": Soak(syscalls, "cases", 200, 40),
     "restarts": Soak(restarts, "restarts", 100, 50, KINDS),
