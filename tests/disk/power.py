@@ -49,7 +49,7 @@ class Power:
 
     async def _record(self, directory: Path, seed: int, choices: random.Random) -> Recording:
         """Record a life of the books, every other one on a disk whose syncs fail now and then."""
-        faults = _FAILING.format(choices.randint(3, 40), choices.randint(5, 25)) if seed % 2 else ""
+        faults = _FAILING.format(choices.randint(3, 40), choices.randint(9, 25)) if seed % 2 else ""
         recording = await record(
             directory,
             seed,
@@ -69,7 +69,7 @@ class Power:
     async def _cut(self, disk: Disk, recording: Recording, choices: random.Random, directory: Path, seed: int) -> None:
         """Cut the power just after something was told, when most is at stake, or at any moment."""
         moments = [moment for moment, line in recording.told if "done" in line]
-        moment = choices.choice(moments) + 1 if choices.random() < 0.5 else choices.randint(1, recording.length)
+        moment = choices.choice(moments) + 1 if moments and choices.random() < 0.5 else choices.randint(1, recording.length)
         way = choices.choice(WAYS)
         to = directory / "rebuilt"
         doubtful = disk.cut(moment, way, choices, to)
