@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -30,11 +31,15 @@ from tests.legs import KEPT, Journey, Leg, Seen
 from tests.races.contest import Contest
 from tests.races.decisions import Decisions
 from tests.races.node import node, rivals
+from tests.simulation.life import MUST_SEE
+from tests.simulation.lives import live
 from tests.web.explore import explore
 from tests.workers.gateways import serving
 from tests.workers.rolling import roll
 
 _ACCOUNTS: Final = 60
+_LIVES: Final = 4
+"""Of each process in a leg."""
 
 
 def books(leg: Leg) -> Seen:
@@ -155,6 +160,23 @@ def slow(leg: Leg) -> Seen:
     return Seen(Counter({"seconds with each crowd": leg.size}))
 
 
+def simulation(leg: Leg) -> Seen:
+    """Live whole lives of a gateway on a virtual clock, in which everything goes wrong."""
+
+    async def together() -> Counter[str]:
+        processes = os.cpu_count() or 1
+        each = leg.size / processes / _LIVES
+        seeds = [leg.seed + at * _LIVES for at in range(processes)]
+        lived = await asyncio.gather(*(live(seed, _LIVES, each) for seed in seeds))
+        return sum((seen for _, seen in lived), Counter[str]())
+
+    seen = asyncio.run(together())
+    missing = [what for what in MUST_SEE if not seen[what]]
+    if missing:
+        sys.exit(f"these lives were too easy: never seen {missing} in {dict(seen)}")
+    return Seen(Counter({"hours": leg.size}) + seen)
+
+
 def evm(leg: Leg) -> Seen:
     """Pay on an EVM chain that undoes blocks."""
     return _lives(leg, fuzz_evm.live)
@@ -201,6 +223,7 @@ _SOAKS: Final = {
     "pauses": Soak(pauses, "pauses", 100, 25),
     "power": Soak(power, "cuts", 600, 150),
     "syscalls": Soak(syscalls, "cases", 200, 40),
+    "simulation": Soak(simulation, "hours", 10_000, 200),
     "restarts": Soak(restarts, "restarts", 100, 50, KINDS),
     "api": Soak(api, "examples", 1_000, 1_000),
     "slow": Soak(slow, "seconds", 20, 20),

@@ -49,6 +49,7 @@ class Crowd:
         self._keys: list[str] = []
         self._accounts: list[int] = []
         self._calls = True
+        self._deposits = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open_accounts(self) -> None:
@@ -63,6 +64,7 @@ class Crowd:
 
     def begin(self, customers: int, *, pause_s: float = 0, depositors: int = 1, deposit_pause_s: float = 0.05) -> None:
         """Let them begin. They pause between calls for up to so long."""
+        self._calls = True
         self._tasks = [asyncio.create_task(self._customer(pause_s)) for _ in range(customers)]
         for number in range(depositors):
             self._tasks.append(asyncio.create_task(self._depositor(number, deposit_pause_s)))
@@ -107,9 +109,9 @@ class Crowd:
 
     async def _depositor(self, who: int, pause_s: float) -> None:
         """Credit money from a process of its own, as the command line does, delivering everything twice."""
-        number = 0
         while self._calls:
-            number += 1
+            self._deposits += 1
+            number = self._deposits
             account = self._random.choice(self._accounts[_POOR])
             nanos = self._random.choice((1_000, 200_000, 900_000))
             for _ in range(2):

@@ -1,15 +1,20 @@
-"""Live one or more lives: `python -m tests.simulation --seed 1 --hours 1`; the same seed lives the same life."""
+"""Live one or more lives, one after the other: `python -m tests.simulation --seed 1 --hours 1`.
+
+The same seed lives the same life, step by step: the trace is the same. A failure tells the seed.
+"""
 
 import argparse
+import contextlib
+import json
 import os
 import sys
-import traceback
 import tempfile
-import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
 from tests.simulation.life import Life
+from tests.simulation.planted import PLANTED
 
 
 def main() -> None:
@@ -17,24 +22,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lives", type=int, default=1, help="with seeds that follow each other")
     parser.add_argument("--hours", type=float, default=1.0, help="how long each life is")
+    parser.add_argument("--calm", type=float, default=3_600, metavar="S", help="seconds between times of trouble")
+    parser.add_argument("--plant", choices=PLANTED, help="with a bug that must be found")
     chosen = parser.parse_args()
-    seen: Counter[str] = Counter()
     lives: list[Life] = []
-    for seed in range(chosen.seed, chosen.seed + chosen.lives):
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="farebox-life-", dir="/dev/shm") as directory:
-            life = Life(seed, Path(directory), chosen.hours)
-            lives.append(life)
-            try:
-                seen += life.run()
-            except BaseException:  # noqa: BLE001  told, and the end
-                traceback.print_exc()
-                sys.stderr.flush()
-                os._exit(1)
-        print(f"seed {seed}: {life.world.trace} {life.world.steps} steps {time.monotonic() - began:.2f} s", flush=True)
-    print(dict(sorted(seen.items())))
+    seen: Counter[str] = Counter()
+    try:
+        with PLANTED[chosen.plant]() if chosen.plant else contextlib.nullcontext():
+            for seed in range(chosen.seed, chosen.seed + chosen.lives):
+                with tempfile.TemporaryDirectory(prefix="farebox-life-", dir="/dev/shm") as directory:
+                    lives.append(Life(seed, Path(directory), chosen.hours, calm_s=chosen.calm))
+                    seen += lives[-1].run()
+                print(f"seed {seed}: {lives[-1].world.steps} steps, trace {lives[-1].world.trace}", flush=True)
+        print(json.dumps(dict(sorted(seen.items()))))
+    except BaseException:  # noqa: BLE001  told, and the end
+        traceback.print_exc()
+        _end(1)
+    _end(0)
+
+
+def _end(code: int) -> None:
+    """End without burying the dead: their coroutines would run on."""
     sys.stdout.flush()
-    os._exit(0)  # the dead are not to be buried: their coroutines would run on
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -84,19 +84,25 @@ class Disk:
                     self.busy += 1
                     world.call_later(_LOOK_AGAIN_S, do)
                 else:
-                    later(lambda error=error: answer.done() or answer.set_exception(error))  # type: ignore[misc]
+                    world.call_later(self._delay(), fail, error)
                 return
             world.note(what)
             if self.loses_answers and world.random.random() < self.loses_answers:
                 self.lost += what == "commit"
                 words = "disk I/O error, after all"
-                lost = apsw.IOError(words) if what == "commit" else StoreUnavailable(words)
-                later(lambda: answer.done() or answer.set_exception(lost))
+                world.call_later(
+                    self._delay(), fail, apsw.IOError(words) if what == "commit" else StoreUnavailable(words)
+                )
             else:
-                later(lambda: answer.done() or answer.set_result(result))
+                world.call_later(self._delay(), answer_with, result)
 
-        def later(tell: Callable[[], object]) -> None:
-            world.call_later(self._delay(), tell)
+        def answer_with(result: T) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        def fail(error: Exception) -> None:
+            if not answer.done():
+                answer.set_exception(error)
 
         world.call_later(self._delay(), do)
         return answer
@@ -111,14 +117,14 @@ def _is_busy(error: BaseException) -> bool:
 
 def _let_go(store: SqliteStore) -> None:
     """Do what the kernel does with the files of a process that is gone."""
-    for work in (store._writing, store._reading):  # noqa: SLF001
+    for work in (store._writing, store._reading):
         work.put(None)
-    for connection in (store._reader, store._writer):  # noqa: SLF001
+    for connection in (store._reader, store._writer):
         connection.close(True)  # noqa: FBT003  what is open in it is rolled back
-    store._unlock()  # noqa: SLF001
+    store._unlock()
 
 
 def _drop(spool: Spool) -> None:
-    if spool._descriptor is not None:  # noqa: SLF001
-        os.close(spool._descriptor)  # noqa: SLF001
-        spool._descriptor = None  # noqa: SLF001
+    if spool._descriptor is not None:
+        os.close(spool._descriptor)
+        spool._descriptor = None

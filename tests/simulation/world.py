@@ -21,6 +21,7 @@ T = TypeVar("T")
 _EPOCH_NS: Final = 1_795_000_000 * 10**9
 """When the world begins: in November 2026."""
 _PID: Final = 4_000
+_LATE_S: Final = 10.0
 
 
 class Deadlock(AssertionError):
@@ -66,7 +67,7 @@ class _Handle(asyncio.Handle):
 
     def _run(self) -> None:
         if not self._context.get(_NODE).dead:  # type: ignore[attr-defined]
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class _TimerHandle(asyncio.TimerHandle):
@@ -74,18 +75,21 @@ class _TimerHandle(asyncio.TimerHandle):
 
     def _run(self) -> None:
         if not self._context.get(_NODE).dead:  # type: ignore[attr-defined]
-            super()._run()  # type: ignore[misc]
+            super()._run()
 
 
 class _Selector:
     """In the place of epoll: waits for nothing, and passes the time."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: "World") -> None:
         self.now_s = 1_000.0
+        self._world = world
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise Deadlock("nothing is due any more, and somebody still waits")
+        if timeout > 0 and self._world.is_idle():
+            timeout = max(timeout, min(_LATE_S, self._world.next_of_root_s() - self.now_s))
         self.now_s += timeout
         return []
 
@@ -104,7 +108,9 @@ class World(asyncio.BaseEventLoop):
         self.steps = 0
         self.wall_offset_ns = 0
         """How far the wall clock has been set: changed by whoever sets it."""
-        self._selector = _Selector()
+        self._selector = _Selector(self)
+        self.is_idle: Callable[[], bool] = lambda: False
+        """Whether nobody wants anything. Then timers of nodes may be up to 10 s late: hours of ticks cost too much."""
         self.root = Node("world")
         self._context = contextvars.copy_context()
         self._context.run(_NODE.set, self.root)
@@ -125,7 +131,9 @@ class World(asyncio.BaseEventLoop):
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         made = super().call_at(when, callback, *args, context=context)
         made.__class__ = _TimerHandle
         return made
@@ -143,6 +151,17 @@ class World(asyncio.BaseEventLoop):
         return self.elsewhere(lambda: func(*args), self.random.uniform(0.000_05, 0.002))
 
     # the world's side
+
+    def next_of_root_s(self) -> float:
+        """Give when the world itself, or one of its customers, does something next."""
+        return min(
+            (
+                timer.when()
+                for timer in self._scheduled  # type: ignore[attr-defined]
+                if timer._context.get(_NODE) is self.root and not timer.cancelled()
+            ),
+            default=self._selector.now_s,
+        )
 
     def elsewhere(self, work: Callable[[], T], seconds: float) -> "asyncio.Future[T]":
         """Do what a thread would do, at the begin or at the end of so many seconds, and answer after them.
@@ -188,6 +207,12 @@ class World(asyncio.BaseEventLoop):
     def wall_ns(self) -> int:
         return _EPOCH_NS + self.wall_offset_ns + self._monotonic_ns()
 
+    def _wall_s(self) -> float:
+        return self.wall_ns() / 10**9
+
+    def _getpid(self) -> int:
+        return self.pid
+
     def _monotonic_ns(self) -> int:
         return int(self._selector.now_s * 10**9)
 
@@ -199,15 +224,15 @@ class World(asyncio.BaseEventLoop):
         """Answer for the system: time, entropy, process ids."""
         kept = random.getstate()
         random.seed(self.seed)
-        patches = [
-            mock.patch.object(time, "time", lambda: self.wall_ns() / 10**9),
+        patches: list[Any] = [
+            mock.patch.object(time, "time", self._wall_s),
             mock.patch.object(time, "time_ns", self.wall_ns),
             mock.patch.object(time, "monotonic", self.time),
             mock.patch.object(time, "monotonic_ns", self._monotonic_ns),
             mock.patch.object(time, "perf_counter", self.time),
             mock.patch.object(os, "urandom", self._urandom),
             mock.patch.object(random, "_urandom", self._urandom),
-            mock.patch.object(os, "getpid", lambda: self.pid),
+            mock.patch.object(os, "getpid", self._getpid),
         ]
         for patch in patches:
             patch.start()
@@ -222,4 +247,4 @@ class World(asyncio.BaseEventLoop):
         """Run a life to its end, by these rules."""
         asyncio.set_event_loop(self)
         with self.rules():
-            return self._context.run(self.run_until_complete, life)  # type: ignore[arg-type]
+            return self._context.run(self.run_until_complete, life)
