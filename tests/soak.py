@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,11 +22,11 @@ from tests.books.driver import Driver
 from tests.chains import fuzz_bitcoin, fuzz_evm
 from tests.cluster import Cluster
 from tests.databases import KINDS, Databases
-from tests.disk.power import Power
+from tests.disk.power import Power, SpoolPower
 from tests.disk.syscalls import CASES_EACH, Syscalls, any_fault
 from tests.hostile.crowd import crowd
 from tests.kill.harness import Killing
-from tests.kill.nodes import nodes_under_load
+from tests.kill.nodes import Nodes, nodes_under_load
 from tests.legs import KEPT, Journey, Leg, Seen
 from tests.races.contest import Contest
 from tests.races.decisions import Decisions
@@ -81,36 +81,38 @@ def kill(leg: Leg) -> Seen:
 
 def kill_nodes(leg: Leg) -> Seen:
     """Kill nodes under load, PostgreSQL in between, pause nodes and cut connections."""
-
-    async def storm() -> Seen:
-        with Cluster() as cluster, _directory() as directory:
-            async with nodes_under_load(directory, cluster, leg.seed) as nodes:
-                await nodes.storm(leg.size, leg.tell)
-                await nodes.end(strays=True)
-            most = {"seconds of a call": nodes.slowest_s(), "seconds until money is free": nodes.free_after_s}
-            return Seen(Counter({"kills of nodes": leg.size}) + nodes.seen, most)
-
-    return asyncio.run(storm())
+    return _to_nodes(leg, "kills of nodes", lambda nodes: nodes.storm(leg.size, leg.tell))
 
 
-def power(leg: Leg) -> Seen:
-    """Cut the power of recorded lives of the books."""
-    cutting = Power(leg.seed)
-    asyncio.run(cutting.run(leg.size, leg.tell))
-    return Seen(Counter({"power cuts": leg.size, "recordings": cutting.recordings}) + cutting.seen)
+def kill_database(leg: Leg) -> Seen:
+    """Kill PostgreSQL under three nodes with load."""
+    return _to_nodes(leg, "kills of PostgreSQL", lambda nodes: nodes.kill_database(leg.size, leg.tell))
 
 
 def pauses(leg: Leg) -> Seen:
     """Stop nodes over PostgreSQL for more than twice their lease, and let them go on."""
+    return _to_nodes(leg, "pauses", lambda nodes: nodes.pause_nodes(leg.size, leg.tell))
 
-    async def pause() -> Seen:
+
+def _to_nodes(leg: Leg, what: str, befall: Callable[[Nodes], Awaitable[None]]) -> Seen:
+    """Let something befall three nodes over PostgreSQL."""
+
+    async def run() -> Seen:
         with Cluster() as cluster, _directory() as directory:
             async with nodes_under_load(directory, cluster, leg.seed) as nodes:
-                await nodes.pause_nodes(leg.size, leg.tell)
-                await nodes.end()
-            return Seen(Counter({"pauses": leg.size}) + nodes.seen, {"seconds of a call": nodes.slowest_s()})
+                await befall(nodes)
+                await nodes.end(strays=True)
+            most = {"seconds of a call": nodes.slowest_s(), "seconds until money is free": nodes.free_after_s}
+            return Seen(Counter({what: leg.size}) + nodes.seen, most)
 
-    return asyncio.run(pause())
+    return asyncio.run(run())
+
+
+def power(leg: Leg) -> Seen:
+    """Cut the power of recorded lives of SQLite books, or of a spool."""
+    cutting = SpoolPower(leg.seed) if leg.kind == "spool" else Power(leg.seed)
+    asyncio.run(cutting.run(leg.size, leg.tell))
+    return Seen(Counter({"power cuts": leg.size, "recordings": cutting.recordings}) + cutting.seen)
 
 
 def syscalls(leg: Leg) -> Seen:
@@ -221,7 +223,8 @@ _SOAKS: Final = {
     "kill": Soak(kill, "kills", 1_000, 200),
     "kill-nodes": Soak(kill_nodes, "kills", 1_000, 100),
     "pauses": Soak(pauses, "pauses", 100, 25),
-    "power": Soak(power, "cuts", 600, 150),
+    "kill-database": Soak(kill_database, "kills", 100, 25),
+    "power": Soak(power, "cuts", 600, 150, ("", "spool")),
     "syscalls": Soak(syscalls, "cases", 200, 40),
     "simulation": Soak(simulation, "hours", 10_000, 200),
     "restarts": Soak(restarts, "restarts", 100, 50, KINDS),

@@ -38,6 +38,8 @@ class Change:
     name: str = ""
     makes: "File | None" = None
     """The file that the name stands for from now on; none where it is taken away."""
+    was: str = ""
+    """The name that the file had before, which goes at the same moment."""
 
 
 @dataclass
@@ -45,6 +47,8 @@ class File:
     """A file or directory, with all that was done to it."""
 
     is_directory: bool = False
+    size: int = 0
+    """Of its content after all changes."""
     changes: list[Change] = field(default_factory=list)
 
     def sync(self, event: Event) -> None:
@@ -78,6 +82,12 @@ class Disk:
             if there is None:
                 self._now[event.path] = made = File(is_directory=event.name == "mkdir")
                 self._now[folder].changes.append(Change(event.began, event.ended, name=name, makes=made))
+        elif event.name == "rename":
+            self._now[event.to] = self._now.pop(event.path)
+            assert event.to.rpartition("/")[0] == folder, "from one directory into another"
+            to = event.to.rpartition("/")[2]
+            change = Change(event.began, event.ended, name=to, makes=self._now[event.to], was=name)
+            self._now[folder].changes.append(change)
         elif event.name == "unlink":
             del self._now[event.path]
             self._now[folder].changes.append(Change(event.began, event.ended, name=name))
@@ -87,8 +97,11 @@ class Disk:
             there.sync(event)
         elif event.name == "ftruncate":
             there.changes.append(Change(event.began, event.ended, length=event.offset))
+            there.size = event.offset or 0
         else:
-            there.changes.append(Change(event.began, event.ended, data=event.data, offset=event.offset))
+            at = there.size if event.offset is None else event.offset
+            there.changes.append(Change(event.began, event.ended, data=event.data, offset=at))
+            there.size = max(there.size, at + len(event.data))
 
     def cut(self, moment: int, way: str, choices: random.Random, to: Path) -> int:
         """Rebuild what may be there after a cut at a moment; answers how many changes were not safe then."""
@@ -115,6 +128,7 @@ class Disk:
         to.mkdir()
         names: dict[str, File] = {}
         for change in kept:
+            names.pop(change.was, None)
             if change.makes is not None:
                 names[change.name] = change.makes
             else:

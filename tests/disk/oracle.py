@@ -4,11 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from farebox.billing.ledger import Settle, Settled
 from farebox.books.audit import audit
 from farebox.books.ledger import Ledger, credit
 from farebox.books.runs import resolve_orphans
+from farebox.books.spool import Spool
 from farebox.clock import steady_clock
 from farebox.store.sqlite import SqliteStore, open_store
 from tests.disk.writer import PLANS
@@ -19,6 +21,38 @@ _IN_DOUBT: Final = "in doubt"
 
 class Lost(AssertionError):
     """Something that was answered is not there."""
+
+
+async def check_spool_after_cut(spool: Path, told: Iterable[tuple[int, Told]], moment: int, seen: Counter[str]) -> None:
+    """Deliver what is in a spool after a power cut: all that was kept and not booked before, and nothing else."""
+    lines = [line for at, line in told if at < moment]
+    sent, kept, booked = ({line[what] for line in lines if what in line} for what in ("sent", "kept", "booked"))
+    delivered: set[str] = set()
+    books = _Taking(delivered)
+    spooling = Spool(spool, alert=lambda *_, **__: None)
+    await spooling.deliver(cast("Ledger", books), lambda *_: None)
+    spooling.close()
+    lost = kept - booked - delivered
+    if lost:
+        raise Lost(f"{len(lost)} settles were said to be safe in the spool and are not there")
+    assert delivered <= sent, "delivered, and never handed in"
+    seen["settles kept, and not booked before"] += len(kept - booked)
+    seen["settles not kept, and there"] += len(delivered - kept)
+    seen["settles not kept, and not there"] += len(sent - kept - delivered)
+
+
+class _Taking:
+    """Books that take everything."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = taken
+
+    async def settle(self, settle: Settle) -> Settled:
+        self._taken.add(settle.request_id.hex())
+        return Settled(settle.cost_nanos, 0, now=True)
+
+    async def give_back(self, *_: object) -> int:
+        return 0
 
 
 class Steps:

@@ -16,7 +16,9 @@ _CALLS: Final = (
     "openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "mkdir", "rename", "unlink", "fallocate",
     "pwritev", "writev", "linkat", "renameat2", "unlinkat", "creat",
 )  # fmt: skip
-_KNOWN: Final = frozenset({"openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "mkdir", "unlink"})
+_KNOWN: Final = frozenset(
+    {"openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "mkdir", "rename", "unlink"}
+)
 _LINE: Final = re.compile(r"(\d+) +(?:(\w+)\((.*)|<\.\.\. (\w+) resumed>(.*))")
 _RETURNED: Final = re.compile(r"\) += (-?\d+|\?)")
 _STRING: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
@@ -27,7 +29,10 @@ LONGEST_S: Final = 120.0
 
 @dataclass
 class Event:
-    """One call of the kernel, with the bytes of a write and the offset of one or the length of a file."""
+    """One call of the kernel, with the bytes of a write and the offset of one, or the length that a file is cut to.
+
+    Without an offset a write goes to the end. `to` is the new name of what is renamed.
+    """
 
     name: str
     path: str
@@ -35,7 +40,8 @@ class Event:
     ended: int
     returned: int
     data: bytes = b""
-    offset: int = 0
+    offset: int | None = None
+    to: str = ""
 
 
 @dataclass
@@ -52,15 +58,27 @@ async def record(
     directory: Path, seed: int, *, operations: int, synchronous: str, checkpoint: int, faults: str = ""
 ) -> Recording:
     """Let a writer (tests.disk.writer) do so many operations under strace. `faults` are strace's, for its fdatasync."""
-    books, told, trace = directory / "data" / "books.db", directory / "told", directory / "trace"
+    books, told = directory / "data" / "books.db", directory / "told"
     paths = [directory, books.parent, told, books, *(books.with_name(books.name + end) for end in ("-wal", "-journal"))]
+    only = [word for path in paths for word in ("-P", str(path))]
+    writer = ("tests.disk.writer", str(books), str(told), str(seed), str(operations), synchronous, str(checkpoint))
+    return await _record(directory, writer, only, faults)
+
+
+async def record_spool(directory: Path, seed: int, *, settles: int, faults: str = "") -> Recording:
+    """Let a process (tests.disk.spooler) spool so many settles under strace."""
+    spooler = ("tests.disk.spooler", str(directory / "data" / "spool"), str(directory / "told"), str(seed))
+    return await _record(directory, (*spooler, str(settles)), [], faults)
+
+
+async def _record(directory: Path, module: tuple[str, ...], only: list[str], faults: str) -> Recording:
+    """Run a module that tells what it is answered in the file "told"."""
+    told, trace = directory / "told", directory / "trace"
     inject = ["-e", f"inject=fdatasync:{faults}"] if faults else []
     process = await asyncio.create_subprocess_exec(
         *("strace", "-f", "--seccomp-bpf", "-qq", "-xx", "-y", "-s", str(_LONGEST), "-o", str(trace)),
         *("-e", "signal=none", "-e", f"trace={','.join(_CALLS)}", *inject),
-        *(word for path in paths for word in ("-P", str(path))),
-        *(sys.executable, "-m", "tests.disk.writer", str(books), str(told)),
-        *(str(seed), str(operations), synchronous, str(checkpoint)),
+        *(*only, sys.executable, "-m", *module),
         env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stderr=asyncio.subprocess.PIPE,
     )
@@ -98,6 +116,8 @@ def read_trace(trace: Path, told: str, directory: str) -> Recording:
                 events.append(event)
     assert not begun, f"never ended: {[name for _, name, _ in begun.values()]}"
     of_books = [event for event in events if event.path != told and event.path.startswith(directory)]
+    unknown = [event for event in of_books if event.name not in _KNOWN]
+    assert not unknown, f"what do these do to the disk? {unknown[:3]}"
     lines_told = [(event.began, json.loads(event.data)) for event in events if event.path == told and event.data]
     return Recording(
         sorted(of_books, key=lambda event: event.began), sorted(lines_told, key=lambda one: one[0]), moment
@@ -108,11 +128,12 @@ def _event(name: str, words: str, began: int, ended: int) -> Event | None:
     returned = _RETURNED.search(words)
     assert returned is not None, words[-200:]
     result = -1 if returned[1] == "?" else int(returned[1])
-    assert name in _KNOWN or result < 0, f"what does {name} do to the disk? {words[:200]}"
     strings = [_text(found) for found in _STRING.findall(words)]
     in_file = _FILE.match(words)
     path = _text(in_file[1]).decode() if in_file else strings[0].decode()
     event = Event(name, path, began, ended, result)
+    if name == "rename":
+        event.to = strings[1].decode()
     if name in {"write", "pwrite64"} and result > 0:
         event.data = strings[0][:result]
     if name in {"pwrite64", "ftruncate"}:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.disk.power import Power
+from tests.disk.power import Power, SpoolPower
 
 CUTS = 60
 
@@ -32,3 +32,12 @@ async def test_the_same_cuts_lose_what_was_answered_where_commits_are_not_synced
     power = Power(seed, synchronous="NORMAL")
     await power.run(CUTS // 2)
     assert power.lost >= CUTS // 10, f"{power.lost} with seed {seed}"
+
+
+async def test_power_cuts_lose_nothing_that_the_spool_was_given(seed: int) -> None:
+    """It holds charges of answers that were delivered, since the books could not take them."""
+    power = SpoolPower(seed)
+    await power.run(CUTS)
+    print(f"seed {seed}: {dict(power.seen)}")
+    for what in ("settles kept, and not booked before", "changes that might be lost", "syncs that failed"):
+        assert power.seen[what], f"{what}: never seen (seed {seed})"
