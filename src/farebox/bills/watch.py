@@ -7,6 +7,7 @@ from typing import Any, Final
 from farebox.bills.drift import Day, days_of, forget_old, keep, metered
 from farebox.bills.reports import WEB_SEARCH, Bill, Bills, BillSettings, BillTrouble
 from farebox.books.prices import Prices
+from farebox.books.retention import first_kept
 from farebox.clock import DAY_US, Clock, day_of
 from farebox.errors import InvalidRequest, NotFound
 from farebox.store.protocol import Store
@@ -97,11 +98,20 @@ class BillWatch:
         return [await self._compare(one, day, found.get(day, {})) for day in days]
 
     async def take(self, name: str, bill: Bill) -> list[Day]:
-        """Compare a bill that came as CSV, for each day that stands in it. Raises NotFound, InvalidRequest."""
+        """Compare a bill that came as CSV, for each day that stands in it.
+
+        Raises NotFound, and InvalidRequest, with nothing taken, for a day to come or one whose calls were let go.
+        """
         one = self._find(name)
         days = _by_day(bill)
         if days and max(days) > day_of(self._clock()):
             raise InvalidRequest(f"{max(days)} is yet to come: what is metered of it is not known")
+        kept_us = await first_kept(self._store)
+        if days and kept_us and min(days) < day_of(kept_us):
+            raise InvalidRequest(
+                f"the calls of {min(days)} are no longer kept, so that there is nothing to compare with: "
+                f"leave out what is before {day_of(kept_us)}"
+            )
         return [await self._compare(one, day, days[day]) for day in sorted(days)]
 
     def drifts(self, day: Day) -> bool:

@@ -14,9 +14,10 @@ from typing import Final
 import msgspec
 
 from farebox.books.days import FIRST, digest_day, feed_transfers
-from farebox.books.sums import wrong_in_day
+from farebox.books.sums import FOREVER, first_open, sold_between, wrong_in_day
 from farebox.clock import DAY_US, US_PER_S, day_of, day_start_us
 from farebox.errors import FareboxError, StoreConflict
+from farebox.ids import began_at_us
 from farebox.store.growth import drop_calls
 from farebox.store.protocol import Reading, Store
 
@@ -45,10 +46,22 @@ async def first_kept(store: Reading) -> int:
     return day_start_us(last) + DAY_US if last else 0
 
 
+async def let_go_before(store: Reading, request_id: bytes) -> str | None:
+    """Give the day since when calls are kept, to be told for a call that is not there; None: hers would be.
+
+    A call that ended in a month that was kept is there, so that of a missing one of before nobody can tell any more.
+    """
+    kept_us = await first_kept(store)
+    return day_of(kept_us) if began_at_us(request_id) < kept_us else None
+
+
 async def kept(store: Reading) -> Kept:
     """Tell which calls there are."""
     kept_us = await first_kept(store)
-    ((calls, first_us),) = await store.fetch("SELECT count(*), min(at) FROM usage WHERE at >= ?", (kept_us,))
+    sold, values = sold_between(await first_open(store), kept_us, FOREVER)
+    counted = f"SELECT coalesce(sum(requests), 0) FROM ({sold}) AS calls"  # noqa: S608  fixed texts
+    calls = int((await store.fetch(counted, values))[0][0])
+    ((first_us,),) = await store.fetch("SELECT min(at) FROM usage WHERE at >= ?", (kept_us,))
     ((days, gone),) = await store.fetch("SELECT count(*), coalesce(sum(usage_rows), 0) FROM day_drop")
     return Kept(calls, first_us, days, int(gone), kept_us)
 

@@ -17,6 +17,7 @@ from farebox.accounts.signing import Signing
 from farebox.billing.plans import Plans
 from farebox.books.call_receipts import Issuer, figures_of, write_receipt
 from farebox.books.log import LoggedCall, find_call
+from farebox.books.retention import let_go_before
 from farebox.books.sums import FOREVER, calls_between, first_open, work_between
 from farebox.clock import DAY_US, Clock, iso
 from farebox.errors import InvalidRequest, NotFound, RateLimited
@@ -183,6 +184,9 @@ class Customer:
         holds = "SELECT 1 FROM hold WHERE request_id = ? AND account_id = ?"
         if await self._store.fetch(holds, (request_id, caller.account_id)):
             raise NotFound(f"{text} has not ended yet; ask again when it has")
+        since = await let_go_before(self._store, request_id)
+        if since:
+            raise NotFound(f"calls of the time of {text} are no longer kept, only those since {since}")
         raise NotFound(f"this account has no call {text}; calls that were refused before they began are not kept")
 
     async def _statusline(self, caller: Caller, exchange: Exchange) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from farebox.accounts.keys import list_keys
 from farebox.accounts.sessions import Session
 from farebox.books.figures import Figures, Only
 from farebox.books.log import LoggedCall, Place, Wanted, bill_of, find_call, page_of_log, whole_log
+from farebox.books.retention import let_go_before
 from farebox.clock import DAY_US, HOUR_US, US_PER_S, day_of, iso
 from farebox.ids import read_request_id
 from farebox.money import decimal_usd
@@ -159,19 +160,19 @@ class Calls:
             older=f"?{wanted.address(before=_show(page.older))}" if page.older else "",
             newest=place is None,
             sought=sought[:60],
+            why_none=await self._why_none(sought) if sought else "",
         )
 
     async def request(self, request: Request, me: Session) -> Response:
         call = await self._find(request.path_params["request_id"], me)
         if call is None:
-            words = "This account has no call of that id. Calls that were refused before they began are not kept."
             return self._pages.render(
                 request,
                 "missing.html",
                 status=404,
                 me=me,
                 title="No such request",
-                words=words,
+                words=f"This account has no call of that id. {await self._why_none(request.path_params['request_id'])}",
                 back="/dashboard/requests",
             )
         names = key_names(await list_keys(self._store, me.account_id))
@@ -218,11 +219,26 @@ class Calls:
         labels = [iso(step * size_us)[: 13 if hourly else 10].replace("T", " ") for step in range(first, last + 1)]
         return Picture(stack(series, steps), labels)
 
+    async def _why_none(self, text: str) -> str:
+        """Say why there may be no call of an id: it was let go with its month, or never kept."""
+        try:
+            since = await let_go_before(self._store, read_request_id(text))
+        except ValueError:
+            since = None
+        return _day_in_words(since) if since else "Calls that were refused before they began are not kept."
+
     async def _find(self, text: str, me: Session) -> LoggedCall | None:
         try:
             return await find_call(self._store, me.account_id, read_request_id(text))
         except ValueError:
             return None
+
+
+def _day_in_words(day: str) -> str:
+    return (
+        f"Calls of that time are no longer kept, only those since {day}. What they came to is in the usage by the day "
+        "and in the transactions."
+    )
 
 
 def advice_by_status(offer: Offer) -> dict[int, str]:

@@ -27,9 +27,10 @@ from farebox.books.journal import (
     page_of_journal,
     whole_journal,
 )
-from farebox.books.retention import first_kept
+from farebox.books.retention import first_kept, let_go_before
 from farebox.clock import day_of, iso
 from farebox.errors import InvalidRequest, NotFound
+from farebox.ids import read_request_id
 from farebox.money import decimal_usd
 from farebox.web.admin.guard import Admins, operator_of, read_reason
 from farebox.web.exports import MOST_ROWS, Cell, export, format_of
@@ -93,7 +94,7 @@ class LedgerRoom:
         wanted = form.get("id", "")[: 2 * _FIELD_CHARS]
         found = await find_entry(self._store, wanted) if wanted.isprintable() else None
         if found is None:
-            raise HTTPException(404)
+            return await self._none(request, me, wanted)
         error = ""
         if request.method == "POST":
             try:
@@ -113,6 +114,19 @@ class LedgerRoom:
             reverse=await find_entry(self._store, reverse_id(found.id)),
             owner=customer_id(found.debit_account) or customer_id(found.credit_account),
             error=error,
+        )
+
+    async def _none(self, request: Request, me: Session, wanted: str) -> Response:
+        """Say that a call was let go with its month. Raises HTTPException for what never was an entry."""
+        try:
+            since = await let_go_before(self._store, read_request_id(wanted))
+        except ValueError:
+            since = None
+        if since is None:
+            raise HTTPException(404)
+        words = f"Calls of that time are no longer kept, only those since {since}: sums stand for the others."
+        return self._pages.render(
+            request, "admin/missing.html", status=404, me=me, title="No such entry", words=words, back="/admin/ledger"
         )
 
     async def _sought(self, asked: dict[str, str]) -> Sought:
