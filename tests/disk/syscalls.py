@@ -24,8 +24,9 @@ from tests.kill.oracle import check_books
 
 CASES_EACH: Final = 8
 """Cases over the same books."""
-_CUSTOMERS: Final = 6
-_PAUSE_S: Final = 0.05
+_CUSTOMERS: Final = 5
+_PAUSE_S: Final = 0.1
+_DEPOSIT_PAUSE_S: Final = 0.3
 _FIRES_S: Final = 2.5
 _TOLD_S: Final = 5.0
 _PATIENCE_S: Final = 30.0
@@ -86,7 +87,7 @@ class Syscalls:
         told = [str(fault) for fault in faults]
         try:
             await self._open()
-            self._crowd.begin(_CUSTOMERS, pause_s=_PAUSE_S)
+            self._crowd.begin(_CUSTOMERS, pause_s=_PAUSE_S, deposit_pause_s=_DEPOSIT_PAUSE_S)
             for number, fault in enumerate(faults, 1):
                 await self._suffer(fault)
                 if tell:
