@@ -12,6 +12,7 @@ from tests.cluster import Cluster
 from tests.databases import sqlite_path
 from tests.growth.books import Filled, Size, fill
 from tests.growth.measure import Cost, compare_calls, percentile, visit
+from tests.growth.upgrades import upgrade_s
 from tests.stage import open_stage
 
 MOST_MS: Final = 50.0
@@ -74,21 +75,31 @@ async def grow(kind: str, empty_url: str, full_url: str, size: Size, rounds: int
     return table(costs)
 
 
-async def on_sqlite(size: Size, rounds: int) -> bool:
+async def tell_upgrade(kind: str, url: str, size: Size) -> bool:
+    took = await upgrade_s(url, size, time.time_ns() // 1000)
+    print(f"{kind}: {size.calls:,} calls of {size.accounts} accounts came to the present schema in {took:.1f} s")
+    return True
+
+
+async def on_sqlite(size: Size, rounds: int, *, upgrades: bool) -> bool:
     with tempfile.TemporaryDirectory(prefix="farebox-growth-") as place:
         empty, full = (f"sqlite:///{place}/{name}.db" for name in ("empty", "full"))
+        if upgrades:
+            return await tell_upgrade("SQLite", full, size)
         good = await grow("SQLite", empty, full, size, rounds, Path(place))
         print(f"\nThe file has {sqlite_path(full).stat().st_size / 2**30:.2f} GiB.", flush=True)
         return good
 
 
-async def on_postgresql(size: Size, rounds: int) -> bool:
+async def on_postgresql(size: Size, rounds: int, *, upgrades: bool) -> bool:
     with (
         Cluster(settings=_SETTINGS) as cluster,
         tempfile.TemporaryDirectory(prefix="farebox-growth-") as place,
         cluster.database() as empty,
         cluster.database() as full,
     ):
+        if upgrades:
+            return await tell_upgrade("PostgreSQL", full, size)
         good = await grow("PostgreSQL", empty, full, size, rounds, Path(place))
         print("\n| Partition or sums | Rows | Table, MiB | Indexes, MiB |\n|---|---|---|---|")
         for row in cluster.fetch(_SIZES, database=full.rpartition("/")[2]):
@@ -103,13 +114,14 @@ def main() -> int:
     parser.add_argument("--accounts", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=30, help="times that each page is opened")
     parser.add_argument("--store", choices=("sqlite", "postgresql", "both"), default="both")
+    parser.add_argument("--upgrades", action="store_true", help="how long the step before takes to come to this one")
     asked = parser.parse_args()
     size = Size(asked.calls, asked.days, asked.accounts)
     good = True
     if asked.store != "sqlite":
-        good &= asyncio.run(on_postgresql(size, asked.rounds))
+        good &= asyncio.run(on_postgresql(size, asked.rounds, upgrades=asked.upgrades))
     if asked.store != "postgresql":
-        good &= asyncio.run(on_sqlite(size, asked.rounds))
+        good &= asyncio.run(on_sqlite(size, asked.rounds, upgrades=asked.upgrades))
     return 0 if good else 1
 
 

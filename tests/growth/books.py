@@ -90,10 +90,7 @@ async def fill(
     finally:
         await store.close()
     began = time.monotonic()
-    if is_postgres(url):
-        await _fill_postgres(url, size, begin_us, now_us, prices.version, tell)
-    else:
-        _fill_sqlite(url, size, begin_us, now_us, prices.version, tell)
+    await fill_calls(url, size, now_us, prices.version, tell)
     filled.fill_s = time.monotonic() - began
     store = await open_store(url, clock=lambda: now_us)
     try:
@@ -109,6 +106,17 @@ async def fill(
     finally:
         await store.close()
     return filled
+
+
+async def fill_calls(
+    url: str, size: Size, now_us: int, version: int = 1, tell: Callable[[str], None] = lambda _: None
+) -> None:
+    """Write the calls alone, at the prices of a version."""
+    begin_us = now_us - size.days * DAY_US
+    if is_postgres(url):
+        await _fill_postgres(url, size, begin_us, now_us, version, tell)
+    else:
+        _fill_sqlite(url, size, begin_us, now_us, version, tell)
 
 
 def _insert(kind: str, size: Size, begin_us: int, now_us: int, version: int, least: int, most: int) -> str:
@@ -163,7 +171,8 @@ def _fill_sqlite(url: str, size: Size, begin_us: int, now_us: int, version: int,
     connection.close()
 
 
-async def _people(store: Store, size: Size, begin_us: int) -> None:
+def people(size: Size, begin_us: int) -> list[tuple[str, tuple[Any, ...]]]:
+    """Make the statements that open accounts and make their keys."""
     statements: list[tuple[str, tuple[Any, ...]]] = []
     for number in range(1, size.accounts + 1):
         account = "INSERT INTO account (id, email, plan, created_at) VALUES (?, ?, 'pro', ?)"
@@ -173,7 +182,11 @@ async def _people(store: Store, size: Size, begin_us: int) -> None:
             made = "INSERT INTO api_key (id, account_id, name, hash, hint, created_at) VALUES (?, ?, ?, ?, ?, ?)"
             values = (key_id, number, f"key {key}", key_id.to_bytes(32, "big"), "sk-cc-none…none", begin_us)
             statements.append((made, values))
-    await store.write(statements)
+    return statements
+
+
+async def _people(store: Store, size: Size, begin_us: int) -> None:
+    await store.write(people(size, begin_us))
     if store.shared:  # ids that were given by hand are not asked for again
         for table in ("account", "api_key"):
             follow = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
@@ -202,14 +215,19 @@ async def _close(store: Store, begin_us: int, now_us: int, filled: Filled, tell:
 
 async def _balance(store: Store, begin_us: int) -> None:
     """Let everybody have paid for what they used, and a little more."""
-    spent = (
-        "SELECT a.id, coalesce(c.charged, 0) FROM account a LEFT JOIN "
-        "(SELECT account_id, sum(charged_nanos) AS charged FROM usage GROUP BY account_id) c ON c.account_id = a.id"
-    )
+    spent = {int(row[0]): 0 for row in await store.fetch("SELECT id FROM account")}
+    ((last_us,),) = await store.fetch("SELECT max(at) FROM usage")
+    for day_us in range(begin_us, last_us + 1, DAY_US):  # as they lie: by account each would be looked up by itself
+        charged = (
+            "SELECT account_id, sum(charged_nanos) FROM (SELECT account_id, charged_nanos FROM usage "
+            "WHERE at >= ? AND at < ? ORDER BY at LIMIT 1000000000) AS calls GROUP BY account_id"
+        )
+        for account_id, nanos in await store.fetch(charged, (day_us, day_us + DAY_US), patience_s=900):
+            spent[account_id] += int(nanos)
     statements: list[tuple[str, tuple[Any, ...]]] = []
-    for account_id, charged in await store.fetch(spent, patience_s=900):
+    for account_id, nanos in spent.items():
         paid = "INSERT INTO transfer VALUES (?, ?, 'house:cash', ?, ?, 'deposit', 'growth', '')"
-        statements.append((paid, (f"paid:{account_id}", begin_us, f"customer:{account_id}", int(charged) + _PAID_IN)))
+        statements.append((paid, (f"paid:{account_id}", begin_us, f"customer:{account_id}", nanos + _PAID_IN)))
         rich = "UPDATE account SET posted_nanos = ?, topped_up_nanos = ? WHERE id = ?"
-        statements.append((rich, (_PAID_IN, int(charged) + _PAID_IN, account_id)))
+        statements.append((rich, (_PAID_IN, nanos + _PAID_IN, account_id)))
     await store.write(statements)
