@@ -142,7 +142,8 @@ async def page_of_log(store: Store, account_id: int, wanted: Wanted, before: Pla
     """Give the newest calls before a place. A filter that fits few may give fewer than `size` and still go on."""
     place = before or Place(2**62, b"")
     floor = []
-    if wanted.session is None:  # those of a session are found by themselves, not by looking through all
+    sparse = wanted.model is not None or wanted.key_id is not None or wanted.outcome is not None
+    if sparse and wanted.session is None:  # those of a session are found by themselves, not by looking through all
         floor = await store.fetch(
             "SELECT at, request_id FROM usage WHERE account_id = ? AND at >= ? AND (at, request_id) < (?, ?) "
             "ORDER BY at DESC, request_id DESC LIMIT 1 OFFSET ?",

@@ -196,25 +196,15 @@ def _with_balances(found: list[Entry], account_id: int, balance: int) -> list[En
 async def _balance_at(store: Store, account_id: int, at_us: int, kept_us: int) -> int:
     """Sum all entries of a customer up to a moment."""
     name = customer_account(account_id)
+    # what was charged on a day whose calls were let go stands at its end
+    until_us = at_us + 1 if at_us >= kept_us else (at_us + 1) // DAY_US * DAY_US
+    sql, values = calls_between(await first_open(store), 0, until_us, "account_id = ?", (account_id,))
     balance = (
-        "SELECT (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND at <= ?)"
+        "SELECT (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE credit_account = ? AND at <= ?)"  # noqa: S608
         " - (SELECT coalesce(sum(amount_nanos), 0) FROM transfer WHERE debit_account = ? AND at <= ?)"
-        " - (SELECT coalesce(sum(charged_nanos), 0) FROM usage WHERE account_id = ? AND at >= ? AND at <= ?)"
-        " - (SELECT coalesce(sum(charged_nanos), 0) FROM usage_day WHERE account_id = ? AND day < ? AND day < ?)"
+        f" - (SELECT coalesce(sum(charged_nanos), 0) FROM ({sql}) AS calls)"
     )
-    moments = (
-        name,
-        at_us,
-        name,
-        at_us,
-        account_id,
-        kept_us,
-        at_us,
-        account_id,
-        (at_us + 1) // DAY_US,
-        kept_us // DAY_US,
-    )
-    return int((await store.fetch(balance, moments))[0][0])
+    return int((await store.fetch(balance, (name, at_us, name, at_us, *values)))[0][0])
 
 
 async def totals(store: Store) -> dict[str, int]:
