@@ -32,7 +32,7 @@ _FILES: Final = 3
 
 
 class Cost(msgspec.Struct):
-    """What one page cost: its own times, and those of its slowest query, in milliseconds."""
+    """What one page cost: its own times, and those of its slowest query, of a file its usual one, in milliseconds."""
 
     name: str
     page_ms: list[float]
@@ -96,7 +96,7 @@ def paths_of(now_us: int, one: Sample) -> list[str]:
         *([f"/dashboard/agents/of/{one.session}", f"/dashboard/requests?session={one.session}"] if one.session else []),
         "/dashboard/transactions",
         f"/dashboard/transactions?before={now_us - 40 * DAY_US}.2.",
-        *(["/dashboard/requests.csv", "/dashboard/requests.json?status=client_gone"] if one.files else []),
+        *(["/dashboard/requests.csv", "/dashboard/requests.json?status=client_gone&since=7d"] if one.files else []),
         *(["/dashboard/transactions.csv", "/dashboard/transactions.beancount"] if one.files else []),
         "/dashboard/receipts",
         f"/dashboard/receipts/month/{day_of(now_us - 20 * DAY_US)[:7]}",
@@ -158,7 +158,12 @@ async def visit(stage: Stage, rounds: int) -> tuple[list[Cost], Watch]:
 
 
 def _times(path: str, rounds: int) -> int:
-    return min(rounds, _FILES) if any(kind in path for kind in (".csv", ".json?", ".beancount")) else rounds
+    return min(rounds, _FILES) if _is_file(path) else rounds
+
+
+def _is_file(path: str) -> bool:
+    """Tell files from pages: they ask one question again and again, of which half take longer than what is told."""
+    return any(kind in path for kind in (".csv", ".json?", ".beancount"))
 
 
 async def _light(stage: Stage) -> Sample:
@@ -255,7 +260,8 @@ async def _measure(watch: Watch, name: str, work: Any, rounds: int) -> Cost:
             await asyncio.sleep(1)  # so many questions in a minute an account is not answered: it is asked again later
         cost.page_ms.append(1000 * (time.perf_counter() - began))
         assert status == 200, (name, status)
-        took, sql, _ = max(watch.seen, default=(0.0, "", ()))
+        seen = sorted(watch.seen, reverse=True)
+        took, sql, _ = seen[len(seen) // 2 if _is_file(name) else 0] if seen else (0.0, "", ())
         cost.query_ms.append(took)
         if took >= worst:
             worst, cost.slowest = took, sql
