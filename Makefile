@@ -53,7 +53,7 @@ profile: $(VENV)/.dev  ## Show where the CPU time of a call goes, function by fu
 failover: $(VENV)/.dev  ## Three upstreams, one of which fails in every way, at 200 calls a second: prints a table (3 minutes; FAILOVER="--rate 50 401 HTML" for some)
 	@$(BIN)/python -m tests.failover $(FAILOVER)
 
-growth: $(VENV)/.dev  ## 20 million calls in the books of each store: what pages and calls cost then (half an hour, 12 GB; GROWTH="--calls 1000000 --store sqlite" for less)
+growth: $(VENV)/.dev  ## 20 million calls in the books of each store: what pages and calls cost then (an hour, 15 GB; GROWTH="--calls 1000000 --store sqlite" for less)
 	@$(BIN)/python -m tests.growth $(GROWTH)
 
 soak: $(VENV)/.dev  ## The long versions of the random tests: books, decisions, races, kill, kill-nodes, pauses, power, syscalls, restarts, api, slow, evm, bitcoin (SOAK="races --rounds 5000" for one)
