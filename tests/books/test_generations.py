@@ -92,6 +92,37 @@ async def test_what_the_older_process_left_in_its_spool_is_charged_and_its_other
         assert rows == [("exact", 1_000), ("recovered", 0)]
 
 
+async def test_what_a_dead_process_left_is_ended_although_the_books_could_not_be_written_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by `python -m tests.simulation --seed 20284123 --hours 25`: it was looked for once, and never again."""
+    async with two(tmp_path) as (shop, old, new):
+        await old.ledger.admit(shop.admission(shop.alice, 10**6))
+        await new.beat()
+        await old.store.close()  # without a word, as a killed one
+        async with asyncio.timeout(5):
+            with monkeypatch.context() as locked:
+                tried = locked_out(locked, new)
+                while not tried:
+                    await new.beat()
+                    await asyncio.sleep(0.05)
+        assert await shop.count("hold") == 1
+        await until_looked_back(new)
+        assert await shop.count("hold") == 0
+
+
+def locked_out(patch: pytest.MonkeyPatch, books: Bookkeeping) -> list[object]:
+    """Have another process keep the database to itself; gives what could not be written, as it comes."""
+    tried: list[object] = []
+
+    async def refuse(statements: object, **_: object) -> None:
+        tried.append(statements)
+        raise StoreUnavailable("database is locked")
+
+    patch.setattr(books.store, "write", refuse)
+    return tried
+
+
 async def test_a_second_process_is_refused_that_was_given_no_lock_or_that_of_other_books(tmp_path: Path) -> None:
     async with two(tmp_path) as (_, old, new):
         (tmp_path / "other").mkdir()

@@ -59,6 +59,7 @@ class Bookkeeping:
         if not await self.spool.deliver(self.ledger, lambda *_: None):
             return False
         orphans = await resolve_orphans(self.store, self.ledger, gone)
+        self.runs.predecessors -= gone  # not before: what failed so far is tried again
         if orphans:
             self._warn("holds_recovered", count=orphans)
         return True

@@ -47,7 +47,7 @@ class Runs:
         self._leads_until = 0.0
         self._follows = False
         self.predecessors: set[int] = set()
-        """Runs whose processes still end their calls, as far as their marks tell."""
+        """Runs whose processes still end their calls, as far as their marks tell, or whose holds are still to end."""
 
     @property
     def leads(self) -> bool:
@@ -75,16 +75,18 @@ class Runs:
             await self._watch()
 
     async def look_back(self, now_us: int) -> set[int]:
-        """See by their marks which other runs live; the others are marked as given up, and named. For one machine."""
+        """See by their marks which other runs live; the others are marked as given up, and named. For one machine.
+
+        All stay among the predecessors: once what the named ones left has ended, the caller takes them out.
+        """
         marks = self._store.marks
         rows = await self._store.fetch(
             "SELECT id FROM run WHERE stopped_at IS NULL AND reaped_at IS NULL AND id <> ? "
             "UNION SELECT run_id FROM hold WHERE run_id NOT IN (?, ?)",
             (self._store.run_id, self._store.run_id, NO_RUN),
         )
-        others = {row[0] for row in rows}
-        self.predecessors = {run_id for run_id in others if marks is not None and marks.lives(run_id)}
-        gone = others - self.predecessors
+        self.predecessors = {row[0] for row in rows} | self.predecessors
+        gone = {run_id for run_id in self.predecessors if marks is None or not marks.lives(run_id)}
         reap = "UPDATE run SET reaped_at = ? WHERE id = ? AND stopped_at IS NULL AND reaped_at IS NULL"
         if gone:
             await self._store.write([(reap, (now_us, run_id)) for run_id in sorted(gone)])
