@@ -122,7 +122,7 @@ def test_the_demo_answers_at_the_pace_it_is_told(tmp_path: Path) -> None:
         said = [{"role": "user", "content": "[[sim tokens=1000]]"}]
         status, message = post(shown["base_url"], shown["api_key"], HELLO | {"max_tokens": 2000, "messages": said})
         assert (status, message["usage"]["output_tokens"]) == (200, 1000)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 12
     assert "speed = 0.0\n" in (tmp_path / "d" / "farebox.toml").read_text()
     refused = attempt("demo", "--speed", "-1", cwd=tmp_path)
     assert (refused.returncode, "speed" in refused.stderr) == (2, True)
